@@ -1,0 +1,1 @@
+"""Folders, processes and the terminal."""

@@ -1,0 +1,177 @@
+"""What each command does, after parsing; imported only when a command runs."""
+
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from llm_ckpt.edge import initial, show
+from llm_ckpt.edge import verify as compare
+from llm_ckpt.edge.convert import Outcome, Request, plan_for, run
+from llm_ckpt.edge.folder import CHECKPOINT, arch_from_file, locate, read_arch
+from llm_ckpt.edge.open import CheckpointOpener
+from llm_ckpt.errors import CheckpointError
+from llm_ckpt.families import FAMILIES
+from llm_ckpt.placement import Pipeline
+from llm_ckpt.plan import Target
+
+
+def init(
+    *,
+    model: Path,
+    output: Path,
+    tokenizer: Path | None,
+    seed: int,
+    dtype: str,
+    overwrite: bool,
+) -> None:
+    """Write a randomly initialised Hugging Face folder."""
+    prepared = initial.prepare(model, tokenizer=tokenizer, seed=seed, dtype=getattr(torch, dtype))
+    _refuse_inside(output, tokenizer)
+    request = Request(
+        opener=prepared.opener,
+        destination=output,
+        target=Target(layout="hf"),
+        fingerprint=prepared.opener.fingerprint(),
+        is_overwritten=overwrite,
+        files=prepared.files,
+    )
+    _report(run(request))
+
+
+def convert(
+    *,
+    src: Path,
+    output: Path,
+    arch: Path | None,
+    iteration: int | None,
+    workers: int,
+    resume: bool,
+    overwrite: bool,
+    plan_only: bool,
+    **layout: Any,
+) -> None:
+    """Convert, or only print the plan."""
+    target = _target(**layout)
+    opener = CheckpointOpener(src, iteration, arch)
+    if plan_only:
+        _print_plan(opener, target)
+        return
+    _refuse_inside(output, src)
+    request = Request(
+        opener=opener,
+        destination=output,
+        target=target,
+        fingerprint=opener.fingerprint(),
+        workers=workers,
+        is_resumed=resume,
+        is_overwritten=overwrite,
+    )
+    _report(run(request))
+
+
+def plan(*, src: Path, arch: Path | None, iteration: int | None, **layout: Any) -> None:
+    """Print what a conversion would write."""
+    _print_plan(CheckpointOpener(src, iteration, arch), _target(**layout))
+
+
+def verify(*, a: Path, b: Path | None, arch: Path | None, iteration: int | None) -> bool:
+    """Print differences; True when there are none."""
+    problems = 0
+    with ExitStack() as opened:
+        openers = [CheckpointOpener(a, iteration, arch), *([CheckpointOpener(b)] if b else [])]
+        sources = [opened.enter_context(opener()) for opener in openers]
+        lines = chain.from_iterable(map(compare.check_files, sources))
+        if len(sources) == 2:
+            lines = chain(lines, compare.compare(*sources))
+        for line in lines:
+            click.echo(line)
+            problems += 1
+        count = len(sources[0].names())
+        has_checksums = (sources[0].located.weights / CHECKPOINT).is_file()
+    done = f"{count} tensors equal, bit by bit" if b else "files agree with their checksums"
+    if b is None and not has_checksums:
+        done = f"{count} tensors have the right names and shapes; no checksums are recorded"
+    click.echo(f"{problems} differences" if problems else f"same: {done}")
+    return problems == 0
+
+
+def arch(src: Path) -> None:
+    """Print the arch.json of a folder or of a configuration file."""
+    found = arch_from_file(src) if src.is_file() else read_arch(locate(src))
+    click.echo(found.dumps(), nl=False)
+
+
+def inspect(*, src: Path, arch: Path | None, iteration: int | None) -> None:
+    """Print a checkpoint's tree."""
+    with CheckpointOpener(src, iteration, arch)() as source:
+        for line in show.tree_lines(source):
+            click.echo(line)
+
+
+def families() -> None:
+    """List the families."""
+    for family in FAMILIES:
+        click.echo(f"{family.name}  {family.architecture}")
+
+
+def _target(
+    *,
+    to: str,
+    layout: str | None,
+    tp: int,
+    pp: int,
+    vpp: int,
+    num_layer_list: tuple[int, ...] | None,
+    make_vocab_size_divisible_by: int,
+    dtype: str | None,
+    per_layer_keys: bool,
+) -> Target:
+    """Options → target; an option that the layout would ignore is a usage error."""
+    chosen = "hf" if to == "hf" else layout or "v1"
+    is_v1 = chosen == "v1"
+    pipelined = (tp, pp, vpp) != (1, 1, 1) or num_layer_list is not None
+    if to == "hf" and layout:
+        raise click.UsageError("--layout is for --to mcore")
+    if not is_v1 and (pipelined or make_vocab_size_divisible_by != 128):
+        raise click.UsageError(
+            f"{chosen} has no parallel layout: --tp, --pp, --vpp, --num-layer-list and "
+            "--make-vocab-size-divisible-by are for --layout v1"
+        )
+    if chosen != "v2" and per_layer_keys:
+        raise click.UsageError("--per-layer-keys is for --layout v2")
+    target = Target(layout="hf" if chosen == "hf" else "v1" if is_v1 else "v2", tp=tp)
+    return replace(
+        target,
+        pipeline=Pipeline(pp=pp, vpp=vpp, layers_per_stage=num_layer_list),
+        vocab_multiple=make_vocab_size_divisible_by,
+        is_per_layer=per_layer_keys,
+        dtype=getattr(torch, dtype) if dtype else None,
+    )
+
+
+def _print_plan(opener: CheckpointOpener, target: Target) -> None:
+    with opener() as source:
+        for line in show.plan_lines(plan_for(source, target)):
+            click.echo(line)
+
+
+def _refuse_inside(output: Path, source: Path | None) -> None:
+    if source is None:
+        return
+    out, src = output.resolve(), source.resolve()
+    if out == src or src in out.parents or out in src.parents:
+        raise CheckpointError(f"{output}: the output must lie outside the source {source}")
+
+
+def _report(outcome: Outcome) -> None:
+    size = show.human(outcome.total_bytes)
+    if outcome.is_already_done:
+        click.echo(f"{outcome.destination}: already done ({size}); nothing to do")
+        return
+    resumed = f", {outcome.resumed} kept from before" if outcome.resumed else ""
+    click.echo(f"{outcome.destination}: {outcome.written} files written, {size}{resumed}")

@@ -1,0 +1,262 @@
+"""A whole conversion: plan, write into a folder beside, finish, rename.
+
+Everything goes to `DESTINATION.partial`, which gets its final name only when it is complete. A file
+written there has a marker with its checksum, so `resume` redoes at most the file in progress.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Protocol
+
+from llm_ckpt import __version__
+from llm_ckpt.edge import finish
+from llm_ckpt.edge.folder import iteration_name
+from llm_ckpt.edge.progress import byte_progress
+from llm_ckpt.errors import CheckpointError, FormatError
+from llm_ckpt.execute import Job, Written, write_planned
+from llm_ckpt.formats.dist_metadata import Chunk
+from llm_ckpt.formats.stream import FileFact, sync_folder, write_file
+from llm_ckpt.layout import Box
+from llm_ckpt.plan import Plan, Target, make_plan
+from llm_ckpt.source import WeightSource
+
+RECORD = ".llm-ckpt.json"
+_DONE = ".done"
+_LOCK = ".lock"
+
+
+class Opener(Protocol):
+    """Opens the source, in this process or in a worker's."""
+
+    def __call__(self) -> WeightSource:
+        """A new source."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One conversion. `config` is the config.json to write, when not the source's own."""
+
+    opener: Opener
+    destination: Path
+    target: Target
+    fingerprint: str
+    workers: int = 1
+    is_resumed: bool = False
+    is_overwritten: bool = False
+    files: Mapping[str, bytes] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a conversion did."""
+
+    destination: Path
+    is_already_done: bool
+    written: int
+    resumed: int
+    total_bytes: int
+
+
+def plan_for(source: WeightSource, target: Target) -> Plan:
+    """The plan of converting `source` to `target`."""
+    return make_plan(source.table, {name: source.dtype(name) for name in source.names()}, target)
+
+
+def run(request: Request) -> Outcome:
+    """Convert; a finished destination with the same plan is left alone."""
+    with request.opener() as source:
+        plan = plan_for(source, request.target)
+        digest = _digest(source, request)
+        if _is_done(request.destination, digest):
+            return Outcome(request.destination, True, 0, 0, plan.total_bytes)
+        _refuse_taken(request)
+        partial = request.destination.with_name(request.destination.name + ".partial")
+        with _locked(partial, digest, keep=request.is_resumed):
+            jobs = _jobs(source, plan, partial)
+            written, resumed = _write_all(request, source, jobs, partial)
+            finish.complete(source, plan, jobs[0], written, partial, request.files)
+            _seal(partial, digest)
+        _publish(partial, request.destination)
+    return Outcome(request.destination, False, len(written) - resumed, resumed, plan.total_bytes)
+
+
+def _jobs(source: WeightSource, plan: Plan, partial: Path) -> list[Job]:
+    iteration = 1 if source.iteration is None else source.iteration
+    folder = partial if plan.target.layout == "hf" else partial / iteration_name(iteration)
+    return [Job(plan, file, folder, iteration) for file in plan.files]
+
+
+def _write_all(
+    request: Request, source: WeightSource, jobs: list[Job], partial: Path
+) -> tuple[list[Written], int]:
+    done = {job.file.path: _read_marker(partial, job) for job in jobs}
+    pending = [job for job in jobs if done[job.file.path] is None]
+    left = sum(job.file.nbytes for job in pending)
+    label = f"writing {request.destination.name}"
+    with byte_progress(label, left) as advance:
+        for job, result in _results(request, source, pending, advance):
+            _write_marker(partial, result)
+            done[job.file.path] = result
+    written = [result for result in done.values() if result is not None]
+    return written, len(jobs) - len(pending)
+
+
+def _results(
+    request: Request, source: WeightSource, jobs: list[Job], advance: Callable[[int], None]
+) -> Iterator[tuple[Job, Written]]:
+    if request.workers <= 1 or len(jobs) <= 1:
+        for job in jobs:
+            yield job, write_planned(source, job, advance)
+        return
+    pool = ProcessPoolExecutor(
+        min(request.workers, len(jobs)),
+        mp_context=get_context("spawn"),
+        initializer=_open_in_worker,
+        initargs=(request.opener,),
+    )
+    with pool:
+        futures = {pool.submit(_write_in_worker, job): job for job in jobs}
+        for future in as_completed(futures):
+            job = futures[future]
+            yield job, future.result()
+            advance(job.file.nbytes)
+
+
+_worker_source: WeightSource | None = None  # one a worker process, set by the pool's initializer
+
+
+def _open_in_worker(opener: Opener) -> None:
+    global _worker_source
+    _worker_source = opener()
+
+
+def _write_in_worker(job: Job) -> Written:
+    if _worker_source is None:
+        raise RuntimeError("worker was not initialised")
+    return write_planned(_worker_source, job, lambda _: None)
+
+
+def _digest(source: WeightSource, request: Request) -> str:
+    target = asdict(request.target) | {"dtype": str(request.target.dtype)}
+    extra = {n: hashlib.sha256(b).hexdigest() for n, b in sorted((request.files or {}).items())}
+    facts = [__version__, source.architecture.digest(), target, request.fingerprint, extra]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _is_done(destination: Path, digest: str) -> bool:
+    """Same plan, and every file there with its recorded length."""
+    try:
+        record = json.loads((destination / RECORD).read_text())
+    except (OSError, ValueError):
+        return False
+    return record.get("plan") == digest and all(
+        (destination / name).is_file() and (destination / name).stat().st_size == size
+        for name, size in record["files"].items()
+    )
+
+
+def _refuse_taken(request: Request) -> None:
+    destination = request.destination
+    if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
+        return
+    if not request.is_overwritten:
+        raise CheckpointError(
+            f"{destination}: already exists and is not this conversion's result; "
+            "use --overwrite, or another --output"
+        )
+    if not (destination / RECORD).is_file():
+        raise CheckpointError(
+            f"{destination}: --overwrite refused, since llm-ckpt did not write it (no {RECORD})"
+        )
+
+
+@contextmanager
+def _locked(partial: Path, digest: str, *, keep: bool) -> Iterator[None]:
+    """The partial folder, for one process; emptied unless it belongs to the same plan."""
+    partial.mkdir(parents=True, exist_ok=True)
+    with (partial / _LOCK).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise CheckpointError(f"{partial}: another conversion is writing here") from None
+        lock.seek(0)
+        if not (keep and lock.read() == digest):
+            for child in partial.iterdir():
+                if child.is_dir():
+                    shutil.rmtree(child)
+                elif child.name != _LOCK:
+                    child.unlink()
+            lock.truncate(0)
+            lock.write(digest)
+            lock.flush()
+        yield
+
+
+def _write_marker(partial: Path, written: Written) -> None:
+    marker = {
+        "path": written.path,
+        "bytes": written.fact.bytes,
+        "sha256": written.fact.sha256,
+        "chunks": [
+            [key, chunk.box.start, chunk.box.stop, chunk.offset, chunk.length]
+            for key, chunk in written.chunks
+        ],
+    }
+    write_file(_marker(partial, written.path), json.dumps(marker).encode())
+
+
+def _read_marker(partial: Path, job: Job) -> Written | None:
+    path = _marker(partial, job.file.path)
+    file = job.folder / job.file.path
+    if not path.is_file() or not file.is_file():
+        return None
+    marker = json.loads(path.read_text())
+    fact = FileFact(marker["bytes"], marker["sha256"])
+    if file.stat().st_size != fact.bytes:
+        raise FormatError(
+            f"{file}: {file.stat().st_size} bytes, want {fact.bytes}; do not --resume"
+        )
+    chunks = tuple(
+        (key, Chunk(Box(tuple(start), tuple(stop)), marker["path"], offset, length))
+        for key, start, stop, offset, length in marker["chunks"]
+    )
+    return Written(marker["path"], fact, chunks)
+
+
+def _marker(partial: Path, path: str) -> Path:
+    return partial / _DONE / (path.replace("/", "__") + ".json")
+
+
+def _seal(partial: Path, digest: str) -> None:
+    """Drop the markers and record the plan; the folder is complete after this."""
+    shutil.rmtree(partial / _DONE, ignore_errors=True)
+    files = {
+        str(path.relative_to(partial)): path.stat().st_size
+        for path in sorted(partial.rglob("*"))
+        if path.is_file() and path.name != _LOCK
+    }
+    record = {"plan": digest, "created_by": f"llm-ckpt {__version__}", "files": files}
+    write_file(partial / RECORD, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _publish(partial: Path, destination: Path) -> None:
+    (partial / _LOCK).unlink(missing_ok=True)
+    for folder in [partial, *(p for p in partial.rglob("*") if p.is_dir())]:
+        sync_folder(folder)
+    old = destination.with_name(f".{destination.name}.{os.getpid()}.old")
+    if destination.exists():
+        os.rename(destination, old)
+    os.rename(partial, destination)
+    sync_folder(destination.parent)
+    if old.exists():
+        shutil.rmtree(old)

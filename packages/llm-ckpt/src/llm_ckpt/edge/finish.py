@@ -1,0 +1,187 @@
+"""The files beside the weights: indexes, arch.json, checkpoint.json, companions, tracker."""
+
+import json
+import shutil
+from argparse import Namespace
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm_ckpt import __version__
+from llm_ckpt.arch import differences
+from llm_ckpt.checkpoint import Checkpoint, FileEntry, Parallel, tokenizer_digest
+from llm_ckpt.edge.folder import ARCH, CHECKPOINT, TRACKER, arch_from_file
+from llm_ckpt.errors import ArchError
+from llm_ckpt.execute import Job, Written, rank_args
+from llm_ckpt.families import family_named
+from llm_ckpt.formats.dist_metadata import (
+    METADATA,
+    Chunk,
+    DistMetadata,
+    StoredKey,
+    metadata_bytes,
+)
+from llm_ckpt.formats.hf import CONFIG, INDEX, index_bytes, read_json
+from llm_ckpt.formats.stream import FileFact, NewFile, hash_file, write_file
+from llm_ckpt.formats.torch_dist import BACKEND, COMMON, MARK, extra_state_keys
+from llm_ckpt.formats.torch_zip import TorchZipWriter
+from llm_ckpt.params import expected_params
+from llm_ckpt.plan import DistFile, HfFile, Plan
+from llm_ckpt.source import WeightSource
+
+_EXTRA_FILE = "__0_extra.distcp"
+
+
+def complete(
+    source: WeightSource,
+    plan: Plan,
+    job: Job,
+    written: list[Written],
+    root: Path,
+    files: Mapping[str, bytes] | None,
+) -> None:
+    """Everything but the weights; what makes the folder readable comes last."""
+    given = dict(files or {})
+    for path in source.companions():
+        if path.name != CONFIG and path.name not in given:
+            shutil.copyfile(path, root / path.name)
+    for name, data in given.items():
+        write_file(root / name, data)
+    if plan.target.layout == "hf":
+        _complete_hf(source, plan, root, has_config=CONFIG in given)
+    else:
+        _complete_megatron(source, plan, job, written, root)
+
+
+def config_document(source: WeightSource, dtype: torch.dtype) -> dict[str, Any]:
+    """The config.json of the weights: the companion when it agrees, else made by the family."""
+    arch, name = source.architecture, str(dtype).removeprefix("torch.")
+    companion = _companion_config(source)
+    if companion is None:
+        family = family_named(arch.family, where=str(source.located.root))
+        return family.write_config(arch, dtype=name)
+    config = {key: value for key, value in companion.items() if key != "torch_dtype"}
+    return config | {"dtype": name}
+
+
+def _companion_config(source: WeightSource) -> dict[str, Any] | None:
+    path = source.located.root / CONFIG
+    if not path.is_file():
+        return None
+    try:
+        found = arch_from_file(path)
+    except ArchError:
+        return None  # a config.json this version cannot read says nothing about these weights
+    same = found.family == source.architecture.family
+    return read_json(path) if same and not differences(found, source.architecture) else None
+
+
+def _complete_hf(source: WeightSource, plan: Plan, root: Path, *, has_config: bool) -> None:
+    files = [file for file in plan.files if isinstance(file, HfFile)]
+    if len(files) > 1:
+        weight_map = {t.name: f.path for f in files for _, parts in f.entries for t in parts}
+        write_file(root / INDEX, index_bytes(weight_map, plan.total_bytes))
+    if not has_config:
+        dtype = plan.target.dtype or source.dtype(source.names()[0])
+        write_file(root / CONFIG, _json(config_document(source, dtype)))
+
+
+def _complete_megatron(
+    source: WeightSource, plan: Plan, job: Job, written: list[Written], root: Path
+) -> None:
+    companion = source.located.root / CONFIG
+    if companion.is_file():
+        shutil.copyfile(companion, root / CONFIG)
+    tokenizer = root / "tokenizer.json"
+    facts = {item.path: item.fact for item in written}
+    if plan.target.layout == "v2":
+        facts |= _complete_v2(source, plan, job, written)
+    target, arch = plan.target, source.architecture
+    pipeline = target.pipeline
+    checkpoint = Checkpoint(
+        format="checkpoint",
+        version=1,
+        layout="v1" if target.layout == "v1" else "v2",
+        iteration=job.iteration,
+        consumed_samples=0,
+        arch_digest=arch.digest(),
+        tokenizer_digest=tokenizer_digest(read_json(tokenizer)) if tokenizer.is_file() else None,
+        parallel=Parallel(
+            tp=target.tp,
+            pp=pipeline.pp,
+            vpp=pipeline.vpp if pipeline.vpp > 1 else None,
+            ep=1,
+            etp=1,
+            dp=1,
+        ),
+        contains=["weights"],
+        files={
+            path: FileEntry(bytes=fact.bytes, sha256=fact.sha256)
+            for path, fact in sorted(facts.items())
+        },
+        created_by=f"llm-ckpt {__version__}",
+    )
+    write_file(job.folder / CHECKPOINT, checkpoint.dumps().encode())
+    write_file(root / ARCH, arch.dumps().encode())
+    write_file(root / TRACKER, f"{job.iteration}\n".encode())
+
+
+def _complete_v2(
+    source: WeightSource, plan: Plan, job: Job, written: list[Written]
+) -> dict[str, FileFact]:
+    chunks: dict[str, list[Chunk]] = {}
+    for item in written:
+        for key, chunk in item.chunks:
+            chunks.setdefault(key, []).append(chunk)
+    tensors: dict[str, StoredKey] = {}
+    for file in plan.files:
+        for tensor in file.tensors if isinstance(file, DistFile) else ():
+            dtype = plan.target.dtype or source.dtype(tensor.name)
+            tensors[tensor.key] = StoredKey(dtype, tensor.shape, tuple(chunks[tensor.key]))
+    facts = dict[str, FileFact]()
+    objects, facts[_EXTRA_FILE] = _write_extra_state(source, plan, job)
+    facts[COMMON] = _write_common(source, plan, job)
+    metadata = metadata_bytes(DistMetadata(tensors, objects))
+    facts[METADATA] = write_file(job.folder / METADATA, metadata)
+    write_file(job.folder / MARK, json.dumps(BACKEND).encode())
+    return facts | {MARK: hash_file(job.folder / MARK)}
+
+
+def _write_extra_state(
+    source: WeightSource, plan: Plan, job: Job
+) -> tuple[dict[str, tuple[str, int, int]], FileFact]:
+    arch = source.architecture
+    keys = extra_state_keys(
+        expected_params(arch), arch.num_layers, is_per_layer=plan.target.is_per_layer
+    )
+    spans: dict[str, tuple[str, int, int]] = {}
+    with NewFile(job.folder / _EXTRA_FILE) as stream:
+        for key in keys:
+            start = stream.position
+            TorchZipWriter(stream).finish([None])
+            spans[key] = (_EXTRA_FILE, start, stream.position - start)
+        return spans, stream.commit()
+
+
+def _write_common(source: WeightSource, plan: Plan, job: Job) -> FileFact:
+    buffer = BytesIO()
+    torch.save(
+        {
+            "args": Namespace(**rank_args(source, job)),
+            "iteration": job.iteration,
+            "checkpoint_version": 3.0,
+            "content_metadata": {
+                "singleton_local_shards": False,
+                "non_homogeneous_layers": plan.target.is_per_layer,
+            },
+        },
+        buffer,
+    )
+    return write_file(job.folder / COMMON, buffer.getvalue())
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,88 @@
+"""Fields and rules that pre-norm, gated, rotary decoder families share (Llama's naming)."""
+
+from collections.abc import Mapping
+
+from llm_ckpt.families.fields import Codec, Field, Json
+from llm_ckpt.params import EMBEDDING, FINAL_NORM, LAYER, OUTPUT
+from llm_ckpt.rules import Glu, Qkv, Rule, Same
+
+HF = "model.layers.{i}."
+ACTIVATIONS = {"silu": "silu", "swish": "silu"}
+
+# Facts of arch.json that no such family's config.json can say.
+CONSTANTS: Mapping[str, Json] = {
+    "output_bias": False,
+    "norm.kind": "rms",
+    "norm.zero_centered": False,
+    "norm.placement": "pre",
+    "attention.qk_norm": "none",
+    "attention.softcap": None,
+    "attention.sinks": False,
+    "attention.scale": None,
+    "attention.output_gate": False,
+    "attention.shared_kv": 1,
+    "mla": None,
+    "mlp.gated": True,
+    "mlp.bias": False,
+    "mlp.clamp": None,
+    "moe": None,
+    "mtp": None,
+    "scalars.embedding": 1.0,
+    "scalars.residual": 1.0,
+    "scalars.logits": 1.0,
+    "scalars.logit_softcap": None,
+}
+
+SIZES: tuple[Codec, ...] = (
+    Field("vocab_size", ("vocab_size",)),
+    Field("hidden_size", ("hidden_size",)),
+    Field("intermediate_size", ("mlp.ffn_hidden_size",)),
+    Field("num_attention_heads", ("attention.heads",)),
+    Field("max_position_embeddings", ("max_position_embeddings",)),
+    Field("rms_norm_eps", ("norm.eps",), default=1e-6, kind=float),
+    Field("hidden_act", ("mlp.activation",), default="silu", choices=ACTIVATIONS),
+    Field("tie_word_embeddings", ("tie_embeddings",), default=False),
+    Field("attention_bias", ("attention.qkv_bias", "attention.out_bias"), default=False),
+)
+
+
+def all_heads(config: Mapping[str, Json]) -> Json:
+    """As many key/value heads as query heads."""
+    return config.get("num_attention_heads")
+
+
+RULES: tuple[Rule, ...] = (
+    Same(EMBEDDING, "model.embed_tokens.weight"),
+    Same(LAYER + "input_layernorm.weight", HF + "input_layernorm.weight"),
+    *(
+        Qkv(
+            LAYER + f"self_attention.linear_qkv.{kind}",
+            q=HF + f"self_attn.q_proj.{kind}",
+            k=HF + f"self_attn.k_proj.{kind}",
+            v=HF + f"self_attn.v_proj.{kind}",
+        )
+        for kind in ("weight", "bias")
+    ),
+    *(
+        Same(LAYER + f"self_attention.linear_proj.{kind}", HF + f"self_attn.o_proj.{kind}")
+        for kind in ("weight", "bias")
+    ),
+    Same(LAYER + "pre_mlp_layernorm.weight", HF + "post_attention_layernorm.weight"),
+    *(
+        Glu(
+            LAYER + f"mlp.linear_fc1.{kind}",
+            gate=HF + f"mlp.gate_proj.{kind}",
+            up=HF + f"mlp.up_proj.{kind}",
+        )
+        for kind in ("weight", "bias")
+    ),
+    *(
+        Same(LAYER + f"mlp.linear_fc2.{kind}", HF + f"mlp.down_proj.{kind}")
+        for kind in ("weight", "bias")
+    ),
+    Same(FINAL_NORM, "model.norm.weight"),
+    Same(OUTPUT, "lm_head.weight"),
+)
+
+# A tied model's folder may still hold the head; it must then equal the embedding.
+COPIES = {"lm_head.weight": "model.embed_tokens.weight"}

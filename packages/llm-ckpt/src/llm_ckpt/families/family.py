@@ -1,0 +1,92 @@
+"""What a family is: config.json fields, rules and names, all data."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llm_ckpt.arch import Arch, differences, parse_arch
+from llm_ckpt.errors import ArchError, first_few, suggest
+from llm_ckpt.families.fields import Codec, Facts, Json, nest
+from llm_ckpt.rules import Rule
+from llm_ckpt.table import Table, compile_table
+
+# Keys of any config.json that say nothing about the weights or how they are computed with.
+RUNTIME_KEYS: Mapping[str, Json] = {
+    "_name_or_path": "",
+    "architectures": None,
+    "attention_dropout": 0.0,
+    "bos_token_id": None,
+    "dtype": None,
+    "eos_token_id": None,
+    "id2label": None,
+    "initializer_range": 0.02,
+    "label2id": None,
+    "model_type": None,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "pad_token_id": None,
+    "problem_type": None,
+    "return_dict": True,
+    "torch_dtype": None,
+    "transformers_version": None,
+    "use_cache": True,
+}
+# Those of them that a generated config.json carries, in transformers' own spelling.
+WRITTEN_KEYS = (
+    "attention_dropout",
+    "bos_token_id",
+    "eos_token_id",
+    "initializer_range",
+    "pad_token_id",
+    "use_cache",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One model family: `model_type` of config.json, its fields, and the rules of its weights."""
+
+    name: str
+    architecture: str
+    fields: tuple[Codec, ...]
+    constants: Mapping[str, Json]
+    rules: tuple[Rule, ...]
+    copies: Mapping[str, str]
+    buffers: tuple[str, ...] = ()
+
+    def read_config(self, config: Mapping[str, Json], *, where: str) -> Arch:
+        """config.json → arch; a key or value that arch.json cannot say is an error."""
+        self._check_keys(config, where=where)
+        facts: Facts = {"format": "arch", "version": 1, "family": self.name, **self.constants}
+        for field in self.fields:
+            facts.update(field.read(config, where=where))
+        return parse_arch(nest(facts), where=where)
+
+    def write_config(self, arch: Arch, *, dtype: str) -> dict[str, Json]:
+        """The config.json of `arch`, transformers writes it; refuses what the family cannot say."""
+        config: dict[str, Json] = {
+            "architectures": [self.architecture],
+            "model_type": self.name,
+            "dtype": dtype,
+            **{key: RUNTIME_KEYS[key] for key in WRITTEN_KEYS},
+        }
+        for field in self.fields:
+            config.update(field.write(arch))
+        again = self.read_config(config, where=f"family {self.name}")
+        if lost := differences(arch, again):
+            found = first_few(lost)
+            raise ArchError(f"family {self.name} cannot express {found} of this arch.json")
+        return dict(sorted(config.items()))
+
+    def table(self, arch: Arch) -> Table:
+        """The rules bound to `arch`."""
+        return compile_table(self.rules, arch, copies=self.copies, buffers=self.buffers)
+
+    def _check_keys(self, config: Mapping[str, Json], *, where: str) -> None:
+        known = {key for field in self.fields for key in field.keys} | RUNTIME_KEYS.keys()
+        if unknown := sorted(config.keys() - known):
+            found = ", ".join(f"{key}={json.dumps(config[key])[:60]}" for key in unknown[:5])
+            raise ArchError(
+                f"{where}: {len(unknown)} keys that family {self.name} does not know: {found}"
+                f"{suggest(unknown[0], known)}"
+            )

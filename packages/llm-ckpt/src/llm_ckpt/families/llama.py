@@ -1,0 +1,29 @@
+"""Llama 1 to 3 (transformers' `llama`)."""
+
+from llm_ckpt.families import dense
+from llm_ckpt.families.family import Family
+from llm_ckpt.families.fields import Field, Fixed, UniformLayers
+from llm_ckpt.families.rope import RopeFields
+
+FAMILY = Family(
+    name="llama",
+    architecture="LlamaForCausalLM",
+    fields=(
+        *dense.SIZES,
+        UniformLayers(),
+        RopeFields(),
+        Field("num_key_value_heads", ("attention.query_groups",), default=dense.all_heads),
+        Field(
+            "head_dim",
+            ("attention.head_dim",),
+            default=lambda config: config["hidden_size"] // config["num_attention_heads"],
+        ),
+        Field("mlp_bias", ("mlp.bias",), default=False),
+        Fixed("pretraining_tp", (1, None)),
+    ),
+    constants={key: value for key, value in dense.CONSTANTS.items() if key != "mlp.bias"},
+    rules=dense.RULES,
+    copies=dense.COPIES,
+    # Written by old transformers releases; computed from rope_theta, never read back.
+    buffers=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
+)

@@ -1,0 +1,1 @@
+"""Checkpoint formats on disk, each a reader and a streaming writer."""

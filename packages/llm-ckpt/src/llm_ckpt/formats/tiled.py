@@ -1,0 +1,61 @@
+"""Tensors stored in parts: which file bytes fill which box of each parameter."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llm_ckpt.errors import CheckpointError, FormatError
+from llm_ckpt.formats.slab import Files, Slab, Tile
+from llm_ckpt.layout import Box, Shape, missing_part, whole
+from llm_ckpt.params import Param
+from llm_ckpt.table import check_names
+
+
+@dataclass(frozen=True, slots=True)
+class Tiled:
+    """Every parameter of a Megatron checkpoint as tiles, checked to cover it exactly."""
+
+    tiles: Mapping[str, tuple[Tile, ...]]
+    dtypes: Mapping[str, torch.dtype]
+
+    def read(self, files: Files, name: str, box: Box, out: Tensor) -> None:
+        """Copy `box` of a parameter into `out`."""
+        for tile in self.tiles[name]:
+            part = box.overlap(tile.box)
+            if part is not None:
+                local = Box(
+                    tuple(a - o for a, o in zip(part.start, tile.box.start, strict=True)),
+                    tuple(b - o for b, o in zip(part.stop, tile.box.start, strict=True)),
+                )
+                slab = tile.slab()
+                if slab.dtype != out.dtype:
+                    raise FormatError(f"{slab.path}: {name} is {slab.dtype}, want {out.dtype}")
+                files.read(slab, local, out[part.within(box)])
+
+
+def check_tiles(
+    found: Mapping[str, list[Tile]],
+    dtypes: Mapping[str, torch.dtype],
+    params: Iterable[Param],
+    *,
+    where: str,
+) -> Tiled:
+    """Refuse unknown and missing names, gaps and overlaps."""
+    shapes = {param.name: param.shape for param in params}
+    missing, extra = sorted(shapes.keys() - found.keys()), sorted(found.keys() - shapes.keys())
+    check_names(missing, extra, known=shapes, where=where)
+    for name, shape in shapes.items():
+        if reason := missing_part(shape, [tile.box for tile in found[name]]):
+            raise CheckpointError(f"{where}: {name} {list(shape)}: {reason}")
+    return Tiled({name: tuple(tiles) for name, tiles in found.items()}, dict(dtypes))
+
+
+def clip_rows(slab: Slab, box: Box, shape: Shape) -> Tile | None:
+    """The tile of `slab` at `box` without the rows past `shape` (vocabulary padding)."""
+    kept = box.overlap(whole(shape))
+    if kept is None:
+        return None
+    part = slab.rows(0, kept.shape[0]) if kept.shape[0] != slab.shape[0] else slab
+    return Tile(kept, lambda: part)

@@ -1,0 +1,30 @@
+"""Files that are either whole or not there."""
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+
+def sync(stream: BinaryIO) -> None:
+    """Everything written so far is on the disk when this returns."""
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """`path` holds `data` or what it held before, whatever happens in between."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        sync(stream)
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the renames in a folder last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,76 @@
+"""Tokenizer folders and files, as Hugging Face lays them out."""
+
+import json
+from pathlib import Path
+from typing import cast
+
+from llm_data.errors import DataError, FormatError, UsageError, listed
+from llm_data.tokenizer import (
+    TokenizerFacts,
+    token_id,
+    token_text,
+    tokenizer_digest,
+    vocabulary_size,
+)
+
+# Where the end-of-text token is named, first found wins.
+_EOS_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+
+
+def find_tokenizer_file(path: Path) -> Path:
+    """`path` itself, or the tokenizer.json in it."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UsageError(
+            f"{path}: no such tokenizer; want a folder with tokenizer.json, or the file"
+        )
+    file = path / "tokenizer.json"
+    if file.is_file():
+        return file
+    names = sorted(entry.name for entry in path.iterdir())
+    hint = ""
+    if "tokenizer.model" in names:
+        hint = (
+            "; transformers converts tokenizer.model: "
+            "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+        )
+    raise DataError(f"{path}: no tokenizer.json; found {listed(names)}{hint}")
+
+
+def read_tokenizer_facts(path: Path, *, eos_token: str | None = None) -> TokenizerFacts:
+    """Digest, vocabulary and end-of-text token; `eos_token` overrides what the folder says."""
+    file = find_tokenizer_file(path)
+    body = _read_object(file)
+    if "model" not in body:
+        raise FormatError(f"{file}: no key 'model'; found {listed(body)}; want a tokenizer.json")
+    eos_token = eos_token or _eos_of(file.parent)
+    eos_id = None if eos_token is None else token_id(body, eos_token)
+    if eos_token is not None and eos_id is None:
+        raise DataError(f"{file}: the end-of-text token {eos_token!r} is not in the vocabulary")
+    return TokenizerFacts(
+        file=file.name,
+        digest=tokenizer_digest(body),
+        vocab_size=vocabulary_size(body),
+        eos_token=eos_token,
+        eos_id=eos_id,
+    )
+
+
+def _eos_of(folder: Path) -> str | None:
+    for name in _EOS_FILES:
+        if (folder / name).is_file():
+            token = token_text(_read_object(folder / name).get("eos_token"))
+            if token is not None:
+                return token
+    return None
+
+
+def _read_object(file: Path) -> dict[str, object]:
+    try:
+        body: object = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise FormatError(f"{file}: not JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise FormatError(f"{file}: want a JSON object")
+    return cast("dict[str, object]", body)

@@ -1,0 +1,53 @@
+"""A worker process: `python -m llm_data.edge.worker_process INBOX OUTBOX`, two open pipes.
+
+The first message is an EncoderSpec, every further one a Batch; the answers are the encoded
+batches, or a DataError before the end. It ends when its parent closes the pipes or dies.
+"""
+
+import os
+import sys
+import threading
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+
+from llm_data.encode import EncoderSpec
+from llm_data.errors import DataError
+from llm_data.records import Batch
+
+PARALLEL = "TOKENIZERS_PARALLELISM"
+
+
+def work(inbox: "Connection[object]", outbox: "Connection[object]") -> None:
+    """Encode what arrives, in order."""
+    os.environ[PARALLEL] = "false"
+    waiting: SimpleQueue[object] = SimpleQueue()
+    # A thread takes batches off the pipe at once, so that the parent never blocks on sending
+    # while this process blocks on sending back.
+    threading.Thread(target=_receive_all, args=(inbox, waiting), daemon=True).start()
+    try:
+        spec = waiting.get()
+        if isinstance(spec, EncoderSpec):
+            encoder = spec.build()
+            while isinstance(batch := waiting.get(), Batch):
+                outbox.send(encoder(batch))
+    except DataError as error:
+        outbox.send(error)
+
+
+def _receive_all(inbox: "Connection[object]", waiting: "SimpleQueue[object]") -> None:
+    try:
+        while True:
+            waiting.put(inbox.recv())
+    except (EOFError, OSError):
+        waiting.put(None)
+
+
+if __name__ == "__main__":
+    try:
+        work(
+            Connection(int(sys.argv[1]), writable=False),
+            Connection(int(sys.argv[2]), readable=False),
+        )
+    except (BrokenPipeError, ConnectionResetError):
+        # The parent is gone; so are those who would have wanted the result.
+        sys.exit(1)

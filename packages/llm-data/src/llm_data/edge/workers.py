@@ -1,0 +1,123 @@
+"""Encoders in other processes: bounded, in order, and gone when their parent is."""
+
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+
+from llm_data.edge import worker_process
+from llm_data.edge.worker_process import PARALLEL
+from llm_data.encode import EncodedBatch, EncoderSpec
+from llm_data.errors import DataError
+from llm_data.records import Batch
+
+# Batches a worker may hold: one in hand, the next waiting, one more on the way.
+DEPTH = 3
+
+
+def encode_in_order(
+    batches: Iterable[Batch], spec: EncoderSpec, *, workers: int
+) -> Generator[EncodedBatch, None, None]:
+    """The batches encoded by `workers` processes (1: this one), in the order they came."""
+    if workers == 1:
+        with _single_threaded():
+            encoder = spec.build()
+            yield from map(encoder, batches)
+        return
+    pool = _Pool(spec, workers=workers)
+    try:
+        yield from pool.run(batches)
+    finally:
+        pool.close()
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Keep the tokenizer to one thread, so that `workers` says how many cores are used."""
+    before = os.environ.get(PARALLEL)
+    os.environ[PARALLEL] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[PARALLEL]
+        else:
+            os.environ[PARALLEL] = before
+
+
+class _Worker:
+    """The parent's end of one process.
+
+    A plain process running one module: unlike `multiprocessing` it does not import the script
+    that called us again, so that script needs no guard and the start costs less.
+    """
+
+    def __init__(self, spec: EncoderSpec, number: int) -> None:
+        self._number = number
+        inbox, send = os.pipe()
+        receive, outbox = os.pipe()
+        # Own group: an interrupt from the keyboard is for the parent, which ends its workers.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", worker_process.__name__, str(inbox), str(outbox)],
+            pass_fds=(inbox, outbox),
+            stdin=subprocess.DEVNULL,
+            process_group=0,
+        )
+        # Only the child may hold these, or neither side would ever see the other one end.
+        os.close(inbox)
+        os.close(outbox)
+        self._send: Connection[EncoderSpec | Batch] = Connection(send, readable=False)
+        self._receive: Connection[object] = Connection(receive, writable=False)
+        self.send(spec)
+
+    def send(self, message: EncoderSpec | Batch) -> None:
+        try:
+            self._send.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            # Its own last message, or its silence, says why: see `receive`.
+            return
+
+    def receive(self) -> EncodedBatch:
+        try:
+            found = self._receive.recv()
+        except (EOFError, ConnectionResetError):
+            raise DataError(
+                f"worker {self._number} ended with exit code {self._process.wait()}"
+                " (-9: killed, perhaps for memory); what is done is kept, run again to go on"
+            ) from None
+        if isinstance(found, DataError):
+            raise found
+        assert isinstance(found, EncodedBatch)
+        return found
+
+    def close(self) -> None:
+        self._send.close()
+        self._receive.close()
+        # It may be in the middle of a batch nobody waits for.
+        self._process.terminate()
+        self._process.wait()
+
+
+class _Pool:
+    """Batch i goes to worker i mod n, and comes back from it: order needs no bookkeeping."""
+
+    def __init__(self, spec: EncoderSpec, *, workers: int) -> None:
+        self._workers = [_Worker(spec, number) for number in range(workers)]
+
+    def run(self, batches: Iterable[Batch]) -> Iterator[EncodedBatch]:
+        waiting: deque[_Worker] = deque()
+        for number, batch in enumerate(batches):
+            worker = self._workers[number % len(self._workers)]
+            worker.send(batch)
+            waiting.append(worker)
+            if len(waiting) >= DEPTH * len(self._workers):
+                yield waiting.popleft().receive()
+        while waiting:
+            yield waiting.popleft().receive()
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.close()

@@ -1,0 +1,141 @@
+"""Records as readers find them, and the text in them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple, cast
+
+import orjson
+
+from llm_data.errors import did_you_mean, listed
+
+
+class Reason(StrEnum):
+    """Why a record gave no document. `EMPTY` is always a counted drop, the rest are errors."""
+
+    EMPTY = "empty"
+    INVALID_JSON = "invalid_json"
+    INVALID_UTF8 = "invalid_utf8"
+    MISSING_KEY = "missing_key"
+    WRONG_TYPE = "wrong_type"
+    BROKEN_ROW = "broken_row"
+    BROKEN_FILE = "broken_file"
+
+
+class Shape(StrEnum):
+    """What a record's payload is."""
+
+    JSON = "json"
+    TEXT = "text"
+    FILE = "file"
+
+
+class Place(NamedTuple):
+    """Where a record stands: its file's number in the run, its line, row or element from 1.
+
+    `resume` is the reader's own mark of where the next record begins, None at the file's end.
+    """
+
+    source: int
+    number: int
+    resume: int | None
+
+
+class Record(NamedTuple):
+    """A record before anyone has looked inside."""
+
+    place: Place
+    shape: Shape
+    payload: bytes | str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reject:
+    """A record without a document; `raw` is what stood there, None if the file says it all."""
+
+    place: Place
+    reason: Reason
+    detail: str
+    raw: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Consecutive records, small enough to hand to a worker."""
+
+    items: Sequence[Record | Reject]
+    payload_bytes: int
+
+
+def text_of(record: Record, *, key: str) -> str | Reject:
+    """The record's text; never empty."""
+    text = _json_text(record, key=key) if record.shape is Shape.JSON else _decoded(record)
+    if text == "":
+        return Reject(place=record.place, reason=Reason.EMPTY, detail="the text is empty")
+    return text
+
+
+def _decoded(record: Record) -> str | Reject:
+    if isinstance(record.payload, str):
+        return record.payload
+    try:
+        return record.payload.decode()
+    except UnicodeDecodeError as error:
+        return Reject(
+            place=record.place,
+            reason=Reason.INVALID_UTF8,
+            detail=_not_utf8(error),
+            raw=None if record.shape is Shape.FILE else _shown(record.payload),
+        )
+
+
+def _json_text(record: Record, *, key: str) -> str | Reject:
+    try:
+        value: object = orjson.loads(record.payload)
+    except orjson.JSONDecodeError as error:
+        return _refused_json(record, error)
+    if not isinstance(value, dict):
+        detail = f"found {_kind(value)}, want an object with the key {key!r}"
+        return _reject(record, Reason.WRONG_TYPE, detail)
+    body = cast("Mapping[str, object]", value)
+    if key not in body:
+        detail = f"no key {key!r}; the record has {listed(body)}{did_you_mean(key, body)}"
+        return _reject(record, Reason.MISSING_KEY, detail)
+    text = body[key]
+    if not isinstance(text, str):
+        detail = f"{key!r} is {_kind(text)}, want a string"
+        return _reject(record, Reason.WRONG_TYPE, detail)
+    return text
+
+
+def _refused_json(record: Record, error: orjson.JSONDecodeError) -> Reject:
+    try:
+        if isinstance(record.payload, bytes):
+            record.payload.decode()
+    except UnicodeDecodeError as wrong:
+        return _reject(record, Reason.INVALID_UTF8, _not_utf8(wrong))
+    detail = f"not JSON: {error.msg} at column {error.colno}"
+    return _reject(record, Reason.INVALID_JSON, detail)
+
+
+def _reject(record: Record, reason: Reason, detail: str) -> Reject:
+    return Reject(place=record.place, reason=reason, detail=detail, raw=_shown(record.payload))
+
+
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}"
+
+
+def _shown(payload: bytes | str) -> str:
+    return payload if isinstance(payload, str) else payload.decode(errors="backslashreplace")
+
+
+def _kind(value: object) -> str:
+    names: dict[type, str] = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "a boolean",
+        type(None): "null",
+    }
+    return names.get(type(value), "a number")

@@ -1,0 +1,1 @@
+"""Files, processes and devices: everything here may fail because of the world outside."""

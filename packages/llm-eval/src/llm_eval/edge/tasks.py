@@ -1,0 +1,86 @@
+"""The harness's task files on disk: a quick index, and a TaskManager over what a run needs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_eval.errors import EvalError
+from llm_eval.taskindex import Named, build, require
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+
+def index(include: Path | None) -> dict[str, Named]:
+    """Every name the harness ships, and those under `include`, which win."""
+    shipped = build(_contents(_shipped_root()))
+    if include is None:
+        return shipped
+    if not include.is_dir():
+        raise EvalError(f"--include-path {include}: no such folder")
+    own = build(_contents(include))
+    if not own:
+        raise EvalError(f"--include-path {include}: no *.yaml file there names a task")
+    return shipped | own
+
+
+def manager(
+    names: Sequence[str], names_index: Mapping[str, Named], include: Path | None
+) -> "TaskManager":
+    """A TaskManager that has read only the folders that `names` and their members lie in."""
+    from lm_eval.tasks import TaskManager
+
+    root = _shipped_root()
+    files = _needed_files(names, names_index)
+    shipped = {
+        root / file.relative_to(root).parts[0] for file in files if file.is_relative_to(root)
+    }
+    folders: list[str | Path] = [*sorted(shipped), *([include] if include else [])]
+    return TaskManager(include_defaults=False, include_path=folders)
+
+
+def _needed_files(names: Sequence[str], names_index: Mapping[str, Named]) -> set[Path]:
+    needed: set[Path] = set()
+    waiting, seen = list(names), set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        entry = require(name, names_index)
+        needed.update(entry.files)
+        if entry.kind == "group":
+            waiting += [member for member in _members(entry.files[0]) if member in names_index]
+    return needed
+
+
+def _members(group_file: Path) -> Iterator[str]:
+    """Names a group's file mentions as members, at any depth."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    yield from _mentioned(load_yaml(group_file, resolve_func=False, recursive=True).get("task"))
+
+
+def _mentioned(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _mentioned(item)
+    elif isinstance(value, dict):
+        yield from _mentioned(value.get("task"))
+        yield from _mentioned(value.get("group"))
+
+
+def _contents(root: Path) -> Iterator[tuple[Path, bytes]]:
+    for path in sorted(root.rglob("*.yaml")):
+        yield path, path.read_bytes()
+
+
+def _shipped_root() -> Path:
+    # Found, not imported: importing the harness's tasks takes seconds.
+    spec = find_spec("lm_eval")
+    if spec is None or spec.origin is None:
+        raise EvalError("lm-eval is not installed: pip install --force-reinstall llm-eval")
+    return Path(spec.origin).parent / "tasks"

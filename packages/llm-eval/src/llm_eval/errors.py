@@ -1,0 +1,5 @@
+"""The one error type of this package: a message a user can act on."""
+
+
+class EvalError(Exception):
+    """Something a user or a file caused; printed as `Error: …`, without a traceback."""

@@ -1,0 +1,1 @@
+"""Files, terminals and devices: everything here may fail because of the world outside."""

@@ -1,0 +1,134 @@
+"""The transformers engine: `generate` with its key-value cache, read token by token."""
+
+from collections.abc import Generator, Sequence
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from llm_infer.sampling import Sampling
+
+_Item = int | BaseException | None
+
+
+class TransformersEngine:
+    """A transformers model as an `Engine`."""
+
+    def __init__(self, model: PreTrainedModel, *, end_tokens: Sequence[int]) -> None:
+        self._model = model
+        self._end_tokens = tuple(end_tokens)
+        # The folder's own sampling defaults would fill in whatever we leave unset.
+        model.generation_config = GenerationConfig()
+
+    @property
+    def description(self) -> str:
+        """Engine, device and number type."""
+        dtype = str(self._model.dtype).removeprefix("torch.")
+        return f"transformers on {self._model.device}, {dtype}"
+
+    @property
+    def context_length(self) -> int:
+        """The positions the model was made for."""
+        return int(self._model.config.get_text_config().max_position_embeddings)
+
+    def generate(self, prompt: Sequence[int], sampling: Sampling) -> Generator[int, None, None]:
+        """Tokens as they come, without the end token; closing it ends the computation."""
+        items: SimpleQueue[_Item] = SimpleQueue()
+        is_cancelled = Event()
+        worker = Thread(target=self._work, args=(prompt, sampling, items, is_cancelled))
+        worker.start()
+        try:
+            while (item := items.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                if item in self._end_tokens:
+                    return
+                yield item
+        finally:
+            is_cancelled.set()
+            worker.join()
+
+    def _work(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        items: "SimpleQueue[_Item]",
+        is_cancelled: Event,
+    ) -> None:
+        """Runs on its own thread: `generate` returns only at the end."""
+        try:
+            device = self._model.device
+            room = self.context_length - len(prompt)
+            tokens_BT = torch.tensor([list(prompt)], device=device)
+            with torch.random.fork_rng(devices=_forked(device), device_type=_kind(device)):
+                torch.manual_seed(sampling.seed)
+                self._model.generate(  # pyright: ignore[reportCallIssue]: a mixin's method
+                    tokens_BT,
+                    attention_mask=torch.ones_like(tokens_BT),
+                    generation_config=self._config(sampling, room=room),
+                    streamer=_Tokens(items),
+                    stopping_criteria=StoppingCriteriaList([_Cancelled(is_cancelled)]),
+                )
+            items.put(None)
+        except BaseException as error:  # noqa: BLE001  raised again by the thread that reads
+            items.put(error)
+
+    def _config(self, sampling: Sampling, *, room: int) -> GenerationConfig:
+        drawn: dict[str, Any] = (
+            {"do_sample": False}
+            if sampling.is_greedy
+            else {
+                "do_sample": True,
+                "temperature": sampling.temperature,
+                "top_k": sampling.top_k,
+                "top_p": sampling.top_p,
+            }
+        )
+        return GenerationConfig(
+            max_new_tokens=min(sampling.max_new_tokens, room),
+            eos_token_id=list(self._end_tokens) or None,
+            # Never used in a batch of one, but transformers warns when it is missing.
+            pad_token_id=self._end_tokens[0] if self._end_tokens else 0,
+            use_cache=True,
+            **drawn,
+        )
+
+
+class _Tokens(BaseStreamer):
+    """Puts each new token into a queue; the first call brings the prompt, which is known."""
+
+    def __init__(self, items: "SimpleQueue[_Item]") -> None:
+        self._items = items
+        self._is_prompt = True
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self._is_prompt:
+            for token in value.flatten().tolist():
+                self._items.put(token)
+        self._is_prompt = False
+
+    def end(self) -> None:
+        """The worker says so itself, after an error too."""
+
+
+class _Cancelled(StoppingCriteria):
+    """Ends `generate` after the current token."""
+
+    def __init__(self, is_cancelled: Event) -> None:
+        self._is_cancelled = is_cancelled
+
+    def __call__(self, input_ids: torch.Tensor, *_: object, **__: object) -> Any:
+        shape = (input_ids.shape[0],)
+        return torch.full(shape, self._is_cancelled.is_set(), device=input_ids.device)
+
+
+def _forked(device: torch.device) -> list[int]:
+    """Devices whose random state is put back afterwards."""
+    return [] if device.type == "cpu" else [device.index or 0]
+
+
+def _kind(device: torch.device) -> str:
+    return "cuda" if device.type == "cpu" else device.type

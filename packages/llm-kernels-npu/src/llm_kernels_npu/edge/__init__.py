@@ -1,0 +1,1 @@
+"""What meets the machine: devices and files."""

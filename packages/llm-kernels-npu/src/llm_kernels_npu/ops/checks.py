@@ -1,0 +1,58 @@
+"""Checks that several operators' limits share: each gives a reason, or None for ok."""
+
+import torch
+from torch import Tensor
+
+FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+NPU_FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16})
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in the precision sums are made in: float64 stays, all else becomes float32."""
+    return x if x.dtype is torch.float64 else x.float()
+
+
+def floating(name: str, x: Tensor) -> str | None:
+    """Refuse anything but floating point."""
+    if x.dtype in FLOATS:
+        return None
+    return f"{name} is {short(x.dtype)}, want one of {_names(FLOATS)}"
+
+
+def npu_floating(name: str, x: Tensor) -> str | None:
+    """Refuse what the fused operators of torch_npu do not take: other dtypes, empty tensors."""
+    if x.dtype not in NPU_FLOATS:
+        return f"{name} is {short(x.dtype)}, want one of {_names(NPU_FLOATS)}"
+    if x.numel() == 0:
+        return f"{name} of shape {tuple(x.shape)} is empty"
+    return None
+
+
+def on_npu(name: str, x: Tensor) -> str | None:
+    """Refuse a tensor that is not on an NPU."""
+    if x.device.type == "npu":
+        return None
+    return f"{name} is on {x.device}, want an npu device"
+
+
+def together(first: str, x: Tensor, second: str, y: Tensor) -> str | None:
+    """Refuse two tensors on different devices."""
+    if x.device == y.device:
+        return None
+    return f"{first} is on {x.device} but {second} on {y.device}"
+
+
+def alike(first: str, x: Tensor, second: str, y: Tensor) -> str | None:
+    """Refuse two tensors of different dtypes or devices."""
+    if x.dtype is not y.dtype:
+        return f"{first} is {short(x.dtype)} but {second} {short(y.dtype)}"
+    return together(first, x, second, y)
+
+
+def short(dtype: torch.dtype) -> str:
+    """`torch.bfloat16` → `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _names(dtypes: frozenset[torch.dtype]) -> str:
+    return ", ".join(sorted(short(dtype) for dtype in dtypes))

@@ -1,0 +1,1 @@
+"""Cross entropy of next-token logits, one loss a row."""

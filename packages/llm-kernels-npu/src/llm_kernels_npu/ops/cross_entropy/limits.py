@@ -1,0 +1,35 @@
+"""What each backend of cross_entropy takes."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from llm_kernels_npu.ops.checks import floating, npu_floating, on_npu, short, together
+
+
+def _shapes(logits: Tensor, targets: Tensor) -> str | None:
+    if logits.dim() != 2 or targets.shape != logits.shape[:1]:
+        return (
+            f"logits of shape {tuple(logits.shape)} and targets {tuple(targets.shape)}, "
+            "want [N, V] and [N]"
+        )
+    if targets.dtype is not torch.int64:
+        return f"targets are {short(targets.dtype)}, want int64"
+    return together("logits", logits, "targets", targets)
+
+
+def _any_device(logits: Tensor, targets: Tensor, *, ignore_index: int = -100) -> str | None:
+    del ignore_index
+    return _shapes(logits, targets) or floating("logits", logits)
+
+
+def _npu(logits: Tensor, targets: Tensor, *, ignore_index: int = -100) -> str | None:
+    del ignore_index
+    return on_npu("logits", logits) or _shapes(logits, targets) or npu_floating("logits", logits)
+
+
+LIMITS: Mapping[str, Callable[..., str | None]] = MappingProxyType(
+    {"reference": _any_device, "torch": _any_device, "npu": _npu}
+)

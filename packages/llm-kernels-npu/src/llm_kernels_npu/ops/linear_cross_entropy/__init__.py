@@ -1,0 +1,1 @@
+"""The output layer and its cross entropy as one, so that the logits never exist all at once."""

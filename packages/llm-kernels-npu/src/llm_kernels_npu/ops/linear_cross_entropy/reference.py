@@ -1,0 +1,18 @@
+"""The specification of linear_cross_entropy."""
+
+from torch import Tensor
+
+from llm_kernels_npu.ops.checks import wide
+from llm_kernels_npu.ops.cross_entropy.reference import cross_entropy
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100
+) -> Tensor:
+    """`cross_entropy(hidden @ weight.T, targets)`.
+
+    hidden [N, H], weight [V, H], targets [N] int64 → [N] float32 (float64 for float64).
+    All in float32, the product too.
+    """
+    logits = wide(hidden) @ wide(weight).T
+    return cross_entropy(logits, targets, ignore_index=ignore_index)

@@ -1,0 +1,36 @@
+"""What each backend of rms_norm takes."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from torch import Tensor
+
+from llm_kernels_npu.ops.checks import floating, npu_floating, on_npu, together
+
+
+def _shapes(x: Tensor, weight: Tensor) -> str | None:
+    if weight.shape != x.shape[-1:]:
+        return f"weight of shape {tuple(weight.shape)}, want {tuple(x.shape[-1:])} as x ends in it"
+    return together("x", x, "weight", weight)
+
+
+def _any_device(x: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0) -> str | None:
+    del eps, offset
+    return _shapes(x, weight) or floating("x", x) or floating("weight", weight)
+
+
+def _npu(x: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0) -> str | None:
+    del eps, offset
+    if not 2 <= x.dim() <= 8:
+        return f"x has {x.dim()} dimensions, want 2 to 8"
+    return (
+        on_npu("x", x)
+        or _shapes(x, weight)
+        or npu_floating("x", x)
+        or npu_floating("weight", weight)
+    )
+
+
+LIMITS: Mapping[str, Callable[..., str | None]] = MappingProxyType(
+    {"reference": _any_device, "torch": _any_device, "npu": _npu}
+)

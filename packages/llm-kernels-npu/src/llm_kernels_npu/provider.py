@@ -1,0 +1,72 @@
+"""The operators as one object: the entry point of `llm_train.kernels` and `llm_infer.kernels`."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import cast
+
+from llm_kernels_npu.errors import UnknownNameError
+from llm_kernels_npu.registry import OPERATORS
+from llm_kernels_npu.select import AUTO, Choice, bind, choose
+from llm_kernels_npu.signatures import (
+    Attention,
+    CrossEntropy,
+    LinearCrossEntropy,
+    RmsNorm,
+    Rope,
+    Swiglu,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernels:
+    """One callable an operator, each bound to the backend in `choices`."""
+
+    device: str
+    choices: tuple[Choice, ...]
+    rms_norm: RmsNorm
+    swiglu: Swiglu
+    rope: Rope
+    cross_entropy: CrossEntropy
+    linear_cross_entropy: LinearCrossEntropy
+    attention: Attention
+
+    def __str__(self) -> str:
+        """One line for the caller to print once: the device and each operator's backend."""
+        return f"kernels on {self.device}: {', '.join(map(str, self.choices))}"
+
+
+def kernels(
+    *,
+    device: str,
+    backends: Mapping[str, str] = MappingProxyType({}),
+    features: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> Kernels:
+    """The operators for one device type (`cpu`, `cuda`, `npu`).
+
+    `backends` names a backend by operator; all others are `auto`. `features` names by operator
+    what the model will use (`{"attention": {"softcap"}}`), so that `auto` picks a backend that
+    has it. A backend that is not here raises BackendMissingError with what would bring it.
+    """
+    for name in (*backends, *features):
+        if name not in OPERATORS:
+            raise UnknownNameError("operator", name, OPERATORS)
+    choices = {
+        name: choose(
+            name,
+            device=device,
+            backend=backends.get(name, AUTO),
+            features=features.get(name, ()),
+        )
+        for name in OPERATORS
+    }
+    return Kernels(
+        device=device,
+        choices=tuple(choices.values()),
+        rms_norm=cast(RmsNorm, bind(choices["rms_norm"])),
+        swiglu=cast(Swiglu, bind(choices["swiglu"])),
+        rope=cast(Rope, bind(choices["rope"])),
+        cross_entropy=cast(CrossEntropy, bind(choices["cross_entropy"])),
+        linear_cross_entropy=cast(LinearCrossEntropy, bind(choices["linear_cross_entropy"])),
+        attention=cast(Attention, bind(choices["attention"])),
+    )

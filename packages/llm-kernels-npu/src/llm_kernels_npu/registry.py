@@ -1,0 +1,117 @@
+"""The table of operators and their backends.
+
+Code follows the table by name: backend `b` of operator `o` is function `o` of module
+`ops.o.b`, and its limits are `LIMITS["b"]` of `ops.o.limits`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from llm_kernels_npu.errors import UnknownNameError
+
+AUTO_ORDER: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "npu": ("npu", "torch", "reference"),
+        "cuda": ("torch", "reference"),
+        "cpu": ("torch", "reference"),
+    }
+)
+"""What `auto` tries on each device type, first to last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """One way to compute an operator."""
+
+    name: str
+    devices: frozenset[str] = frozenset(AUTO_ORDER)
+    package: str | None = None
+    """Importable package it needs beside torch."""
+    install: str | None = None
+    """The command that brings that package."""
+    lacks: frozenset[str] = frozenset()
+    """Features of the operator it never takes; `auto` passes it over when one is asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operator:
+    """One operator and its backends; the first is always the reference."""
+
+    name: str
+    summary: str
+    backends: tuple[Backend, ...]
+    features: frozenset[str] = frozenset()
+
+    def backend(self, name: str) -> Backend:
+        """The backend of that name; UnknownNameError lists those there are."""
+        for backend in self.backends:
+            if backend.name == name:
+                return backend
+        choices = ["auto", *(backend.name for backend in self.backends)]
+        raise UnknownNameError(f"backend of {self.name}", name, choices)
+
+
+def _npu(*lacks: str) -> Backend:
+    return Backend(
+        name="npu",
+        devices=frozenset({"npu"}),
+        package="torch_npu",
+        install="pip install torch-npu==2.9.1",
+        lacks=frozenset(lacks),
+    )
+
+
+_REFERENCE = Backend(name="reference")
+_TORCH = Backend(name="torch")
+
+OPERATORS: Mapping[str, Operator] = MappingProxyType(
+    {
+        operator.name: operator
+        for operator in (
+            Operator(
+                name="rms_norm",
+                summary="root-mean-square normalisation",
+                backends=(_REFERENCE, _TORCH, _npu()),
+            ),
+            Operator(
+                name="swiglu",
+                summary="silu(gate) * up",
+                backends=(_REFERENCE, _TORCH, _npu()),
+            ),
+            Operator(
+                name="rope",
+                summary="rotary position embedding: half, interleaved, partial",
+                backends=(_REFERENCE, _TORCH, _npu()),
+            ),
+            Operator(
+                name="cross_entropy",
+                summary="loss a row from logits",
+                backends=(_REFERENCE, _TORCH, _npu()),
+            ),
+            Operator(
+                name="linear_cross_entropy",
+                summary="loss a row from hidden states, logits in chunks",
+                backends=(_REFERENCE, _TORCH),
+            ),
+            Operator(
+                name="attention",
+                summary="dense attention: causal, grouped queries, window, softcap",
+                backends=(
+                    _REFERENCE,
+                    Backend(name="torch", lacks=frozenset({"softcap"})),
+                    _npu("softcap"),
+                ),
+                features=frozenset({"window", "softcap"}),
+            ),
+        )
+    }
+)
+
+
+def operator(name: str) -> Operator:
+    """The operator of that name; UnknownNameError lists those there are."""
+    found = OPERATORS.get(name)
+    if found is None:
+        raise UnknownNameError("operator", name, OPERATORS)
+    return found

@@ -1,0 +1,1 @@
+"""Processes, devices and files: the only ring that touches the machine."""

@@ -1,0 +1,119 @@
+"""A training run on this rank: everything checked, the device ready, then trained."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from llm_train import check
+from llm_train.arch import Arch, parse
+from llm_train.config import RunConfig
+from llm_train.edge import checkpoint_files
+from llm_train.edge.arch_facts import read_document
+from llm_train.edge.device import device_session, rank_environment, resolve
+from llm_train.edge.groups import model_parallel
+from llm_train.edge.inputs import one_tokenizer, read_datasets
+from llm_train.edge.metrics_log import MetricsLog
+from llm_train.edge.quiet import quiet_libraries
+from llm_train.interfaces import WeightSource
+from llm_train.weights import arch_of, open_source
+
+if TYPE_CHECKING:
+    from llm_train.edge.checkpoint import Checkpoints
+
+
+class RunError(RuntimeError):
+    """A run that cannot start or cannot go on."""
+
+
+def run(config: RunConfig) -> None:
+    """Train on this rank until `train.max_steps`, resuming as `save.resume` says.
+
+    Under torchrun or our launcher every rank calls it. Raises RunError, DataError, WeightsError,
+    CheckpointError, UnsupportedArchError or DeviceError before anything is trained.
+    """
+    source = open_source(config.model.load) if config.model.load else None
+    arch, document = _arch(config, source)
+    if problems := check.problems(config, arch, rank_environment().world_size):
+        raise RunError("\n".join(problems))
+    facts = read_datasets(config.data, arch)
+    tokenizer_digest = one_tokenizer(config.data, facts, source)
+    kind = resolve(config.device.value)
+    quiet_libraries()
+    with (
+        device_session(kind) as device,
+        model_parallel(config.parallel, seed=config.train.seed),
+    ):
+        # megatron-core may be imported only now that the device is ready for it.
+        from llm_train.train.data import build_splits
+        from llm_train.train.training import Training
+
+        store = _checkpoints(config, document, tokenizer_digest)
+        training = Training(config, arch, source=source, store=store, device=device)
+        splits = build_splits(
+            config.data,
+            config.train,
+            facts=facts[: len(config.data.train)],
+            vocab_size=arch.vocab_size,
+            cache_dir=config.data.cache_dir or config.save.path / "data_cache",
+        )
+        if rank_environment().rank != 0:
+            training.go(splits, None)
+            return
+        _write_companions(config.save.path, document, source)
+        with _open_log(config, training.first_step) as log:
+            training.go(splits, log)
+
+
+def _checkpoints(
+    config: RunConfig, document: Mapping[str, object], tokenizer_digest: str | None
+) -> "Checkpoints":
+    from llm_train.edge.checkpoint import Checkpoints
+
+    parallel = config.parallel
+    sizes = {key: getattr(parallel, key) for key in ("tp", "pp", "vpp", "ep", "etp")}
+    return Checkpoints(
+        root=config.save.path,
+        arch=document,
+        tokenizer_digest=tokenizer_digest,
+        parallel={**sizes, "dp": check.layout(config, rank_environment().world_size).dp},
+        keep=config.save.keep,
+        resume=config.save.resume,
+        say=_say,
+    )
+
+
+def _write_companions(
+    root: Path, document: Mapping[str, object], source: WeightSource | None
+) -> None:
+    """arch.json, tokenizer and config files beside the checkpoints, before the first of them."""
+    root.mkdir(parents=True, exist_ok=True)
+    checkpoint_files.write_json(root / "arch.json", document)
+    if source is not None:
+        checkpoint_files.copy_companions(root, list(source.companions()))
+
+
+def _open_log(config: RunConfig, first_step: int) -> MetricsLog:
+    return MetricsLog(
+        config.save.path,
+        first_step=first_step,
+        max_steps=config.train.max_steps,
+        num_devices=rank_environment().world_size,
+        log_every=config.train.log_every,
+        tensorboard=config.log.tensorboard,
+    )
+
+
+def _say(text: str) -> None:
+    if rank_environment().rank == 0:
+        click.echo(text, err=True)
+
+
+def _arch(config: RunConfig, source: WeightSource | None) -> tuple[Arch, Mapping[str, object]]:
+    if source is not None:
+        assert config.model.load is not None
+        return arch_of(source, where=config.model.load), source.arch
+    assert config.model.arch is not None
+    document = read_document(config.model.arch)
+    return parse(document, where=str(config.model.arch)), document

@@ -1,0 +1,103 @@
+"""What a run measures: one line of strict JSON a step, and the curves read back from them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import cast
+
+FILE_NAME = "metrics.jsonl"
+
+Number = int | float
+Record = Mapping[str, Number | str | bool | None]
+
+
+class MetricsError(ValueError):
+    """A metrics line that is not one: the file, the line, what was found, what was wanted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepMetrics:
+    """One optimizer step. `tokens_per_second` counts all ranks; `grad_norm` is before clipping."""
+
+    step: int
+    consumed_samples: int
+    consumed_tokens: int
+    loss: float
+    lr: float
+    grad_norm: float | None
+    tokens_per_second: float
+    step_time_s: float
+    skipped: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalMetrics:
+    """The mean loss over the validation batches after `step` optimizer steps."""
+
+    step: int
+    eval_loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One quantity over steps; a value that was not finite is NaN."""
+
+    steps: list[int] = field(default_factory=list[int])
+    values: list[float] = field(default_factory=list[float])
+
+
+def write_line(metrics: StepMetrics | EvalMetrics) -> str:
+    """Write one line of metrics.jsonl, newline included; NaN and infinities become text."""
+    record: dict[str, Number | str | bool | None] = asdict(metrics)
+    if not record.get("skipped", True):
+        del record["skipped"]
+    strict = {key: _strict(value) for key, value in record.items()}
+    return json.dumps(strict, allow_nan=False) + "\n"
+
+
+def read_lines(text: str, where: str) -> list[Record]:
+    """Read what `write_line` wrote; a last line without its newline was cut off and is left out."""
+    complete = text[: text.rfind("\n") + 1]
+    return [_record(line, f"{where}:{n}") for n, line in enumerate(complete.splitlines(), 1)]
+
+
+def keep_until(text: str, step: int, where: str) -> str:
+    """Drop the lines after `step`, and a last line that was cut off."""
+    kept = (record for record in read_lines(text, where) if _step(record) <= step)
+    return "".join(json.dumps(record) + "\n" for record in kept)
+
+
+def curve(records: Sequence[Record], name: str) -> Curve:
+    """Collect `name` over the records that have it, in order of step."""
+    found = Curve()
+    for record in sorted((one for one in records if one.get(name) is not None), key=_step):
+        found.steps.append(_step(record))
+        found.values.append(_finite(record[name]))
+    return found
+
+
+def _record(line: str, where: str) -> Record:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise MetricsError(f"{where}: not JSON ({error.msg}): {line[:60]!r}") from None
+    fields: Record = cast(Record, record) if isinstance(record, dict) else {}
+    if not isinstance(fields.get("step"), int):
+        raise MetricsError(f"{where}: found {line[:60]!r}, wanted an object with a whole `step`")
+    return fields
+
+
+def _step(record: Record) -> int:
+    return int(record["step"] or 0)
+
+
+def _strict(value: Number | str | bool | None) -> Number | str | bool | None:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _finite(value: Number | str | bool | None) -> float:
+    number = float(value) if value is not None else math.nan
+    return number if math.isfinite(number) else math.nan

@@ -1,0 +1,1 @@
+"""From arch.json to megatron-core modules."""

@@ -1,0 +1,124 @@
+"""The model chunks of one rank, from `arch.json` alone."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from llm_train.arch import Arch, Rope
+from llm_train.config import ParallelConfig, Recompute
+from llm_train.model.fields import config_fields
+from llm_train.model.rope import inverse_frequencies
+from llm_train.model.spec import block_spec
+
+RECOMPUTE: Mapping[Recompute, Mapping[str, Any]] = MappingProxyType(
+    {
+        Recompute.NONE: {},
+        Recompute.SELECTIVE: {
+            "recompute_granularity": "selective",
+            "recompute_modules": ["core_attn"],
+        },
+        Recompute.FULL: {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": 1,
+        },
+    }
+)
+
+
+class Model(GPTModel):
+    """GPTModel whose loss does not see the rows that pad the vocabulary."""
+
+    def __init__(self, *args: Any, real_vocab_size: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.real_vocab_size = real_vocab_size
+
+    def compute_language_model_loss(
+        self, labels: torch.Tensor, logits: torch.Tensor
+    ) -> torch.Tensor:
+        """Token losses [B, T] of labels [B, T] and logits [T, B, V / tp]."""
+        # Only the last ranks can hold padding
+        rank, columns = self.pg_collection.tp.rank(), logits.shape[-1]
+        real = max(0, min(columns, self.real_vocab_size - rank * columns))
+        if real < columns:
+            padding = torch.arange(columns, device=logits.device) >= real
+            logits = logits.masked_fill(padding, torch.finfo(logits.dtype).min)
+        return super().compute_language_model_loss(labels, logits)
+
+
+def padded_vocab_size(arch: Arch, tp: int) -> int:
+    """Rows of the embedding when every tensor-parallel rank holds as many."""
+    return -(-arch.vocab_size // tp) * tp
+
+
+def transformer_config(
+    arch: Arch,
+    parallel: ParallelConfig,
+    *,
+    dtype: torch.dtype,
+    init_std: float = 0.02,
+    recompute: Recompute = Recompute.NONE,
+) -> TransformerConfig:
+    """megatron-core's config: `arch`, the layout, and features that need neither TE nor Apex."""
+    return TransformerConfig(
+        **config_fields(arch),
+        tensor_model_parallel_size=parallel.tp,
+        pipeline_model_parallel_size=parallel.pp,
+        virtual_pipeline_model_parallel_size=parallel.vpp,
+        expert_model_parallel_size=parallel.ep,
+        expert_tensor_parallel_size=parallel.etp,
+        sequence_parallel=parallel.sequence_parallel and parallel.tp > 1,
+        # With two stages the default exchange pairs sends wrongly and the loss is silently wrong.
+        overlap_p2p_comm=parallel.vpp is not None,
+        batch_p2p_comm=parallel.vpp is None,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        fp16=dtype is torch.float16,
+        init_method_std=init_std,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        calculate_per_token_loss=True,
+        transformer_impl="local",
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        **RECOMPUTE[recompute],
+    )
+
+
+def build_chunks(arch: Arch, config: TransformerConfig) -> list[Model]:
+    """One model chunk, or one a virtual stage. Needs model parallel to be initialised."""
+    stages = config.virtual_pipeline_model_parallel_size
+    return [
+        _build_chunk(arch, config, vp_stage=stage)
+        for stage in ([None] if stages is None else range(stages))
+    ]
+
+
+def _build_chunk(arch: Arch, config: TransformerConfig, *, vp_stage: int | None) -> Model:
+    assert isinstance(arch.position, Rope)
+    assert arch.attention is not None
+    rope = arch.position
+    chunk = Model(
+        config,
+        block_spec(arch, config, vp_stage=vp_stage),  # pyright: ignore[reportArgumentType]  # or a spec
+        vocab_size=padded_vocab_size(arch, config.tensor_model_parallel_size),
+        real_vocab_size=arch.vocab_size,
+        max_sequence_length=arch.max_position_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+        share_embeddings_and_output_weights=arch.tie_embeddings,
+        position_embedding_type="rope",
+        rotary_percent=rope.fraction,
+        rotary_base=rope.base,  # pyright: ignore[reportArgumentType]  # a float is fine
+        vp_stage=vp_stage,
+    )
+    # megatron-core knows one fixed Llama 3 scaling; the frequencies are ours.
+    chunk.rotary_pos_emb.inv_freq = inverse_frequencies(rope, arch.attention.head_dim)
+    return chunk

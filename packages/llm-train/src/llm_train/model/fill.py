@@ -1,0 +1,83 @@
+"""First weights of a model: from a weight source, or random, the same at every layout."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from llm_train.interfaces import WeightSource
+from llm_train.model.build import Model
+from llm_train.model.names import NamedTensor, named_tensors
+
+
+class WeightsError(ValueError):
+    """Weights and model do not fit each other."""
+
+
+@torch.no_grad()
+def fill_from_source(chunks: Sequence[Model], source: WeightSource, *, padded_rows: int) -> None:
+    """Read this rank's slice of every tensor. Every tensor of the source must be used by some rank.
+
+    Raises WeightsError naming missing, left-over and misshapen tensors.
+    """
+    there, used = set(source.names()), set[str]()
+    for named in (named for chunk in chunks for named in named_tensors(chunk)):
+        if named.name not in there:
+            near = ", ".join(sorted(there)[:5])
+            raise WeightsError(f"{named.name}: not among the {len(there)} weights ({near}, …)")
+        piece = source.read(named.name, named.shard, padded_vocab_size=padded_rows)
+        if piece.shape != named.tensor.shape:
+            raise WeightsError(
+                f"{named.name}: shard {named.shard} has shape {tuple(piece.shape)}, "
+                f"the model wants {tuple(named.tensor.shape)}"
+            )
+        named.tensor.copy_(piece)
+        used.add(named.name)
+    _refuse_leftovers(there, used)
+
+
+@torch.no_grad()
+def fill_randomly(chunks: Sequence[Model], *, std: float, seed: int) -> None:
+    """Normal(0, std) matrices, norms and biases as built; seeded by name, so no layout matters."""
+    for named in (named for chunk in chunks for named in named_tensors(chunk)):
+        if named.tensor.dim() < 2:
+            continue
+        generator = torch.Generator().manual_seed(_seed(named.name, seed))
+        named.tensor.copy_(_cut(_full(named, std, generator), named))
+
+
+def _seed(name: str, seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "little")
+
+
+def _full(named: NamedTensor, std: float, generator: torch.Generator) -> torch.Tensor:
+    shape = list(named.tensor.shape)
+    if _is_cut(named):
+        shape[named.tensor.partition_dim] *= named.shard[1]  # pyright: ignore[reportAttributeAccessIssue]
+    return torch.empty(shape).normal_(0.0, std, generator=generator)
+
+
+def _is_cut(named: NamedTensor) -> bool:
+    return named.shard[1] > 1 and getattr(named.tensor, "partition_dim", -1) >= 0
+
+
+def _cut(full: torch.Tensor, named: NamedTensor) -> torch.Tensor:
+    """The rank's piece; a gate-and-up matrix (partition_stride 2) is cut in each half."""
+    if not _is_cut(named):
+        return full
+    rank, size = named.shard
+    axis = named.tensor.partition_dim  # pyright: ignore[reportAttributeAccessIssue]
+    stride = named.tensor.partition_stride  # pyright: ignore[reportAttributeAccessIssue]
+    return torch.cat([part.chunk(size, axis)[rank] for part in full.chunk(stride, axis)], axis)
+
+
+def _refuse_leftovers(there: set[str], used: set[str]) -> None:
+    everywhere: list[set[str]] = [set()] * dist.get_world_size()
+    dist.all_gather_object(everywhere, used)
+    left = sorted(there.difference(*everywhere))
+    if left:
+        raise WeightsError(
+            f"{len(left)} weights have no place in the model: {', '.join(left[:5])}"
+            + (", …" if len(left) > 5 else "")
+        )

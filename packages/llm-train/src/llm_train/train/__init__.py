@@ -1,0 +1,1 @@
+"""The training engine: data, optimizer, steps, checkpoints."""

@@ -1,0 +1,153 @@
+"""megatron-core's optimizer and learning-rate schedule, and what its checkpoints need from us."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MethodType
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from llm_train import config
+
+SHARDING_METADATA = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "chained_optim_avoid_prefix": True,
+}
+
+
+def build_optimizer(
+    settings: config.OptimizerConfig,
+    chunks: Sequence[DistributedDataParallel],
+    *,
+    dtype: torch.dtype,
+    overlap_param_gather: bool,
+    tokens_per_micro_batch: int,
+) -> MegatronOptimizer:
+    """AdamW with fp32 masters; norms and biases are not decayed."""
+    return get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=settings.lr,
+            min_lr=settings.min_lr,
+            weight_decay=settings.weight_decay,
+            adam_beta1=settings.beta1,
+            adam_beta2=settings.beta2,
+            adam_eps=settings.eps,
+            clip_grad=settings.clip_grad,
+            use_distributed_optimizer=settings.distributed,
+            overlap_param_gather=overlap_param_gather,
+            bf16=dtype is torch.bfloat16,
+            fp16=dtype is torch.float16,
+            params_dtype=dtype,
+            initial_loss_scale=_first_loss_scale(tokens_per_micro_batch),
+        ),
+        list(chunks),
+    )
+
+
+def _first_loss_scale(tokens: int) -> float:
+    """Torch's own first fp16 scale, 2^16, for a loss that is a sum over `tokens`, not a mean.
+
+    megatron-core's 2^32 would skip the first dozens of steps.
+    """
+    return 2.0 ** max(0, 16 - (tokens - 1).bit_length())
+
+
+def build_schedule(
+    settings: config.OptimizerConfig, optimizer: MegatronOptimizer
+) -> OptimizerParamScheduler:
+    """Linear warm-up, then the named decay, counted in optimizer steps."""
+    assert settings.decay_steps is not None
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=settings.lr,
+        min_lr=settings.min_lr,
+        lr_warmup_steps=settings.warmup_steps,
+        lr_decay_steps=settings.decay_steps,
+        lr_decay_style=settings.decay.value,
+        start_wd=settings.weight_decay,
+        end_wd=settings.weight_decay,
+        wd_incr_steps=settings.decay_steps,
+        wd_incr_style="constant",
+    )
+
+
+def prepare_state(optimizer: MegatronOptimizer) -> None:
+    """Make moments exist before a checkpoint is described or loaded.
+
+    megatron-core 0.16.1 without Apex expects them at both times and makes them at neither.
+    """
+    for distributed in _distributed_parts(optimizer):
+        _make_moments(distributed.optimizer)
+        distributed._set_main_param_and_optimizer_states = MethodType(_copy_states, distributed)
+
+
+def unshare_steps(optimizer: MegatronOptimizer) -> None:
+    """Give every parameter its own step counter again after a load.
+
+    megatron-core loads one tensor into all of them; each parameter's update then adds to the same
+    counter, Adam's bias correction is lost, and the loss is silently wrong.
+    """
+    for distributed in _distributed_parts(optimizer):
+        for state in distributed.optimizer.state.values():
+            if "step" in state:
+                state["step"] = state["step"].detach().clone()
+
+
+def match_common_state(
+    optimizer: MegatronOptimizer, loaded: Mapping[Any, Any]
+) -> Mapping[Any, Any]:
+    """The loaded state in the shape this optimizer has.
+
+    The number of chained optimizers follows from the expert-parallel size; the moments do not.
+    Hyperparameters come from the config of this run, Adam's step from the checkpoint.
+    """
+    parts = _distributed_parts(optimizer)
+    if not parts:
+        return loaded
+    first = loaded if "optimizer" in loaded else loaded[0]
+    step = first["optimizer"]["param_groups"][0]["step"]
+    states = []
+    for index, part in enumerate(parts):
+        current = part.state_dict()
+        for group in current["optimizer"]["param_groups"]:
+            group["step"] = step
+        moments = loaded["param_state"] if len(parts) == 1 else loaded[index]["param_state"]
+        kind = SHARDING_METADATA["distrib_optim_sharding_type"]
+        states.append({**current, "param_state": moments, "param_state_sharding_type": kind})
+    return states[0] if len(states) == 1 else dict(enumerate(states))
+
+
+def _distributed_parts(optimizer: MegatronOptimizer) -> list[DistributedOptimizer]:
+    return [one for one in _parts(optimizer) if isinstance(one, DistributedOptimizer)]
+
+
+def _parts(optimizer: MegatronOptimizer) -> Iterator[MegatronOptimizer]:
+    yield from getattr(optimizer, "chained_optimizers", [optimizer])
+
+
+def _make_moments(inner: torch.optim.Optimizer) -> None:
+    for group in inner.param_groups:
+        for parameter in group["params"]:
+            if "step" not in inner.state[parameter]:
+                inner.state[parameter].update(
+                    step=torch.tensor(0.0),
+                    exp_avg=torch.zeros_like(parameter),
+                    exp_avg_sq=torch.zeros_like(parameter),
+                )
+
+
+@torch.no_grad()
+def _copy_states(
+    self: DistributedOptimizer, model_param: torch.nn.Parameter, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """megatron-core's own version does not know torch Adam's `step` and trips over autograd."""
+    group, order = self.model_param_group_index_map[model_param]
+    main = self.optimizer.param_groups[group]["params"][order]
+    for key, target in {"param": main, **self.optimizer.state[main]}.items():
+        if key != "step":
+            target.copy_(tensors[key])

@@ -1,0 +1,32 @@
+"""Weight sources, resolved through the entry point `llm_train.weights`."""
+
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from llm_train.arch import Arch, parse
+from llm_train.interfaces import WeightSource
+
+GROUP = "llm_train.weights"
+
+
+class ProviderError(RuntimeError):
+    """No installed package provides what was asked for."""
+
+
+def open_source(path: Path) -> WeightSource:
+    """The weights under `path`: a Hugging Face folder or a Megatron v1 or v2 checkpoint."""
+    providers = list(entry_points(group=GROUP))
+    if not providers:
+        raise ProviderError(
+            f"model.load={path}: reading weights needs a provider of {GROUP!r} and none is "
+            "installed; pip install llm-ckpt, or set model.arch for a random initialisation"
+        )
+    if len(providers) > 1:
+        names = ", ".join(sorted(provider.name for provider in providers))
+        raise ProviderError(f"{GROUP!r} has several providers: {names}; uninstall all but one")
+    return providers[0].load()(path)
+
+
+def arch_of(source: WeightSource, *, where: Path) -> Arch:
+    """The checked architecture of a weight source."""
+    return parse(source.arch, where=f"{where} (arch.json)")

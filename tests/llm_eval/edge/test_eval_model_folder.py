@@ -1,0 +1,98 @@
+import json
+import shutil
+
+import pytest
+
+from llm_eval.edge.model_folder import check, digest, load
+from llm_eval.errors import EvalError
+from tiny_lm import edit_json
+
+
+@pytest.fixture
+def folder(models, tmp_path):
+    return shutil.copytree(models["llama"], tmp_path / "m")
+
+
+def test_a_good_folder_passes(folder):
+    check(folder)
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(EvalError, match="no such model folder"):
+        check(tmp_path / "nowhere")
+
+
+def test_no_config(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(EvalError, match=r"no config.json; want a Hugging Face"):
+        check(folder)
+
+
+def test_a_megatron_folder_names_the_command_that_converts_it(folder):
+    (folder / "config.json").unlink()
+    (folder / "latest_checkpointed_iteration.txt").write_text("1")
+    with pytest.raises(EvalError, match=r"llm-ckpt convert \S+/m --to hf --output \S+/m-hf"):
+        check(folder)
+
+
+def test_no_weights(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(EvalError, match=r"no \*.safetensors"):
+        check(folder)
+
+
+def test_a_missing_shard_is_named(folder):
+    weight_map = {"a": "model.safetensors", "b": "model-2.safetensors"}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(EvalError, match=r"1 of 2 shards missing, first model-2.safetensors"):
+        check(folder)
+
+
+def test_no_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(EvalError, match=r"no tokenizer; want one of tokenizer.json"):
+        check(folder)
+
+
+def test_a_truncated_weight_file(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(EvalError, match="cannot be loaded"):
+        load(folder, device="cpu", dtype="auto")
+
+
+def test_weights_that_do_not_fit_the_config_are_not_made_up(folder):
+    edit_json(folder / "config.json", num_hidden_layers=3)
+    with pytest.raises(EvalError, match=r"missing keys: model.layers.2.*do not fit config.json"):
+        load(folder, device="cpu", dtype="auto")
+
+
+def test_a_tokenizer_larger_than_the_model(folder):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<extra{number}>" for number in range(400)])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(EvalError, match=r"tokenizer has \d+ tokens, the model 320"):
+        load(folder, device="cpu", dtype="auto")
+
+
+def test_a_tokenizer_without_start_and_end(folder):
+    edit_json(folder / "tokenizer_config.json", eos_token=None)
+    with pytest.raises(EvalError, match="neither bos_token nor eos_token"):
+        load(folder, device="cpu", dtype="auto")
+
+
+def test_digest_sees_a_changed_weight(folder):
+    before = digest(folder)
+    file = folder / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert digest(folder) != before
+
+
+def test_digest_ignores_where_the_folder_lies(models, folder):
+    assert digest(folder) == digest(models["llama"])

@@ -1,0 +1,39 @@
+import pytest
+
+from llm_eval.comparison import compare
+from llm_eval.errors import EvalError
+
+
+def _results(**tasks):
+    higher = {"t": {"acc": True, "token_perplexity": False}}
+    return {"results": tasks, "higher_is_better": higher}
+
+
+def test_difference_ratio_and_verdict_follow_the_metric():
+    before = _results(t={"alias": "t", "acc,none": 0.25, "token_perplexity,none": 80.0})
+    after = _results(t={"alias": "t", "acc,none": 0.5, "token_perplexity,none": 100.0})
+    acc, perplexity = compare(before, after)
+    assert (acc.metric, acc.difference, acc.ratio, acc.verdict) == ("acc", 0.25, 2.0, "better")
+    assert (perplexity.difference, perplexity.ratio) == (20.0, 1.25)
+    assert perplexity.verdict == "worse"
+
+
+def test_standard_errors_and_counts_are_not_metrics():
+    task = {"acc,none": 0.5, "acc_stderr,none": 0.1, "sample_len": 4}
+    assert [row.metric for row in compare(_results(t=task), _results(t=task))] == ["acc"]
+
+
+def test_a_filter_that_matters_is_shown():
+    task = {"exact_match,strict-match": 0.5}
+    (row,) = compare(_results(t=task), _results(t=task))
+    assert (row.metric, row.verdict) == ("exact_match,strict-match", "same")
+
+
+def test_an_overflow_is_changed_not_better():
+    rows = compare(_results(t={"acc,none": None}), _results(t={"acc,none": 1.0}))
+    assert (rows[0].verdict, rows[0].difference, rows[0].ratio) == ("changed", None, None)
+
+
+def test_no_common_task_lists_both_sides():
+    with pytest.raises(EvalError, match="first has x, the second y"):
+        compare(_results(x={}), _results(y={}))

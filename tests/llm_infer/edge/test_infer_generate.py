@@ -1,0 +1,140 @@
+import json
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from llm_infer.cli import main
+from tiny_lm import edit_json
+
+PROMPT = "def read("
+
+
+def _run(*arguments, stdin=None):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
+
+
+def _generate(model, *arguments):
+    return _run("generate", model, "--device", "cpu", *arguments)
+
+
+def _expected(folder, prompt, count):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    new = model.generate(ids, do_sample=False, max_new_tokens=count, pad_token_id=0)[0]
+    return tokenizer.decode(new[ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_the_streamed_text_is_that_of_transformers(models):
+    result = _generate(models["qwen3"], "--prompt", PROMPT, "--max-new-tokens", 20)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == _expected(models["qwen3"], PROMPT, 20) + "\n"
+    assert result.stderr.startswith("engine: transformers on cpu, float32\n")
+    assert "+ 20 tokens" in result.stderr
+    assert "ended by length" in result.stderr
+
+
+def test_json_holds_the_same_text_and_the_counts(models):
+    result = _generate(models["llama"], "--prompt", PROMPT, "--max-new-tokens", 8, "--json")
+    answer = json.loads(result.stdout)
+    assert answer["text"] == _expected(models["llama"], PROMPT, 8)
+    assert (answer["num_tokens"], answer["finish_reason"]) == (8, "length")
+
+
+def test_a_stop_string_across_tokens_cuts_the_text(models):
+    text = _expected(models["qwen3"], PROMPT, 20)
+    stop = next(text[i : i + 3] for i in range(4, 12) if text.find(text[i : i + 3]) == i)
+    result = _generate(
+        models["qwen3"], "--prompt", PROMPT, "--max-new-tokens", 20, "--stop", stop, "--json"
+    )
+    answer = json.loads(result.stdout)
+    assert answer["text"] == text[: text.index(stop)]
+    assert answer["finish_reason"] == "stop"
+
+
+def test_a_file_of_prompts_becomes_a_file_of_answers(models, tmp_path):
+    prompts = [{"id": n, "prompt": p} for n, p in enumerate(["a", "Grüße", "你好"])]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    output = tmp_path / "new" / "out.jsonl"
+    result = _generate(
+        models["qwen3"], "--input", tmp_path / "in.jsonl", "--output", output, "--max-new-tokens", 6
+    )
+    assert result.exit_code == 0, result.output
+    answers = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [answer["id"] for answer in answers] == [0, 1, 2]
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert answer["text"] == _expected(models["qwen3"], prompt["prompt"], 6)
+
+
+def test_a_failure_half_way_leaves_no_output(models, tmp_path):
+    (tmp_path / "in.jsonl").write_text(
+        '{"prompt": "a"}\n' + json.dumps({"prompt": "x" * 100}) + "\n"
+    )
+    result = _generate(
+        models["llama"], "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl"
+    )
+    assert result.exit_code == 1
+    assert "in.jsonl:2: the prompt has 100 tokens; the model's context of 64" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_a_bad_line_is_found_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{\n')
+    result = _generate(
+        tmp_path / "none", "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out"
+    )
+    assert result.exit_code == 1
+    assert "in.jsonl:2: not JSON" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--prompt", "x", "--input", "y"),
+        ("--input", "y"),
+        ("--prompt", "x", "--output", "y"),
+        ("--input", "y", "--output", "z", "--json"),
+        ("--prompt", "x", "--temperature", "-1"),
+        ("--prompt", "x", "--top-p", "0"),
+        ("--prompt", "x", "--max-new-tokens", "0"),
+        ("--prompt", "x", "--device", "tpu"),
+        ("--prompt", "x", "--engine", "vllm"),
+        ("--prompt", "x", "--stop", ""),
+    ],
+)
+def test_usage_errors_exit_2(arguments):
+    assert _run("generate", "m", *arguments).exit_code == 2
+
+
+def test_an_empty_prompt_is_refused(models):
+    result = _generate(models["llama"], "--prompt", "")
+    assert result.exit_code == 1
+    assert "the prompt is empty" in result.stderr
+
+
+def test_a_megatron_folder_names_the_command_that_converts_it(tmp_path):
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("1")
+    result = _generate(tmp_path, "--prompt", "x")
+    assert result.exit_code == 1
+    assert f"llm-ckpt convert {tmp_path} --to hf --output {tmp_path}-hf" in result.stderr
+
+
+def test_weights_that_do_not_fit_the_config_are_not_made_up(models, tmp_path):
+    folder = shutil.copytree(models["llama"], tmp_path / "m")
+    edit_json(folder / "config.json", num_hidden_layers=3)
+    result = _generate(folder, "--prompt", "x")
+    assert result.exit_code == 1
+    assert "missing keys: model.layers.2" in result.stderr
+
+
+def test_a_device_that_is_not_there(models, monkeypatch):
+    from llm_infer.edge import device
+
+    monkeypatch.setattr(device, "available", lambda: ["cpu"])
+    result = _run("generate", models["llama"], "--device", "cuda", "--prompt", "x")
+    assert result.exit_code == 1
+    assert result.stderr == "Error: device cuda: not on this machine; found cpu\n"

@@ -1,0 +1,154 @@
+"""Every backend that this machine can run, against its reference; and the comparison itself."""
+
+import pytest
+import torch
+
+from llm_kernels_npu.cases import CHECK_CASES, bench_cases
+from llm_kernels_npu.edge.device import present
+from llm_kernels_npu.parity import Result, compare, make, poisoned
+from llm_kernels_npu.registry import OPERATORS
+from llm_kernels_npu.select import availability, load
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HERE = [
+    pytest.param(name, backend.name, case, device, id=f"{device}-{name}-{backend.name}-{case.name}")
+    for device in ("cpu", "cuda", "npu")
+    for name in OPERATORS
+    for backend, reason in availability(name, device=device)
+    if reason is None
+    for case in CHECK_CASES[name]
+]
+
+
+MARKS = {"cpu": (), "cuda": pytest.mark.gpu, "npu": pytest.mark.npu}
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "case", "device"),
+    [pytest.param(*p.values, id=p.id, marks=MARKS[p.values[3]]) for p in HERE],
+)
+def test_backend_equals_reference(name, backend, case, device):
+    if device not in present():
+        pytest.skip(f"no {device} device here")
+    for dtype in DTYPES:
+        result = compare(name, backend, case, device=device, dtype=dtype)
+        if isinstance(result, str):
+            entry = OPERATORS[name].backend(backend)
+            assert entry.lacks & case.features, f"refused without a declared lack: {result}"
+            continue
+        assert result.passed, result.worst
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_gradients_equal_finite_differences(name, backend):
+    run, limit = load(name, backend)
+    for case in CHECK_CASES[name]:
+        tensors = make(case, device="cpu", dtype=torch.float64)
+        if limit(*tensors, **case.options) is not None or tensors[0].numel() > 4000:
+            continue
+        if "scale" in case.name.split(" ", 1)[-1] and name != "attention":
+            continue  # finite differences of values near 1e-4 or 300 are too coarse
+        assert torch.autograd.gradcheck(
+            lambda *x, case=case: run(*x, **case.options), tensors, fast_mode=True, atol=1e-6
+        )
+
+
+def test_at_least_one_case_a_feature():
+    for name, entry in OPERATORS.items():
+        covered = frozenset().union(*(case.features for case in CHECK_CASES[name]))
+        assert covered == entry.features
+
+
+def kernel_off_by(relative):
+    run = load("swiglu", "torch")[0]
+    return lambda x: run(x) * (1 + relative)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wrong"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05), (torch.float16, 0.02)]
+)
+def test_comparison_fails_for_a_kernel_slightly_off(dtype, wrong):
+    case = CHECK_CASES["swiglu"][0]
+    result = compare("swiglu", "torch", case, device="cpu", dtype=dtype, run=kernel_off_by(wrong))
+    assert isinstance(result, Result)
+    assert not result.passed
+
+
+def test_comparison_fails_for_a_wrong_gradient_alone():
+    run = load("swiglu", "torch")[0]
+
+    def wrong(x):
+        out = run(x)
+        return out.detach() + 0.999 * (out - out.detach())
+
+    case = CHECK_CASES["swiglu"][0]
+    result = compare("swiglu", "torch", case, device="cpu", dtype=torch.float32, run=wrong)
+    assert isinstance(result, Result)
+    assert result.worst.tensor == "gradient 0"
+    assert not result.passed
+
+
+def test_comparison_fails_for_a_kernel_that_leaves_memory_unwritten():
+    def forgetful(x):
+        out = torch.empty((*x.shape[:-1], x.shape[-1] // 2))
+        out[..., 1:] = load("swiglu", "torch")[0](x)[..., 1:]
+        return out
+
+    case = CHECK_CASES["swiglu"][0]
+    result = compare("swiglu", "torch", case, device="cpu", dtype=torch.float32, run=forgetful)
+    assert isinstance(result, Result)
+    assert result.worst.relative == float("inf")
+
+
+def test_poison_is_undone():
+    with poisoned():
+        assert torch.empty(3).isnan().all()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_linear_cross_entropy_in_several_chunks_equals_reference(seed, monkeypatch):
+    import importlib
+
+    chunked = importlib.import_module("llm_kernels_npu.ops.linear_cross_entropy.torch")
+    monkeypatch.setattr(chunked, "_MIN_CHUNK_ROWS", 4)
+    case = CHECK_CASES["linear_cross_entropy"][1]
+    rows = case.build(torch.Generator())[0].shape[0]
+    assert chunked.chunk_rows(rows, hidden_size=24, vocab_size=211) * 3 < rows
+    result = compare("linear_cross_entropy", "torch", case, device="cpu", dtype=torch.float32)
+    assert isinstance(result, Result)
+    assert result.passed, result.worst
+
+
+def test_linear_cross_entropy_never_holds_all_logits():
+    """1024 rows x 32768 words in float32 are 128 MiB; no tensor near that is made."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                self.numel = max(self.numel, out.numel())
+            return out
+
+    hidden = torch.randn(1024, 8, requires_grad=True)
+    weight = torch.randn(32768, 8, requires_grad=True)
+    with Largest() as largest:
+        losses = load("linear_cross_entropy", "torch")[0](
+            hidden, weight, torch.zeros(1024, dtype=torch.int64)
+        )
+        losses.sum().backward()
+    assert largest.numel <= 1024 * 32768 // 4
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_operator_has_bench_cases_its_backends_take(name, device):
+    for case in bench_cases(name, device=device):
+        if device == "cuda":
+            continue
+        tensors = make(case, device="cpu", dtype=torch.float32)
+        for backend in ("reference", "torch"):
+            assert load(name, backend)[1](*tensors, **case.options) is None

@@ -1,0 +1,154 @@
+"""Selection: explicit or in the documented order, never silent; cheap once made."""
+
+import importlib.util
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import entry_points
+
+import pytest
+import torch
+
+from llm_kernels_npu import kernels
+from llm_kernels_npu.errors import BackendMissingError, UnknownNameError
+from llm_kernels_npu.registry import AUTO_ORDER, OPERATORS
+from llm_kernels_npu.select import Choice, bind, choose, load
+
+
+@pytest.fixture
+def with_torch_npu(monkeypatch):
+    """As on a machine where torch_npu can be imported (nothing imports it here)."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: True if name == "torch_npu" else find(name)
+    )
+
+
+@pytest.fixture
+def without_torch_npu(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "torch_npu" else find(name)
+    )
+
+
+def test_auto_on_cpu_is_torch():
+    assert {choose(name, device="cpu").backend for name in OPERATORS} == {"torch"}
+
+
+@pytest.mark.usefixtures("with_torch_npu")
+def test_auto_on_npu_is_the_fused_operator_where_one_is_written():
+    chosen = {name: choose(name, device="npu").backend for name in OPERATORS}
+    assert chosen.pop("linear_cross_entropy") == "torch"
+    assert set(chosen.values()) == {"npu"}
+
+
+def test_auto_passes_over_a_backend_that_lacks_a_feature_and_says_so():
+    choice = choose("attention", device="cpu", features=["softcap"])
+    assert str(choice) == "attention reference (torch has no softcap)"
+
+
+@pytest.mark.usefixtures("without_torch_npu")
+def test_named_backend_without_its_package_is_an_error_with_the_remedy():
+    with pytest.raises(BackendMissingError, match=r"needs torch_npu: pip install torch-npu=="):
+        choose("rms_norm", device="npu", backend="npu")
+
+
+def test_named_backend_on_the_wrong_device_is_an_error():
+    with pytest.raises(BackendMissingError, match="backend npu serves npu, not cpu"):
+        kernels(device="cpu", backends={"rms_norm": "npu"})
+
+
+def test_named_backend_that_lacks_a_feature_is_an_error():
+    with pytest.raises(BackendMissingError, match="backend torch has no softcap"):
+        choose("attention", device="cpu", backend="torch", features={"softcap"})
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"device": "cdua"}, r"unknown device 'cdua'; did you mean cuda\?"),
+        ({"device": "cpu", "backends": {"rmsnorm": "auto"}}, r"did you mean rms_norm\?"),
+        ({"device": "cpu", "backends": {"swiglu": "touch"}}, r"did you mean torch\?"),
+        ({"device": "cpu", "features": {"attention": ["softcup"]}}, r"did you mean softcap\?"),
+    ],
+)
+def test_unknown_names_get_a_suggestion(options, match):
+    with pytest.raises(UnknownNameError, match=match):
+        kernels(**options)
+
+
+def test_provider_holds_every_operator_and_prints_one_line():
+    provided = kernels(device="cpu", backends={"swiglu": "reference"})
+    assert [choice.operator for choice in provided.choices] == list(OPERATORS)
+    line = str(provided)
+    assert line.startswith("kernels on cpu: rms_norm torch, swiglu reference, ")
+    assert "\n" not in line
+    for name in OPERATORS:
+        assert callable(getattr(provided, name))
+
+
+@pytest.mark.parametrize("group", ["llm_train.kernels", "llm_infer.kernels"])
+def test_entry_point_gives_the_provider(group):
+    (point,) = entry_points(group=group, name="llm-kernels-npu")
+    out = point.load()(device="cpu").swiglu(torch.tensor([[0.0, 5.0]]))
+    assert out.tolist() == [[0.0]]
+
+
+def test_auto_order_ends_with_the_reference():
+    assert all(order[-1] == "reference" for order in AUTO_ORDER.values())
+
+
+def test_importing_needs_neither_torch_npu_nor_triton():
+    code = (
+        "import sys; sys.modules['torch_npu'] = sys.modules['triton'] = None\n"
+        "import llm_kernels_npu; assert 'torch' not in sys.modules\n"
+        "k = llm_kernels_npu.kernels(device='cpu')\n"
+        "import torch; k.rms_norm(torch.ones(2, 4), torch.ones(4), eps=1e-6)\n"
+        "q = torch.ones(1, 3, 2, 4); k.attention(q, q, q, causal=True)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_help_imports_no_torch():
+    code = (
+        "import sys; from llm_kernels_npu.cli import main\n"
+        "try: main(['check', '--help'])\n"
+        "except SystemExit: assert 'torch' not in sys.modules and 'rich' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
+
+
+def test_dispatch_adds_at_most_three_microseconds():
+    q = torch.ones(1, 1, 1, 2)
+    cases = {
+        "rms_norm": ((torch.ones(1, 2), torch.ones(2)), {"eps": 1e-6}),
+        "swiglu": ((torch.ones(1, 2),), {}),
+        "cross_entropy": ((torch.ones(1, 2), torch.zeros(1, dtype=torch.int64)), {}),
+        "linear_cross_entropy": (
+            (torch.ones(1, 2), torch.ones(3, 2), torch.zeros(1, dtype=torch.int64)),
+            {},
+        ),
+        "rope": ((q, q, q), {}),
+        "attention": ((q, q, q), {"causal": True}),
+    }
+    assert cases.keys() == OPERATORS.keys()
+    for name, (args, options) in cases.items():
+        run = load(name, "torch")[0]
+        bound = bind(Choice(operator=name, backend="torch"))
+        overhead = min(
+            _microseconds(bound, args, options) - _microseconds(run, args, options)
+            for _ in range(5)
+        )
+        assert overhead <= 3.0, f"{name}: {overhead:.2f} µs"
+
+
+def _microseconds(call, args, options) -> float:
+    times = []
+    with torch.no_grad():
+        for _ in range(300):
+            start = time.perf_counter_ns()
+            call(*args, **options)
+            times.append(time.perf_counter_ns() - start)
+    return statistics.median(times) / 1000

@@ -1,0 +1,77 @@
+"""Tiny models and datasets for training tests, made by libraries we did not write."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+GOLDEN = Path(__file__).parents[1] / "contracts" / "arch" / "golden"
+
+
+@pytest.fixture(scope="session")
+def toy_prefix(tmp_path_factory):
+    """A dataset of 200 documents over 250 ids, written by megatron-core's own builder."""
+    import fork_ranks
+
+    fork_ranks.warm()
+    import torch
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    prefix = tmp_path_factory.mktemp("toy") / "toy"
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
+    random = np.random.RandomState(0)
+    for _ in range(200):
+        length = random.randint(20, 200)
+        tokens = np.cumsum(random.randint(0, 3, length)) % 250
+        builder.add_document(torch.from_numpy(tokens.astype(np.uint16)), [length])
+    builder.finalize(f"{prefix}.idx")
+    return prefix
+
+
+@pytest.fixture
+def run_document(toy_prefix, tmp_path):
+    """A run of 10 steps from random weights, as a document; tests override what they need."""
+    return {
+        "model": {"arch": str(GOLDEN / "qwen3_tiny.json"), "init_std": 0.1},
+        "data": {"train": [str(toy_prefix)]},
+        "train": {
+            "max_steps": 10,
+            "seq_length": 32,
+            "global_batch_size": 8,
+            "micro_batch_size": 1,
+        },
+        "optimizer": {"lr": 1e-3, "warmup_steps": 2},
+        "save": {"path": str(tmp_path / "run")},
+        "device": "cpu",
+    }
+
+
+@pytest.fixture
+def moe_arch(tmp_path):
+    """The tiny Qwen3 with experts in its last three layers."""
+    arch = json.loads((GOLDEN / "qwen3_tiny.json").read_text())
+    layer = arch["layers"][0]
+    arch["layers"] = [{**layer, "count": 1}, {**layer, "count": 3, "feed_forward": "moe"}]
+    arch["moe"] = {
+        "experts": 4,
+        "top_k": 2,
+        "ffn_hidden_size": 64,
+        "activation": "silu",
+        "gated": True,
+        "bias": False,
+        "clamp": None,
+        "shared": None,
+        "router": {
+            "score": "softmax",
+            "pre_softmax": False,
+            "normalize": True,
+            "scaling": 1.0,
+            "bias": False,
+            "groups": None,
+            "top_groups": None,
+        },
+    }
+    path = tmp_path / "moe.json"
+    path.write_text(json.dumps(arch))
+    return path

@@ -1,0 +1,119 @@
+"""A run that stops goes on exactly, at any layout, and never from damaged files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fork_ranks import RankError, run_ranks
+from llm_train.edge import checkpoint_files
+
+
+def train(document, world_size=1):
+    def rank(_rank):
+        from llm_train.config_parse import parse
+        from llm_train.edge.run import run
+
+        run(parse(document, [], "test"))
+
+    run_ranks(rank, world_size)
+    return losses(Path(document["save"]["path"]))
+
+
+def losses(folder):
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {record["step"]: record["loss"] for record in records if "loss" in record}
+
+
+@pytest.fixture
+def stopped(run_document):
+    """A run of 10 steps with checkpoints at 5 and 10, as if stopped after step 7."""
+    run_document["save"]["every"] = 5
+    whole = train(run_document)
+    root = Path(run_document["save"]["path"])
+    newest = checkpoint_files.iteration_folder(root, 10)
+    newest.rename(root / ".saving_0000010")  # a save that did not finish
+    return run_document, whole
+
+
+def test_resumed_losses_are_bit_equal(stopped):
+    """Without a step counter a parameter (megatron-core shares one) the curve leaves at once."""
+    document, whole = stopped
+    assert train(document) == whole
+    assert list(whole) == list(range(1, 11))
+
+
+def test_run_resumes_at_another_layout(stopped):
+    document, whole = stopped
+    document["parallel"] = {"tp": 2}
+    resumed = train(document, world_size=2)
+    assert resumed == pytest.approx(whole, abs=1e-5)
+
+
+def flip_a_byte(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("damage", ["flipped byte", "cut short", "missing"])
+def test_damaged_checkpoint_is_passed_over_and_said(run_document, damage, capfd):
+    run_document["save"]["every"] = 5
+    whole = train(run_document)
+    folder = checkpoint_files.iteration_folder(Path(run_document["save"]["path"]), 10)
+    victim = max(folder.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    if damage == "flipped byte":
+        flip_a_byte(victim)
+    elif damage == "cut short":
+        victim.write_bytes(victim.read_bytes()[:-100])
+    else:
+        victim.unlink()
+    problem = checkpoint_files.damage(
+        folder, victim.name, checkpoint_files.read_description(folder).files[victim.name]
+    )
+    assert problem is not None
+    assert str(victim) in problem
+    assert "want" in problem or "lists it" in problem
+    assert train(run_document) == whole  # steps 6 to 10 were done again, from 5
+
+
+def test_resume_require_without_a_checkpoint_is_an_error(run_document):
+    run_document["save"]["resume"] = "require"
+    with pytest.raises(RankError, match="no whole checkpoint to resume from"):
+        train(run_document)
+
+
+def test_another_architecture_is_refused(run_document, moe_arch):
+    run_document["train"]["max_steps"] = 3
+    train(run_document)
+    run_document["model"]["arch"] = str(moe_arch)
+    with pytest.raises(RankError, match="is of another architecture"):
+        train(run_document)
+
+
+def test_only_the_newest_checkpoints_are_kept(run_document):
+    run_document["save"] |= {"every": 2, "keep": 2}
+    train(run_document)
+    root = Path(run_document["save"]["path"])
+    assert checkpoint_files.finished_iterations(root) == [8, 10]
+    assert (root / checkpoint_files.TRACKER).read_text() == "10\n"
+
+
+def test_expert_moments_survive_a_change_of_expert_parallel(run_document, moe_arch):
+    """megatron-core has one optimizer without expert parallel and two with it."""
+    run_document["model"]["arch"] = str(moe_arch)
+    run_document["save"]["every"] = 5
+    whole = train(run_document)
+    root = Path(run_document["save"]["path"])
+    checkpoint_files.iteration_folder(root, 10).rename(root / ".saving_0000010")
+    run_document["parallel"] = {"ep": 2}
+    assert train(run_document, world_size=2) == pytest.approx(whole, abs=1e-5)
+
+
+def test_a_run_with_only_damaged_checkpoints_is_not_started_anew(run_document):
+    run_document["train"]["max_steps"] = 3
+    train(run_document)
+    folder = checkpoint_files.iteration_folder(Path(run_document["save"]["path"]), 3)
+    (folder / checkpoint_files.DESCRIPTION).write_text("{")
+    with pytest.raises(RankError, match=r"none of its 1 checkpoints is whole .*not JSON"):
+        train(run_document)

@@ -1,0 +1,236 @@
+"""What torch_npu's own operators compute, from their documentation, on CPU tensors.
+
+Each takes the schema's arguments by name. Backward operators are written from the formulas,
+not through autograd, so that they check the autograd nodes of torch_npu which call them.
+"""
+
+import torch
+from torch import Tensor
+
+_STATISTICS_WIDTH = 8
+
+
+def rms_norm(input, gamma, epsilon):  # noqa: A002  # the schema's name
+    rstd = torch.rsqrt(input.float().square().mean(-1, keepdim=True) + epsilon)
+    return (input.float() * rstd * gamma.float()).to(input.dtype), rstd
+
+
+def rms_norm_backward(dy, input, gamma, rstd):  # noqa: A002
+    normed = input.float() * rstd
+    scaled = dy.float() * gamma.float()
+    dx = rstd * (scaled - normed * (scaled * normed).mean(-1, keepdim=True))
+    return dx.to(input.dtype), (dy.float() * normed).flatten(0, -2).sum(0)
+
+
+def swiglu(input, dim):  # noqa: A002
+    gate, up = input.float().chunk(2, dim)
+    return (gate * torch.sigmoid(gate) * up).to(input.dtype)
+
+
+def swiglu_backward(grad_output, input, dim):  # noqa: A002
+    gate, up = input.float().chunk(2, dim)
+    dy, s = grad_output.float(), torch.sigmoid(gate)
+    d_gate = dy * up * s * (1 + gate * (1 - s))
+    return torch.cat((d_gate, dy * gate * s), dim).to(input.dtype)
+
+
+def rotary_mul(input, r1, r2, rotary_mode, rotate):  # noqa: A002
+    if rotate is not None:
+        raise NotImplementedError("npu_rotary_mul with a rotate matrix")
+    x = input.float()
+    return (r1.float() * x + r2.float() * _partner(x, rotary_mode)).to(input.dtype)
+
+
+def rotary_mul_backward(grad, input, r1, r2, rotary_mode):  # noqa: A002
+    dy, x = grad.float(), input.float()
+    # The partner map is a rotation by a quarter turn: its transpose is its negative.
+    dx = dy * r1.float() - _partner(dy * r2.float(), rotary_mode)
+    d_r1, d_r2 = (
+        (dy * x).sum_to_size(r1.shape),
+        (dy * _partner(x, rotary_mode)).sum_to_size(r2.shape),
+    )
+    return dx.to(input.dtype), d_r1.to(input.dtype), d_r2.to(input.dtype)
+
+
+def _partner(x: Tensor, mode: str) -> Tensor:
+    if mode == "half":
+        x1, x2 = x.chunk(2, -1)
+        return torch.cat((-x2, x1), -1)
+    assert mode == "interleave"
+    return torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
+
+
+def cross_entropy_loss(
+    input,  # noqa: A002
+    target,
+    weight,
+    reduction,
+    ignore_index,
+    label_smoothing,
+    lse_square_scale_for_zloss,
+    return_zloss,
+):
+    if weight is not None or reduction != "none" or label_smoothing or return_zloss:
+        raise NotImplementedError("npu_cross_entropy_loss beyond plain losses a row")
+    del lse_square_scale_for_zloss
+    log_prob = torch.log_softmax(input.float(), -1)
+    ignored = target == ignore_index
+    picked = log_prob.gather(1, target.masked_fill(ignored, 0)[:, None])[:, 0]
+    loss = (-picked).masked_fill(ignored, 0.0)
+    nothing = torch.zeros_like(loss)
+    results = (loss, log_prob, nothing, nothing.clone())
+    return tuple(result.to(input.dtype) for result in results)
+
+
+def cross_entropy_loss_backward(grad_loss, log_prob, target, ignore_index, **_unused):
+    ignored = target == ignore_index
+    one_hot = torch.nn.functional.one_hot(target.masked_fill(ignored, 0), log_prob.shape[1])
+    slope = (log_prob.float().exp() - one_hot) * grad_loss.float()[:, None]
+    return slope.masked_fill(ignored[:, None], 0.0).to(log_prob.dtype)
+
+
+def fusion_attention(
+    query, key, value, head_num, input_layout, atten_mask, scale, keep_prob, sparse_mode,
+    pre_tockens, next_tockens, pse, padding_mask, sink, dropout_mask=None, **_unused,
+):  # fmt: skip
+    given = (pse, padding_mask, sink, dropout_mask)
+    if any(option is not None for option in given) or keep_prob != 1.0:
+        raise NotImplementedError("npu_fusion_attention with pse, sink or dropout")
+    q, k, v = _heads_first(query, key, value, input_layout, head_num)
+    scores = q @ k.mT * scale
+    hidden = _hidden(scores, atten_mask, sparse_mode, pre_tockens, next_tockens)
+    scores = scores.masked_fill(hidden, float("-inf"))
+    top = scores.amax(-1, keepdim=True)
+    weights = (scores - top).exp()
+    total = weights.sum(-1, keepdim=True)
+    out = ((weights / total) @ v).to(query.dtype)
+    width = (*top.shape[:-1], _STATISTICS_WIDTH)
+    statistics = (top.expand(width).contiguous(), total.expand(width).contiguous())
+    return _from_heads_first(out, input_layout), *statistics, query.new_empty(0), 0, 0, 0
+
+
+def fusion_attention_grad(
+    query, key, value, dy, head_num, input_layout, atten_mask, softmax_max, softmax_sum,
+    attention_in, scale_value, sparse_mode, pre_tockens, next_tockens, **_unused,
+):  # fmt: skip
+    q, k, v = _heads_first(query, key, value, input_layout, head_num)
+    d, out = (_to_heads_first(x, input_layout).float() for x in (dy, attention_in))
+    scores = q @ k.mT * scale_value
+    hidden = _hidden(scores, atten_mask, sparse_mode, pre_tockens, next_tockens)
+    scores = scores.masked_fill(hidden, float("-inf"))
+    p = (scores - softmax_max[..., :1]).exp() / softmax_sum[..., :1]
+    ds = p * (d @ v.mT - (d * out).sum(-1, keepdim=True)) * scale_value
+    groups = _to_heads_first(key, input_layout).shape[1]
+    grads = (ds @ k, _sum_groups(ds.mT @ q, groups), _sum_groups(p.mT @ d, groups))
+    moved = (_from_heads_first(grad.to(query.dtype), input_layout) for grad in grads)
+    return *moved, query.new_empty(0), query.new_empty(0)
+
+
+def fusion_attention_v3(**arguments):
+    """What scaled_dot_product_attention becomes on an NPU; seed and offset are tensors here."""
+    *results, _seed, _offset, _count = fusion_attention(**arguments)
+    return *results, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+
+
+def _to_heads_first(x: Tensor, layout: str) -> Tensor:
+    if layout == "BSND":
+        return x.transpose(1, 2)
+    assert layout == "BNSD", layout
+    return x
+
+
+def _from_heads_first(x: Tensor, layout: str) -> Tensor:
+    return _to_heads_first(x, layout).contiguous()
+
+
+def _heads_first(query, key, value, layout, head_num):
+    q, k, v = (_to_heads_first(x, layout).float() for x in (query, key, value))
+    assert q.shape[1] == head_num
+    repeats = head_num // k.shape[1]
+    return q, k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+
+
+def _sum_groups(grad: Tensor, groups: int) -> Tensor:
+    return grad.unflatten(1, (groups, -1)).sum(2)
+
+
+def _hidden(scores, mask, sparse_mode, pre_tockens, next_tockens) -> Tensor:
+    """True where a query must not look, per the table of sparse modes in torch_npu's docs."""
+    queries, keys = scores.shape[-2:]
+    if sparse_mode == 0 and mask is None:
+        return torch.zeros(queries, keys, dtype=torch.bool)
+    if sparse_mode in (0, 1):
+        return mask.bool()
+    assert mask.shape == (2048, 2048), "the compressed modes take the 2048 x 2048 triangle"
+    assert torch.equal(mask.bool(), torch.ones(2048, 2048, dtype=torch.bool).triu(1))
+    query, key = torch.arange(queries)[:, None], torch.arange(keys)[None, :]
+    if sparse_mode == 2:
+        return key > query
+    # Modes 3 and 4 count from the lower right corner.
+    distance = query + (keys - queries) - key
+    if sparse_mode == 3:
+        return distance < 0
+    assert sparse_mode == 4, sparse_mode
+    return (distance > pre_tockens) | (distance < -next_tockens)
+
+
+def repeat_interleave_backward_int(grad, input, repeats, dim):  # noqa: A002
+    if dim is None:
+        return grad.reshape(input.numel(), repeats).sum(1).reshape(input.shape)
+    axis = dim % input.dim()
+    return grad.unflatten(axis, (input.shape[axis], repeats)).sum(axis + 1)
+
+
+def matmul_backward(grad, self, other, mask):
+    """torch_npu differentiates matmul as one operator; the CPU has no kernel of that name."""
+    left = self[None] if self.dim() == 1 else self
+    right = other[:, None] if other.dim() == 1 else other
+    grad = grad.unsqueeze(-2) if self.dim() == 1 else grad
+    grad = grad.unsqueeze(-1) if other.dim() == 1 else grad
+    d_self = (grad @ right.mT).sum_to_size(left.shape).reshape(self.shape) if mask[0] else None
+    d_other = (left.mT @ grad).sum_to_size(right.shape).reshape(other.shape) if mask[1] else None
+    return d_self, d_other
+
+
+def gather_backward(grad, self_size, dim, index, sparse_grad):
+    assert not sparse_grad
+    return grad.new_zeros(self_size).scatter_add(dim, index, grad)
+
+
+def format_cast(input, **_unused):  # noqa: A002
+    """Memory layouts are the device's own business."""
+    return input
+
+
+def dtype_cast(input, dtype):  # noqa: A002
+    return input.to(dtype)
+
+
+def dtype_cast_backward(grad, dtype):
+    return grad.to(dtype)
+
+
+FUSED = {
+    "npu_rms_norm": rms_norm,
+    "npu_rms_norm_backward": rms_norm_backward,
+    "npu_swiglu": swiglu,
+    "npu_swiglu_backward": swiglu_backward,
+    "npu_rotary_mul": rotary_mul,
+    "npu_rotary_mul_backward": rotary_mul_backward,
+    "npu_cross_entropy_loss": cross_entropy_loss,
+    "npu_cross_entropy_loss_backward": cross_entropy_loss_backward,
+    "npu_fusion_attention": fusion_attention,
+    "npu_fusion_attention_grad": fusion_attention_grad,
+    "npu_fusion_attention_v3": fusion_attention_v3,
+    "npu_fusion_attention_grad_v3": fusion_attention_grad,
+    "npu_gather_backward": gather_backward,
+    "npu_format_cast": format_cast,
+    "_npu_format_cast": format_cast,
+    "_npu_dtype_cast": dtype_cast,
+    "_npu_dtype_cast_backward": dtype_cast_backward,
+    "repeat_interleave_backward_int": repeat_interleave_backward_int,
+}
+"""Operators by their name in the `npu` namespace."""
+
+ATEN = {"matmul_backward": matmul_backward}
+"""Operators of PyTorch's own that only device plug-ins implement."""
