@@ -98,7 +98,7 @@ def test_a_dead_rank_ends_the_others_and_its_error_comes_first(tmp_path):
     assert "ArithmeticError: the sum of all fears" in lines
     assert f"its log: {tmp_path}/logs/rank_1.log" in lines
     assert lines[-1] == "then ended: rank 0 (ended by SIGTERM), rank 2 (ended by SIGTERM)"
-    assert time.monotonic() - started_s < 10
+    assert time.monotonic() - started_s < 45  # the ranks would sleep for 60
     assert not any(is_alive(pid) for pid in pids(tmp_path))
 
 
@@ -159,7 +159,7 @@ def test_a_rank_that_ignores_sigterm_is_killed_with_its_workers(tmp_path):
     started_s = time.monotonic()
     with pytest.raises(RunFailedError, match="rank 0 of 2 failed first: exit code 3"):
         launch(tmp_path, body, grace_s=0.5)
-    assert time.monotonic() - started_s < 10
+    assert time.monotonic() - started_s < 45  # the ranks would sleep for 60
     assert len(pids(tmp_path)) == 4
     assert wait_until(lambda: not any(is_alive(pid) for pid in pids(tmp_path)))
 

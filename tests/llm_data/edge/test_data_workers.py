@@ -8,7 +8,7 @@ import pytest
 
 from llm_data.edge import workers
 from llm_data.edge.workers import DEPTH, encode_in_order
-from llm_data.encode import EncoderSpec
+from llm_data.tasks.pretrain import PretrainSpec
 from llm_data.errors import DataError
 from llm_data.records import Batch, Place, Record, Shape
 
@@ -22,7 +22,7 @@ def batches(count, size=1):
 
 @pytest.fixture
 def spec(tokenizer):
-    return EncoderSpec(
+    return PretrainSpec(
         tokenizer_file=tokenizer / "tokenizer.json", key="text", eod_id=None, dtype="int32"
     )
 

@@ -1,90 +1,59 @@
-"""Batches of records to packed token ids. Light on imports: every worker pays for them."""
+"""What a task makes of a batch of records: columns of packed token ids."""
 
-from array import array
-from dataclasses import dataclass
-from pathlib import Path
-from types import MappingProxyType
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
-from tokenizers import Tokenizer
+from llm_data.records import Batch, Place, Reject
 
-from llm_data.errors import DataError
-from llm_data.records import Batch, Place, Reason, Reject, text_of
-from llm_data.tokenizer import TokenDtype
+ColumnDtype = Literal["uint16", "int32"]
 
-_TYPECODES = MappingProxyType({"uint16": "H", "int32": "i"})
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One stream of ids: its own pair of files."""
+
+    name: str
+    dtype: ColumnDtype
+
+
+class EncodedColumn(NamedTuple):
+    """Ids end to end, and an int32 length a sequence."""
+
+    tokens: bytes
+    lengths: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedBatch:
-    """The documents of a batch: ids end to end, int32 lengths, and what gave no document."""
+    """The documents of a batch and what gave no document.
 
-    tokens: bytes
-    lengths: bytes
+    `columns` are in the order of the spec's. `sizes` holds an int32 number of sequences for each
+    document. `num_tokens` counts the first column. `notes` counts what a user wants to know and
+    what is no reject, such as `truncated`.
+    """
+
+    columns: tuple[EncodedColumn, ...]
+    sizes: bytes
     num_documents: int
     num_tokens: int
     rejects: tuple[Reject, ...]
     payload_bytes: int
     end: Place
+    notes: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncoderSpec:
-    """How to make an encoder in another process."""
-
-    tokenizer_file: Path
-    key: str
-    eod_id: int | None
-    dtype: TokenDtype
-
-    def build(self) -> "Encoder":
-        """The encoder; reads the tokenizer file."""
-        try:
-            tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
-        except Exception as error:  # noqa: BLE001 - the Rust side raises bare Exception
-            raise DataError(f"{self.tokenizer_file}: not a tokenizer: {error}") from None
-        # A tokenizer saved with truncation would silently cut documents.
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return Encoder(tokenizer, self)
-
-
-class Encoder:
+class Encoder(Protocol):
     """A tokenizer with the choices of one run."""
 
-    def __init__(self, tokenizer: Tokenizer, spec: EncoderSpec) -> None:
-        self._tokenizer = tokenizer
-        self._spec = spec
+    def __call__(self, batch: Batch, /) -> EncodedBatch: ...
 
-    def __call__(self, batch: Batch) -> EncodedBatch:
-        """The batch's documents in order."""
-        texts: list[str] = []
-        places: list[Place] = []
-        rejects: list[Reject] = []
-        for item in batch.items:
-            found = item if isinstance(item, Reject) else text_of(item, key=self._spec.key)
-            if isinstance(found, Reject):
-                rejects.append(found)
-            else:
-                texts.append(found)
-                places.append(item.place)
-        tokens: array[int] = array(_TYPECODES[self._spec.dtype])
-        lengths = array("i")
-        for place, encoding in zip(places, self._tokenizer.encode_batch_fast(texts), strict=True):
-            ids = encoding.ids
-            if not ids:
-                detail = "the tokenizer gives no tokens for the text"
-                rejects.append(Reject(place=place, reason=Reason.EMPTY, detail=detail))
-                continue
-            if self._spec.eod_id is not None:
-                ids.append(self._spec.eod_id)
-            tokens.extend(ids)
-            lengths.append(len(ids))
-        return EncodedBatch(
-            tokens=tokens.tobytes(),
-            lengths=lengths.tobytes(),
-            num_documents=len(lengths),
-            num_tokens=len(tokens),
-            rejects=tuple(rejects),
-            payload_bytes=batch.payload_bytes,
-            end=batch.items[-1].place,
-        )
+
+@runtime_checkable
+class EncoderSpec(Protocol):
+    """How to make an encoder in another process: small, and it can be pickled."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]: ...
+
+    def build(self) -> Encoder: ...

@@ -11,7 +11,7 @@ from llm_data.errors import did_you_mean, listed
 
 
 class Reason(StrEnum):
-    """Why a record gave no document. `EMPTY` is always a counted drop, the rest are errors."""
+    """Why a record gave no document. Those in `COUNTED` are always counted drops, the rest errors."""
 
     EMPTY = "empty"
     INVALID_JSON = "invalid_json"
@@ -20,6 +20,25 @@ class Reason(StrEnum):
     WRONG_TYPE = "wrong_type"
     BROKEN_ROW = "broken_row"
     BROKEN_FILE = "broken_file"
+    UNKNOWN_ROLE = "unknown_role"
+    WRONG_TURNS = "wrong_turns"
+    WRONG_VALUE = "wrong_value"
+    NOT_IN_TEMPLATE = "not_in_template"
+    UNPROVEN_MASK = "unproven_mask"
+    NO_TARGET = "no_target"
+    TOO_LONG = "too_long"
+
+
+COUNTED = frozenset({Reason.EMPTY, Reason.TOO_LONG})
+
+
+class RecordRefusedError(Exception):
+    """A record gives no sample: why, and what was found and wanted."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
 
 
 class Shape(StrEnum):

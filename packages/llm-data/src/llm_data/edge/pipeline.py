@@ -27,7 +27,8 @@ from llm_data.edge.workers import encode_in_order
 from llm_data.encode import EncodedBatch, EncoderSpec
 from llm_data.errors import DataError, UsageError
 from llm_data.formats.manifest import FileEntry, Manifest, Tokenizer, pack_manifest
-from llm_data.records import Reason, Reject
+from llm_data.records import COUNTED, Reject
+from llm_data.tasks.pretrain import PretrainSpec
 from llm_data.tokenizer import TokenDtype, TokenizerFacts, choose_dtype
 
 # Below this much input a further process costs more than it brings.
@@ -56,7 +57,7 @@ class _Plan:
 
     @property
     def encoder(self) -> EncoderSpec:
-        return EncoderSpec(
+        return PretrainSpec(
             tokenizer_file=find_tokenizer_file(self.config.tokenizer),
             key=self.config.key,
             eod_id=self.identity.eod_id,
@@ -215,14 +216,14 @@ def _take(
     plan: _Plan, batch: EncodedBatch, spool: Spool, rejects: RejectFile, drops: Counter[str]
 ) -> None:
     for reject in batch.rejects:
-        if reject.reason is not Reason.EMPTY:
+        if reject.reason not in COUNTED:
             if plan.config.on_error is OnError.STOP:
                 hint = "--on-error skip sets such records aside and counts them"
                 raise DataError(f"{_where(plan, reject)}: {reject.detail} ({hint})")
             rejects.append(_quarantined(plan, reject))
         drops[reject.reason.value] += 1
-    ones = np.ones(batch.num_documents, dtype="<i4").tobytes()
-    spool.append(batch.tokens, lengths=batch.lengths, sizes=ones)
+    (column,) = batch.columns
+    spool.append(column.tokens, lengths=column.lengths, sizes=batch.sizes)
 
 
 def _marked(state: RunState, spool: Spool, rejects: RejectFile, drops: Counter[str]) -> RunState:

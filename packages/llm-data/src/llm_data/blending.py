@@ -1,0 +1,1 @@
+"""Placeholder while its helper writes it."""

@@ -1,0 +1,1 @@
+"""Records of every format as samples."""

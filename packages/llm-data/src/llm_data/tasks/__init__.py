@@ -1,0 +1,1 @@
+"""One module a task: how its records become columns."""
