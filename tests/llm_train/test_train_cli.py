@@ -272,7 +272,7 @@ from llm_train.overrides import ConfigError
 def run(config):
     if os.environ["RANK"] == "1":
         raise ConfigError("data/a.idx: 12 bytes, wanted 34")
-    time.sleep(60)
+    time.sleep(300)
 """
     process = command(engine, "run", config_file, "--nproc", "2")
     _, errors = process.communicate(timeout=60)
@@ -299,7 +299,7 @@ def test_ctrl_c_ends_the_ranks_and_the_command(command, config_file, tmp_path):
 import os, time
 def run(config):
     (config.save.path / f"pid_{os.environ['RANK']}").write_text(str(os.getpid()))
-    time.sleep(60)
+    time.sleep(300)
 """
     process = command(engine, "run", config_file, "--nproc", "2")
     out = tmp_path / "out"
@@ -308,7 +308,7 @@ def run(config):
         time.sleep(0.05)
     time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "stopped by SIGINT; all 2 ranks have ended" in errors
     for file in out.glob("pid_*"):

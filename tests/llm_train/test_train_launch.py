@@ -42,7 +42,7 @@ def pids(folder: Path) -> list[int]:
     return [int(text) for file in folder.glob("pid_*") if (text := file.read_text())]
 
 
-def wait_until(condition, timeout_s: float = 10.0) -> bool:
+def wait_until(condition, timeout_s: float = 60.0) -> bool:
     deadline_s = time.monotonic() + timeout_s
     while not condition() and time.monotonic() < deadline_s:
         time.sleep(0.02)
@@ -89,7 +89,7 @@ def test_a_dead_rank_ends_the_others_and_its_error_comes_first(tmp_path):
             if rank == 1:
                 wait_for("pid_0"), wait_for("pid_2")
                 raise ArithmeticError("the sum of all fears")
-            time.sleep(60)
+            time.sleep(300)
             """,
             nproc=3,
         )
@@ -98,7 +98,7 @@ def test_a_dead_rank_ends_the_others_and_its_error_comes_first(tmp_path):
     assert "ArithmeticError: the sum of all fears" in lines
     assert f"its log: {tmp_path}/logs/rank_1.log" in lines
     assert lines[-1] == "then ended: rank 0 (ended by SIGTERM), rank 2 (ended by SIGTERM)"
-    assert time.monotonic() - started_s < 45  # the ranks would sleep for 60
+    assert time.monotonic() - started_s < 120  # the ranks would sleep for 300
     assert not any(is_alive(pid) for pid in pids(tmp_path))
 
 
@@ -149,17 +149,17 @@ def test_a_killed_rank_is_the_cause_although_another_wrote_its_error_first(tmp_p
 def test_a_rank_that_ignores_sigterm_is_killed_with_its_workers(tmp_path):
     body = """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
     (folder / f"pid_worker_{rank}").write_text(str(worker.pid))
     if rank == 0:
         wait_for("pid_worker_1")
         sys.exit(3)
-    time.sleep(60)
+    time.sleep(300)
     """
     started_s = time.monotonic()
     with pytest.raises(RunFailedError, match="rank 0 of 2 failed first: exit code 3"):
         launch(tmp_path, body, grace_s=0.5)
-    assert time.monotonic() - started_s < 45  # the ranks would sleep for 60
+    assert time.monotonic() - started_s < 120  # the ranks would sleep for 300
     assert len(pids(tmp_path)) == 4
     assert wait_until(lambda: not any(is_alive(pid) for pid in pids(tmp_path)))
 
@@ -210,7 +210,7 @@ def test_a_signal_reaches_every_rank_once_and_waits_for_them_to_save(
     process = start_launcher(body)
     assert wait_until(lambda: len(list(tmp_path.glob("ready_*"))) == 2)
     os.killpg(process.pid, number)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert f"stopped by {number.name}; all 2 ranks have ended" in errors
     # Longer than grace_s, which is for ranks that hang after another died.
@@ -221,29 +221,29 @@ def test_a_second_interrupt_does_not_wait(tmp_path, start_launcher):
     body = """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     (folder / f"ready_{rank}").touch()
-    time.sleep(60)
+    time.sleep(300)
     """
     process = start_launcher(body)
     assert wait_until(lambda: len(list(tmp_path.glob("ready_*"))) == 2)
     os.killpg(process.pid, signal.SIGINT)
-    time.sleep(0.3)
+    time.sleep(1.0)
     assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert wait_until(lambda: not any(is_alive(pid) for pid in pids(tmp_path)))
 
 
 def test_nothing_is_left_when_the_launcher_itself_is_killed(tmp_path, start_launcher):
     body = """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
     (folder / f"pid_worker_{rank}").write_text(str(worker.pid))
-    time.sleep(60)
+    time.sleep(300)
     """
     process = start_launcher(body)
     assert wait_until(lambda: len(pids(tmp_path)) == 4)
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert wait_until(lambda: not any(is_alive(pid) for pid in pids(tmp_path)))
 
 

@@ -67,7 +67,7 @@ def test_a_killed_step_is_not_done_and_keeps_what_it_had(tmp_path: Path) -> None
     code = f"{WORKER}; import time; (out / 'stop').exists() or time.sleep(600)"
     arguments = step(tmp_path, "a", "-c", code, str(tmp_path / "a"))
     process = subprocess.Popen(arguments, start_new_session=True, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 90
     while not (tmp_path / "a" / "log").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
@@ -97,6 +97,6 @@ def test_the_record_tells_time_and_memory(tmp_path: Path) -> None:
 block = bytearray(b'x') * 200_000_000; time.sleep(1.2)"
     assert run(step(tmp_path, "a", "-c", hold, str(tmp_path / "a"))).returncode == 0
     record = json.loads((tmp_path / ".steps" / "a.json").read_text())
-    assert 1.2 < record["seconds"] < 30
+    assert 1.2 < record["seconds"] < 300
     if sys.platform == "linux":
         assert 200_000_000 < record["peak_bytes"] < 400_000_000
