@@ -94,6 +94,22 @@ def text_of(record: Record, *, key: str) -> str | Reject:
     return text
 
 
+def object_of(record: Record, *, wanted: str = "an object") -> Mapping[str, object] | Reject:
+    """The record's JSON object; `wanted` says in an error what it ought to be."""
+    try:
+        value: object = orjson.loads(record.payload)
+    except orjson.JSONDecodeError as error:
+        return _refused_json(record, error)
+    if not isinstance(value, dict):
+        return refused(record, Reason.WRONG_TYPE, f"found {_kind(value)}, want {wanted}")
+    return cast("Mapping[str, object]", value)
+
+
+def refused(record: Record, reason: Reason, detail: str) -> Reject:
+    """The record as a reject, with what stood there."""
+    return Reject(place=record.place, reason=reason, detail=detail, raw=_shown(record.payload))
+
+
 def _decoded(record: Record) -> str | Reject:
     if isinstance(record.payload, str):
         return record.payload
@@ -109,21 +125,16 @@ def _decoded(record: Record) -> str | Reject:
 
 
 def _json_text(record: Record, *, key: str) -> str | Reject:
-    try:
-        value: object = orjson.loads(record.payload)
-    except orjson.JSONDecodeError as error:
-        return _refused_json(record, error)
-    if not isinstance(value, dict):
-        detail = f"found {_kind(value)}, want an object with the key {key!r}"
-        return _reject(record, Reason.WRONG_TYPE, detail)
-    body = cast("Mapping[str, object]", value)
+    body = object_of(record, wanted=f"an object with the key {key!r}")
+    if isinstance(body, Reject):
+        return body
     if key not in body:
         detail = f"no key {key!r}; the record has {listed(body)}{did_you_mean(key, body)}"
-        return _reject(record, Reason.MISSING_KEY, detail)
+        return refused(record, Reason.MISSING_KEY, detail)
     text = body[key]
     if not isinstance(text, str):
         detail = f"{key!r} is {_kind(text)}, want a string"
-        return _reject(record, Reason.WRONG_TYPE, detail)
+        return refused(record, Reason.WRONG_TYPE, detail)
     return text
 
 
@@ -132,13 +143,9 @@ def _refused_json(record: Record, error: orjson.JSONDecodeError) -> Reject:
         if isinstance(record.payload, bytes):
             record.payload.decode()
     except UnicodeDecodeError as wrong:
-        return _reject(record, Reason.INVALID_UTF8, _not_utf8(wrong))
+        return refused(record, Reason.INVALID_UTF8, _not_utf8(wrong))
     detail = f"not JSON: {error.msg} at column {error.colno}"
-    return _reject(record, Reason.INVALID_JSON, detail)
-
-
-def _reject(record: Record, reason: Reason, detail: str) -> Reject:
-    return Reject(place=record.place, reason=reason, detail=detail, raw=_shown(record.payload))
+    return refused(record, Reason.INVALID_JSON, detail)
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:
