@@ -1,0 +1,187 @@
+"""Process rewards: a solution's ids, with a reward token as the label of each step's end."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tokenizers import Encoding, Tokenizer
+
+from llm_data.encode import Column, EncodedBatch
+from llm_data.errors import UsageError, listed
+from llm_data.messages import Sample, StepRewards
+from llm_data.records import Batch, Reason, RecordRefusedError
+from llm_data.tasks.chat import (
+    Refusals,
+    TaskInput,
+    encoded_batch,
+    expected,
+    nothing_left,
+    too_long,
+)
+from llm_data.tasks.chat_tokens import load_tokenizer
+from llm_data.tasks.columns import IdColumn, LabelColumn, labels_column
+
+# What may stand before a placeholder; a tokenizer may have a token of its own for each.
+_BEFORE = ("", " ", "\n")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrmSpec:
+    """How to make a process-reward encoder in another process.
+
+    `placeholder` ends every step; `reward_tokens` are the rewards allowed, none for any that is one
+    token. Both are looked up without special tokens, as in MindSpeed-LLM. Notes of its batches:
+    `truncated` samples, `loss_tokens` rewards.
+    """
+
+    source: TaskInput
+    placeholder: str
+    reward_tokens: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """In the order of the sample dataset's table."""
+        dtype = self.source.dtype
+        return (
+            Column(name="input_ids", dtype=dtype),
+            labels_column("labels"),
+            Column(name="attention_mask", dtype=dtype),
+        )
+
+    def build(self) -> "PrmEncoder":
+        """The encoder; UsageError if the placeholder or a reward is not one token."""
+        tokenizer = load_tokenizer(self.source.tokenizer_file)
+        wrong = [
+            f"{text!r} is the tokens {listed(map(repr, tokens))}"
+            for text in (self.placeholder, *self.reward_tokens)
+            if len(tokens := _tokens(tokenizer, text)) != 1
+        ]
+        if wrong:
+            raise UsageError(
+                f"{self.source.tokenizer_file}: a placeholder and a reward must be one token, but "
+                f"{'; '.join(wrong)}"
+            )
+        return PrmEncoder(self, read=self.source.samples.build(), tokenizer=tokenizer)
+
+
+class _Row(NamedTuple):
+    ids: list[int]
+    labels: list[int]
+    learned: list[tuple[int, int]]
+    is_truncated: bool
+
+
+class PrmEncoder:
+    """A tokenizer with the choices of one run."""
+
+    def __init__(
+        self,
+        spec: PrmSpec,
+        *,
+        read: Callable[[Mapping[str, object]], Sample],
+        tokenizer: Tokenizer,
+    ) -> None:
+        self._spec = spec
+        self._read = read
+        self._tokenizer = tokenizer
+        self._placeholders = _placeholder_ids(tokenizer, spec.placeholder)
+        self._rewards = {text: self._reward_id(text) for text in spec.reward_tokens}
+
+    def __call__(self, batch: Batch, /) -> EncodedBatch:
+        """The batch's solutions in order."""
+        refusals = Refusals()
+        samples = refusals.passed(refusals.opened(batch), self._sample)
+        texts = [sample.text for _, sample in samples]
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        joined = [
+            (record, (sample, encoding))
+            for (record, sample), encoding in zip(samples, encodings, strict=True)
+        ]
+        rows = refusals.passed(joined, self._label)
+        ids, labels = IdColumn(self._spec.source.dtype), LabelColumn()
+        for _, row in rows:
+            ids.append(row.ids)
+            labels.append(row.labels, row.learned)
+        return encoded_batch(
+            batch,
+            (ids.encoded(), labels.encoded(), ids.ones()),
+            rows=len(rows),
+            num_tokens=len(ids.tokens),
+            refusals=refusals,
+            notes={
+                "truncated": sum(row.is_truncated for _, row in rows),
+                "loss_tokens": labels.num_learned,
+            },
+        )
+
+    def _sample(self, body: Mapping[str, object]) -> StepRewards:
+        return expected(self._read(body), StepRewards)
+
+    def _label(self, found: tuple[StepRewards, Encoding]) -> _Row:
+        sample, encoding = found
+        ids = encoding.ids
+        rewards = [self._reward_of(text) for text in sample.rewards]
+        places = [place for place, number in enumerate(ids) if number in self._placeholders]
+        if len(places) != len(rewards):
+            raise RecordRefusedError(
+                Reason.WRONG_VALUE,
+                f"{len(places)} tokens are the placeholder {self._spec.placeholder!r}, "
+                f"want {len(rewards)}, one a reward",
+            )
+        if places and places[0] == 0:
+            raise RecordRefusedError(
+                Reason.WRONG_VALUE,
+                f"the text begins with the placeholder {self._spec.placeholder!r}, "
+                "want a step before it",
+            )
+        if not places:
+            raise RecordRefusedError(Reason.NO_TARGET, "no rewards")
+        limit = self._spec.source.limit
+        is_truncated = too_long(len(ids), limit)
+        if is_truncated and limit.seq_length is not None:
+            ids = ids[: limit.seq_length]
+            places = [place for place in places if place < limit.seq_length]
+            if not places:
+                raise nothing_left(limit.seq_length)
+        labels = list(ids)
+        for place, reward in zip(places, rewards, strict=False):
+            labels[place] = reward
+        return _Row(ids, labels, [(place, place + 1) for place in places], is_truncated)
+
+    def _reward_of(self, text: str) -> int:
+        known = self._rewards.get(text)
+        if known is not None:
+            return known
+        if self._spec.reward_tokens:
+            raise RecordRefusedError(
+                Reason.WRONG_VALUE,
+                f"reward {text!r}, want one of {listed(map(repr, self._spec.reward_tokens))}",
+            )
+        self._rewards[text] = self._reward_id(text)
+        return self._rewards[text]
+
+    def _reward_id(self, text: str) -> int:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        if len(encoding.ids) != 1:
+            raise RecordRefusedError(
+                Reason.WRONG_VALUE,
+                f"reward {text!r} is the tokens {listed(map(repr, encoding.tokens))}, want one",
+            )
+        return encoding.ids[0]
+
+
+def _tokens(tokenizer: Tokenizer, text: str) -> list[str]:
+    return tokenizer.encode(text, add_special_tokens=False).tokens
+
+
+def _placeholder_ids(tokenizer: Tokenizer, placeholder: str) -> frozenset[int]:
+    """The ids of the placeholder: alone, and where a space or a line break is joined to it."""
+    wanted = placeholder.strip()
+    found: set[int] = set()
+    for before in _BEFORE:
+        text = before + placeholder
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        start, end = encoding.offsets[-1]
+        if text[start:end].strip() == wanted:
+            found.add(encoding.ids[-1])
+    return frozenset(found)

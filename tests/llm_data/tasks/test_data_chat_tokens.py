@@ -1,0 +1,151 @@
+"""Which tokens of a rendered conversation are learned."""
+
+import random
+
+import pytest
+from tokenizers import Tokenizer, processors
+from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from chat_tokenizers import KINDS, LOSSLESS, SPECIAL, random_text
+from llm_data.errors import DataError
+from llm_data.records import Reason, RecordRefusedError
+from llm_data.tasks.chat_tokens import ChatTokenizer, ChatTokens, load_tokenizer, token_at
+from llm_data.templates import Rendered, Span
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}"
+    "{{ m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+)
+TIGHT = (
+    "<s>{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>"
+    "{% generation %}{{ m.content }}</s>{% endgeneration %}{% else %}<|im_end|>{{ m.content }}"
+    "{% endif %}{% endfor %}"
+)
+
+
+def _conversation(rng: random.Random) -> list[dict[str, str]]:
+    turns = rng.randint(1, 4)
+    roles = ["system"] * rng.randint(0, 1) + ["user", "assistant"] * turns
+    return [{"role": role, "content": random_text(rng).strip() or "x"} for role in roles]
+
+
+def _aligned(tokenizer, text: str, *spans: tuple[int, int]) -> ChatTokens:
+    chat = ChatTokenizer(tokenizer)
+    rendered = Rendered(text, tuple(Span(*span, n) for n, span in enumerate(spans)))
+    return chat.align(rendered, chat.encode([text])[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "template"),
+    [(kind, TIGHT) for kind in KINDS]
+    + [(kind, CHATML) for kind in KINDS if kind not in ("unigram", "word-piece")],
+)
+def test_ids_and_mask_are_those_of_transformers(kind, template):
+    tokenizer = KINDS[kind]()
+    theirs = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template)
+    chat = ChatTokenizer(tokenizer)
+    for seed in range(60):
+        messages = _conversation(random.Random(seed))
+        wanted = theirs.apply_chat_template(
+            messages, return_dict=True, return_assistant_tokens_mask=True
+        )
+        texts, indices = render_jinja_template(
+            conversations=[messages], chat_template=template, return_assistant_tokens_mask=True
+        )
+        rendered = Rendered(texts[0], tuple(Span(*pair, 0) for pair in indices[0]))
+        found = chat.align(rendered, chat.encode(texts)[0])
+        mask = [0] * len(found.ids)
+        for start, end, _ in found.spans:
+            mask[start:end] = [1] * (end - start)
+        assert found.ids == wanted["input_ids"]
+        assert mask == wanted["assistant_masks"]
+        assert 0 < sum(mask) < len(mask)
+
+
+@pytest.mark.parametrize("kind", [*LOSSLESS, "unigram"])
+def test_decoding_the_tokens_up_to_a_border_gives_the_text_up_to_it(kind):
+    tokenizer = KINDS[kind]()
+    cut = 0
+    for seed in range(120):
+        rng = random.Random(seed)
+        text = "".join(random_text(rng) for _ in range(3)).lstrip() + "ends here"
+        a, b, c, d = sorted(rng.sample(range(len(text) + 1), 4))
+        tokens = _aligned(tokenizer, text, (a, b), (c, d))
+        cut += tokens.ids != tokenizer.encode(text).ids
+        for span, borders in zip(tokens.spans, ((a, b), (c, d)), strict=True):
+            for position, border in zip(span[:2], borders, strict=True):
+                assert tokenizer.decode(tokens.ids[:position]) == text[:border]
+    # Borders at any character mostly lie within a token.
+    assert cut > 60
+
+
+@pytest.mark.parametrize("kind", [*LOSSLESS, "unigram"])
+def test_before_a_cut_answer_stand_the_tokens_that_inference_would_give(kind):
+    """The prompt alone, tokenized whole; and the answer is not tokenized as a first word."""
+    tokenizer = KINDS[kind]()
+    prompt, answer = "question the quick brown f", "ox jumps hello"
+    text = prompt + answer
+    assert token_at(tokenizer.encode(text), len(prompt), size=len(text)) is None
+    tokens = _aligned(tokenizer, text, (len(prompt), len(text)))
+    first = tokens.spans[0].start
+    assert tokens.ids[:first] == tokenizer.encode(prompt).ids
+    # In all these vocabularies a word's beginning is told from its inside by a mark at its front.
+    assert tokenizer.id_to_token(tokens.ids[first])[0] == "o"
+
+
+def test_a_prefix_is_not_added_to_the_text_after_a_cut():
+    """Llama 2's format with the space before the answer outside the answer."""
+    tokenizer = KINDS["sentencepiece-prepend"]()
+    text = "<s>[INST] hello [/INST] answer</s><s>[INST] question [/INST] brown</s>"
+    starts = [text.index("answer"), text.index("brown")]
+    spans = [(start, text.index("</s>", start) + 4) for start in starts]
+    tokens = _aligned(tokenizer, text, *spans)
+    pieces = [tokenizer.id_to_token(number) for number in tokens.ids]
+    said = ["".join(pieces[start:end]) for start, end, _ in tokens.spans]
+    assert said == ["answer</s>", "brown</s>"]
+    assert "".join(pieces) == (
+        "<s>▁[INST]▁hello▁[/INST]▁answer</s><s>▁[INST]▁question▁[/INST]▁brown</s>"
+    )
+
+
+def test_a_cut_that_would_change_the_text_is_refused():
+    """WordPiece writes the inside of a word otherwise than its beginning."""
+    text = "hello brown"
+    with pytest.raises(RecordRefusedError) as refusal:
+        _aligned(KINDS["word-piece"](), text, (8, 11))
+    assert refusal.value.reason is Reason.UNPROVEN_MASK
+    assert "want 'hello brown'" in refusal.value.detail
+
+
+def test_an_answer_that_begins_with_a_dropped_space_begins_with_the_token_after_it():
+    """WordPiece has no token for a space; transformers leaves the whole answer unmasked there."""
+    tokenizer = KINDS["word-piece"]()
+    text = "hello<|im_start|> brown fox</s>"
+    tokens = _aligned(tokenizer, text, (text.index(" brown"), len(text)))
+    start, end, _ = tokens.spans[0]
+    learned = [tokenizer.id_to_token(number) for number in tokens.ids[start:end]]
+    assert learned == ["brown", "fox", "</s>"]
+
+
+def test_special_tokens_are_only_those_written_in_the_text(tmp_path):
+    """A post-processor that adds its own, a truncation and a padding change nothing."""
+    tokenizer = Tokenizer.from_str(KINDS["byte-level"]().to_str())
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[(name, SPECIAL.index(name)) for name in SPECIAL]
+    )
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=50)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    chat = ChatTokenizer(load_tokenizer(tmp_path / "tokenizer.json"))
+    text = "<s>hello the quick brown fox</s>"
+    assert [tokenizer.id_to_token(n) for n in chat.encode([text])[0].ids] == [
+        *("<s>", "hello", "Ġthe", "Ġquick", "Ġbrown", "Ġfox", "</s>")
+    ]
+
+
+def test_a_file_that_is_no_tokenizer_is_named(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(DataError, match=r"tokenizer\.json: not a tokenizer"):
+        load_tokenizer(tmp_path / "tokenizer.json")
