@@ -19,7 +19,7 @@ Picks = NDArray[np.int16]
 
 # What an int16 can number; megatron-core has the same limit.
 MOST_DATASETS = 32766
-CHUNK = 1 << 14
+CHUNK = 1 << 16
 
 # Blending runs this many stretches of its order side by side, each after a run-up.
 _LANES = 512
@@ -98,10 +98,8 @@ class Recipe:
     def draws(self) -> Iterator[Draws]:
         """The order, in chunks of at most `CHUNK` documents."""
         drawn = np.zeros(len(self.sizes), dtype=np.int64)
-        for picks in self.picks():
-            for first in range(0, len(picks), CHUNK):
-                chunk = picks[first : first + CHUNK]
-                yield Draws(chunk, self._documents(chunk, drawn))
+        for picks in _in_chunks(self.picks()):
+            yield Draws(picks, self._documents(picks, drawn))
 
     def totals(self) -> Numbers:
         """How many documents come from each dataset."""
@@ -330,6 +328,20 @@ def _one_by_one(
         picks.append(pick)
     taken[:] = counts
     return np.array(picks, dtype=np.int16)
+
+
+def _in_chunks(pieces: Iterator[Picks]) -> Iterator[Picks]:
+    """The same picks, `CHUNK` at a time: each chunk has a cost of its own."""
+    waiting: list[Picks] = []
+    for piece in pieces:
+        waiting.append(piece)
+        if sum(map(len, waiting)) >= CHUNK:
+            joined = np.concatenate(waiting)
+            whole = len(joined) - len(joined) % CHUNK
+            yield from np.split(joined[:whole], range(CHUNK, whole, CHUNK))
+            waiting = [joined[whole:]]
+    if any(map(len, waiting)):
+        yield np.concatenate(waiting)
 
 
 def _check_weights(weights: Sequence[float], *, count: int) -> None:
