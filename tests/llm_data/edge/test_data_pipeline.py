@@ -258,7 +258,7 @@ def test_a_full_disk_leaves_nothing_final_and_can_go_on(config):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (256 << 10, limits[1]))
     try:
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(DataError, match=r"\.parts: File too large; what is done is kept"):
             preprocess(replace(config, chunk_bytes=1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -14,6 +14,7 @@ import pytest
 from llm_data.config import OnError, PreprocessConfig
 from llm_data.edge import readers
 from llm_data.edge.pipeline import preprocess
+from llm_data.edge.planning import layout_of
 from llm_data.edge.run_folder import RunFolder
 from llm_data.errors import DataError
 
@@ -74,6 +75,10 @@ def config(small_corpus, tokenizer, tmp_path) -> PreprocessConfig:
     )
 
 
+def run_folder(config: PreprocessConfig) -> RunFolder:
+    return RunFolder(layout_of(config, [config.key]))
+
+
 def start(config: PreprocessConfig, *, workers: int, tag: str) -> subprocess.Popen:
     command = [
         *(sys.executable, "-c", "from llm_data.cli import main; main()", "preprocess"),
@@ -126,7 +131,7 @@ def test_kill_and_rerun_is_byte_identical(config, big_corpus, tmp_path, workers)
 
 
 def _documents(progress: Path) -> int:
-    return json.loads(progress.read_bytes())["mark"]["num_documents"]
+    return json.loads(progress.read_bytes())["marks"]["text"]["num_documents"]
 
 
 class StoppedError(Exception):
@@ -152,7 +157,7 @@ def test_at_most_one_chunk_is_done_again(config):
     """The records read after resuming begin within a chunk of where the run was stopped."""
     with pytest.raises(StoppedError):
         preprocess(config, progress=StopAfter(20))
-    state = RunFolder(config.stem).load()
+    state = run_folder(config).load()
     assert state is not None
     # A batch is ≥ CHUNK_BYTES here, so each update but the interrupting one ended a chunk.
     counted = StopAfter(0)
@@ -172,7 +177,7 @@ def test_a_kill_between_the_last_renames_is_mended(config, tmp_path, monkeypatch
 
     def failing(self, target):
         nonlocal done
-        if self.parent.name.endswith(".parts") and not self.name.startswith("."):
+        if ".parts/" in str(self) and ".parts" not in str(target):
             if done == step:
                 raise StoppedError
             done += 1
@@ -225,14 +230,14 @@ def test_interrupted_overwriting_goes_on_where_it_was(config):
 
 
 def test_two_runs_do_not_write_at_once(config):
-    folder = RunFolder(config.stem)
+    folder = run_folder(config)
     with folder.locked(), pytest.raises(DataError, match="another llm-data is writing here"):
         preprocess(config)
 
 
 def test_a_state_that_cannot_be_read_is_named(config):
     interrupt(config)
-    Path(f"{config.stem}.parts/progress.json").write_text('{"state_version": 1}')
+    Path(f"{config.stem}.parts/progress.json").write_text('{"state_version": 2}')
     with pytest.raises(DataError, match=r"progress\.json: not a state this version wrote"):
         preprocess(config)
     preprocess(replace(config, resume=False))

@@ -21,6 +21,7 @@ MANIFEST = Manifest(
     level="document",
     append_eod=True,
     eod_id=None,
+    options={"split_sentences": True, "language": "english", "keep_newlines": None},
     tokenizer=Tokenizer(
         digest="ab", vocab_size=10, eos_token=None, eos_id=None, file="tokenizer.json"
     ),
@@ -44,7 +45,8 @@ def test_unpack_undoes_pack():
         (("sources", 0, "bytes"), True, "sources[0].bytes: True, want an integer"),
         (("files", "bin", "sha"), "0", "files.bin: unknown key 'sha'"),
         (("append_eod",), "yes", "append_eod: 'yes', want true or false"),
-        (("level",), "sentence", "level: 'sentence', want one of document"),
+        (("level",), "page", "level: 'page', want one of document, sentence"),
+        (("options", "language"), [], "options.language: [], want a string"),
         (("dtype",), "int64", "want one of uint16, int32"),
         (("drops", "empty"), 1.5, "drops.empty: 1.5, want an integer"),
         (("files", "idy"), {}, "want bin, idx"),

@@ -8,38 +8,97 @@ final; from then on publishing is only renames, the manifest's last.
 import fcntl
 import json
 import shutil
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from llm_data.config import RunIdentity
 from llm_data.edge.durable import sync, sync_folder, write_whole
-from llm_data.edge.token_dataset import SpoolMark, with_suffix
+from llm_data.edge.token_dataset import INDEX_FILE, TOKENS_FILE, SpoolMark, with_suffix
 from llm_data.errors import DataError
 from llm_data.records import Place
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
+
+
+class Pair(NamedTuple):
+    """One column's files: the spool's folder, what the manifest calls them, their final stem."""
+
+    spool: str
+    entry: str
+    stem: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Where a dataset's files stand: `stem` names the manifest and the run's folder."""
+
+    stem: Path
+    pairs: tuple[Pair, ...]
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """What the manifest calls a file, and its final name."""
+        return {
+            f"{pair.entry}{end}": with_suffix(pair.stem, f".{end}")
+            for pair in self.pairs
+            for end in ("bin", "idx")
+        }
+
+    @property
+    def manifest(self) -> Path:
+        """The manifest's final name."""
+        return with_suffix(self.stem, ".json")
+
+    @property
+    def rejects(self) -> Path:
+        """The quarantine's final name."""
+        return with_suffix(self.stem, ".rejects.jsonl")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackState:
+    """How many samples stand in whole rows, and the spools that hold those rows."""
+
+    samples: int = 0
+    marks: Mapping[str, SpoolMark] = field(default_factory=dict[str, SpoolMark])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """Where a run stands: counts of whole files, the last record done, the drops so far."""
+    """Where a run stands: counts of whole files, the last record done, the drops so far.
+
+    `is_read` says that no record is left; `packed` is how far the rows of a packed run are.
+    """
 
     identity: RunIdentity
-    mark: SpoolMark = field(default_factory=SpoolMark)
+    marks: Mapping[str, SpoolMark] = field(default_factory=dict[str, SpoolMark])
     place: Place | None = None
-    drops: dict[str, int] = field(default_factory=dict[str, int])
+    is_read: bool = False
+    drops: Mapping[str, int] = field(default_factory=dict[str, int])
+    notes: Mapping[str, int] = field(default_factory=dict[str, int])
     rejects_bytes: int = 0
+    packed: PackState = field(default_factory=PackState)
+
+    @property
+    def num_documents(self) -> int:
+        """Documents, or samples, that are whole in every column."""
+        return next((mark.num_documents for mark in self.marks.values()), 0)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the first column."""
+        return next((mark.num_tokens for mark in self.marks.values()), 0)
 
 
 class RunFolder:
     """Paths and state of one run at `<stem>.parts`."""
 
-    def __init__(self, stem: Path) -> None:
-        self.path = with_suffix(stem, ".parts")
-        self._stem = stem
+    def __init__(self, layout: Layout) -> None:
+        self.path = with_suffix(layout.stem, ".parts")
+        self._layout = layout
         self._progress = self.path / "progress.json"
         self._manifest = self.path / "manifest.json"
         self._rejects = self.path / "rejects.jsonl"
@@ -47,12 +106,18 @@ class RunFolder:
     @property
     def published(self) -> dict[Path, Path]:
         """Spool file to final name, in the order of publishing; the manifest comes last."""
-        return {
-            self.path / "tokens.bin": with_suffix(self._stem, ".bin"),
-            self.path / "index.idx": with_suffix(self._stem, ".idx"),
-            self._rejects: with_suffix(self._stem, ".rejects.jsonl"),
-            self._manifest: with_suffix(self._stem, ".json"),
-        }
+        found: dict[Path, Path] = {}
+        for pair in self._layout.pairs:
+            folder = self.column(pair.spool)
+            found[folder / TOKENS_FILE] = with_suffix(pair.stem, ".bin")
+            found[folder / INDEX_FILE] = with_suffix(pair.stem, ".idx")
+        found[self._rejects] = self._layout.rejects
+        found[self._manifest] = self._layout.manifest
+        return found
+
+    def column(self, name: str) -> Path:
+        """The folder of a column's spool."""
+        return self.path / f"column-{name}"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -70,7 +135,9 @@ class RunFolder:
         for path in (self._manifest, self._progress):
             path.unlink(missing_ok=True)
         for path in self.path.iterdir():
-            if path.name != "lock":
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "lock":
                 path.unlink()
 
     def load(self) -> RunState | None:
@@ -82,13 +149,12 @@ class RunFolder:
             if body.pop("state_version") != _STATE_VERSION:
                 raise ValueError("another version")
             body["identity"]["inputs"] = tuple(body["identity"]["inputs"])
-            return RunState(
-                identity=RunIdentity(**body["identity"]),
-                mark=SpoolMark(**body["mark"]),
-                place=Place(*body["place"]) if body["place"] else None,
-                drops=body["drops"],
-                rejects_bytes=body["rejects_bytes"],
-            )
+            body["identity"] = RunIdentity(**body["identity"])
+            body["marks"] = _marks_of(body["marks"])
+            body["place"] = Place(*body["place"]) if body["place"] else None
+            packed = body["packed"]
+            body["packed"] = PackState(samples=packed["samples"], marks=_marks_of(packed["marks"]))
+            return RunState(**body)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{self._progress}: not a state this version wrote ({error}); "
@@ -119,10 +185,13 @@ class RunFolder:
             if spool == self._rejects and spool.exists() and not spool.stat().st_size:
                 spool.unlink()
             elif spool.exists():
+                if spool == self._manifest:
+                    # The manifest vouches for the other names: they must last first.
+                    sync_folder(self._layout.stem.parent)
                 spool.replace(final)
             elif not final.exists() and spool != self._rejects:
                 raise DataError(f"{spool}: missing; --no-resume starts over")
-        sync_folder(self._stem.parent)
+        sync_folder(self._layout.stem.parent)
         self.remove()
 
     def remove(self) -> None:
@@ -152,7 +221,11 @@ class RejectFile:
         self._stream.close()
 
 
-def add_drops(before: dict[str, int], more: Counter[str]) -> dict[str, int]:
-    """Counts added up, by name."""
-    total = Counter(before) + more
-    return {reason: total[reason] for reason in sorted(total)}
+def add_counts(before: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
+    """Counts added up, by name in sorted order; those that stay 0 are left out."""
+    total = {name: before.get(name, 0) + more.get(name, 0) for name in (*before, *more)}
+    return {name: total[name] for name in sorted(total) if total[name]}
+
+
+def _marks_of(body: Mapping[str, Mapping[str, object]]) -> dict[str, SpoolMark]:
+    return {name: SpoolMark(**mark) for name, mark in body.items()}  # pyright: ignore[reportArgumentType] - JSON that we wrote

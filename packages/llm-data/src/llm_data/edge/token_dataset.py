@@ -18,6 +18,12 @@ from llm_data.formats.indexed import pack_header, pointers_of, unpack_index
 from llm_data.formats.manifest import FileEntry, Manifest, unpack_manifest
 from llm_data.formats.token_dataset import TokenDataset, check_dataset
 
+# What a spool's files are called.
+TOKENS_FILE = "tokens.bin"
+INDEX_FILE = "index.idx"
+LENGTHS_FILE = "lengths.int32"
+_SIZES_FILE = "documents.int32"
+
 _BLOCK = 1 << 20
 
 
@@ -38,13 +44,13 @@ class Spool:
     """
 
     def __init__(self, folder: Path, *, dtype: np.dtype[np.generic], mark: SpoolMark) -> None:
-        self.tokens_path = folder / "tokens.bin"
-        self.index_path = folder / "index.idx"
+        self.tokens_path = folder / TOKENS_FILE
+        self.index_path = folder / INDEX_FILE
         self._dtype = dtype
         self._done = mark
         folder.mkdir(parents=True, exist_ok=True)
-        self._lengths_path = folder / "lengths.int32"
-        self._sizes_path = folder / "documents.int32"
+        self._lengths_path = folder / LENGTHS_FILE
+        self._sizes_path = folder / _SIZES_FILE
         self._hash = _hash_of(self.tokens_path, mark.num_tokens * dtype.itemsize)
         if self._hash.hexdigest() != mark.sha256:
             raise DataError(

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Self
 
 from llm_data.edge import worker_process
 from llm_data.edge.worker_process import PARALLEL
@@ -18,20 +20,51 @@ from llm_data.records import Batch
 DEPTH = 3
 
 
-def encode_in_order(
-    batches: Iterable[Batch], spec: EncoderSpec, *, workers: int
-) -> Generator[EncodedBatch, None, None]:
-    """The batches encoded by `workers` processes (1: this one), in the order they came."""
-    if workers == 1:
-        with _single_threaded():
-            encoder = spec.build()
-            yield from map(encoder, batches)
-        return
-    pool = _Pool(spec, workers=workers)
-    try:
-        yield from pool.run(batches)
-    finally:
-        pool.close()
+class Crew:
+    """So many processes that encode; one means this process. A context: its end ends them."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._hired: list[_Worker] = []
+
+    def start(self) -> None:
+        """Let the processes load what they need while there is nothing to encode yet."""
+        if self.workers > 1 and not self._hired:
+            self._hired = [_Worker(number) for number in range(self.workers)]
+
+    def encode(
+        self, batches: Iterable[Batch], spec: EncoderSpec
+    ) -> Generator[EncodedBatch, None, None]:
+        """The batches encoded, in the order they came."""
+        if self.workers == 1:
+            with _single_threaded():
+                yield from map(spec.build(), batches)
+            return
+        self.start()
+        for worker in self._hired:
+            worker.send(spec)
+        # Batch i goes to worker i mod n, and comes back from it: order needs no bookkeeping.
+        waiting: deque[_Worker] = deque()
+        for number, batch in enumerate(batches):
+            worker = self._hired[number % self.workers]
+            worker.send(batch)
+            waiting.append(worker)
+            if len(waiting) >= DEPTH * self.workers:
+                yield waiting.popleft().receive()
+        while waiting:
+            yield waiting.popleft().receive()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        while self._hired:
+            self._hired.pop().close()
 
 
 @contextmanager
@@ -55,7 +88,7 @@ class _Worker:
     that called us again, so that script needs no guard and the start costs less.
     """
 
-    def __init__(self, spec: EncoderSpec, number: int) -> None:
+    def __init__(self, number: int) -> None:
         self._number = number
         inbox, send = os.pipe()
         receive, outbox = os.pipe()
@@ -71,7 +104,6 @@ class _Worker:
         os.close(outbox)
         self._send: Connection[EncoderSpec | Batch] = Connection(send, readable=False)
         self._receive: Connection[object] = Connection(receive, writable=False)
-        self.send(spec)
 
     def send(self, message: EncoderSpec | Batch) -> None:
         try:
@@ -99,25 +131,3 @@ class _Worker:
         # It may be in the middle of a batch nobody waits for.
         self._process.terminate()
         self._process.wait()
-
-
-class _Pool:
-    """Batch i goes to worker i mod n, and comes back from it: order needs no bookkeeping."""
-
-    def __init__(self, spec: EncoderSpec, *, workers: int) -> None:
-        self._workers = [_Worker(spec, number) for number in range(workers)]
-
-    def run(self, batches: Iterable[Batch]) -> Iterator[EncodedBatch]:
-        waiting: deque[_Worker] = deque()
-        for number, batch in enumerate(batches):
-            worker = self._workers[number % len(self._workers)]
-            worker.send(batch)
-            waiting.append(worker)
-            if len(waiting) >= DEPTH * len(self._workers):
-                yield waiting.popleft().receive()
-        while waiting:
-            yield waiting.popleft().receive()
-
-    def close(self) -> None:
-        for worker in self._workers:
-            worker.close()

@@ -13,6 +13,7 @@ from llm_data.formats.manifest_checks import (
     as_list,
     as_object,
     as_optional_count,
+    as_options,
     as_text,
     check_keys,
     parse_manifest,
@@ -30,11 +31,15 @@ __all__ = ["FileEntry", "Manifest", "Source", "Tokenizer", "pack_manifest", "unp
 
 FORMAT = "token-dataset"
 VERSION = 1
+LEVELS = ("document", "sentence")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """The whole manifest; `eod_id` is the id appended to each document, or None."""
+    """The whole manifest; `eod_id` is the id appended to each document, or None.
+
+    `options` are what else decided the tokens, empty for plain text.
+    """
 
     dtype: str
     num_documents: int
@@ -44,6 +49,7 @@ class Manifest:
     level: str
     append_eod: bool
     eod_id: int | None
+    options: Mapping[str, str | int | bool | None]
     tokenizer: Tokenizer
     sources: tuple[Source, ...]
     drops: Mapping[str, int]
@@ -72,9 +78,10 @@ def unpack_manifest(data: bytes, *, where: str) -> Manifest:
         num_sequences=as_count(body["num_sequences"], where=f"{where}: num_sequences"),
         num_tokens=as_count(body["num_tokens"], where=f"{where}: num_tokens"),
         key=as_text(body["key"], where=f"{where}: key"),
-        level=as_choice(body["level"], ("document",), where=f"{where}: level"),
+        level=as_choice(body["level"], LEVELS, where=f"{where}: level"),
         append_eod=as_flag(body["append_eod"], where=f"{where}: append_eod"),
         eod_id=as_optional_count(body["eod_id"], where=f"{where}: eod_id"),
+        options=as_options(body["options"], where=f"{where}: options"),
         tokenizer=tokenizer_of(body["tokenizer"], where=f"{where}: tokenizer"),
         sources=tuple(
             source_of(item, where=f"{where}: sources[{i}]") for i, item in enumerate(sources)

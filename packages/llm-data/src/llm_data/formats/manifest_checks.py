@@ -73,6 +73,19 @@ def as_counts(value: object, *, where: str) -> dict[str, int]:
     return {name: as_count(count, where=f"{where}.{name}") for name, count in body.items()}
 
 
+def as_options(value: object, *, where: str) -> dict[str, str | int | bool | None]:
+    """An object of strings, integers, booleans and nulls."""
+    body = as_object(value, where=where)
+    found: dict[str, str | int | bool | None] = {}
+    for name, item in body.items():
+        if not isinstance(item, str | int | None):
+            raise wrong_value(
+                item, "a string, an integer, true, false or null", where=f"{where}.{name}"
+            )
+        found[name] = item
+    return found
+
+
 def as_flag(value: object, *, where: str) -> bool:
     """True or false."""
     if not isinstance(value, bool):

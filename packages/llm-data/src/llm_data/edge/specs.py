@@ -1,0 +1,55 @@
+"""The encoder a run needs and the manifest it will leave, from its options."""
+
+from dataclasses import asdict
+from importlib.metadata import version
+
+from llm_data.config import PreprocessConfig
+from llm_data.edge.inputs import Inputs
+from llm_data.edge.planning import Plan
+from llm_data.edge.progress import Progress
+from llm_data.edge.tokenizer_files import find_tokenizer_file, read_tokenizer_facts
+from llm_data.errors import UsageError
+from llm_data.formats.manifest import Manifest
+from llm_data.formats.manifest_parts import Tokenizer
+from llm_data.tasks.pretrain import PretrainSpec
+from llm_data.tokenizer import TokenizerFacts, choose_dtype
+
+
+def make_plan(config: PreprocessConfig, inputs: Inputs, *, progress: Progress) -> Plan:
+    """The whole plan; every option that cannot be followed is an error here."""
+    tokenizer = read_tokenizer_facts(config.tokenizer, eos_token=config.eos_token)
+    return _pretrain_plan(config, inputs, tokenizer)
+
+
+def _pretrain_plan(config: PreprocessConfig, inputs: Inputs, tokenizer: TokenizerFacts) -> Plan:
+    if config.append_eod and tokenizer.eos_id is None:
+        raise UsageError(
+            f"{config.tokenizer}: --append-eod needs an end-of-text token, but no eos_token in "
+            "tokenizer_config.json or special_tokens_map.json beside it; --eos-token names one"
+        )
+    dtype = choose_dtype(config.dtype, vocab_size=tokenizer.vocab_size)
+    eod_id = tokenizer.eos_id if config.append_eod else None
+    draft = Manifest(
+        dtype=dtype,
+        num_documents=0,
+        num_sequences=0,
+        num_tokens=0,
+        key=config.key,
+        level=config.level,
+        append_eod=config.append_eod,
+        eod_id=eod_id,
+        options={},
+        tokenizer=Tokenizer(**asdict(tokenizer)),
+        sources=inputs.sources,
+        drops={},
+        on_error=config.on_error.value,
+        files={},
+        created_by=f"llm-data {version('llm-data')}",
+    )
+    spec = PretrainSpec(
+        tokenizer_file=find_tokenizer_file(config.tokenizer),
+        key=config.key,
+        eod_id=eod_id,
+        dtype=dtype,
+    )
+    return Plan(config=config, inputs=inputs, draft=draft, spec=spec, read_key=config.key)
