@@ -52,9 +52,9 @@ class PrmSpec:
         """The encoder; UsageError if the placeholder or a reward is not one token."""
         tokenizer = load_tokenizer(self.source.tokenizer_file)
         wrong = [
-            f"{text!r} is the tokens {listed(map(repr, tokens))}"
+            f"{text!r} is the tokens {_shown(tokenizer, text)}"
             for text in (self.placeholder, *self.reward_tokens)
-            if len(tokens := _tokens(tokenizer, text)) != 1
+            if _token_of(tokenizer, text) is None
         ]
         if wrong:
             raise UsageError(
@@ -85,7 +85,7 @@ class PrmEncoder:
         self._read = read
         self._tokenizer = tokenizer
         self._placeholders = _placeholder_ids(tokenizer, spec.placeholder)
-        self._rewards = {text: self._reward_id(text) for text in spec.reward_tokens}
+        self._rewards: dict[str, int] = {}
 
     def __call__(self, batch: Batch, /) -> EncodedBatch:
         """The batch's solutions in order."""
@@ -152,26 +152,30 @@ class PrmEncoder:
         known = self._rewards.get(text)
         if known is not None:
             return known
-        if self._spec.reward_tokens:
+        allowed = self._spec.reward_tokens
+        if allowed and text not in allowed:
+            raise RecordRefusedError(
+                Reason.WRONG_VALUE, f"reward {text!r}, want one of {listed(map(repr, allowed))}"
+            )
+        token = _token_of(self._tokenizer, text)
+        if token is None:
             raise RecordRefusedError(
                 Reason.WRONG_VALUE,
-                f"reward {text!r}, want one of {listed(map(repr, self._spec.reward_tokens))}",
+                f"reward {text!r} is the tokens {_shown(self._tokenizer, text)}, want one",
             )
-        self._rewards[text] = self._reward_id(text)
-        return self._rewards[text]
-
-    def _reward_id(self, text: str) -> int:
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        if len(encoding.ids) != 1:
-            raise RecordRefusedError(
-                Reason.WRONG_VALUE,
-                f"reward {text!r} is the tokens {listed(map(repr, encoding.tokens))}, want one",
-            )
-        return encoding.ids[0]
+        self._rewards[text] = token
+        return token
 
 
-def _tokens(tokenizer: Tokenizer, text: str) -> list[str]:
-    return tokenizer.encode(text, add_special_tokens=False).tokens
+def _token_of(tokenizer: Tokenizer, text: str) -> int | None:
+    """The one token that a text is; an unknown token is not the text."""
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    found = tokenizer.decode(ids, skip_special_tokens=False)
+    return ids[0] if len(ids) == 1 and found.strip() == text.strip() else None
+
+
+def _shown(tokenizer: Tokenizer, text: str) -> str:
+    return listed(map(repr, tokenizer.encode(text, add_special_tokens=False).tokens))
 
 
 def _placeholder_ids(tokenizer: Tokenizer, placeholder: str) -> frozenset[int]:

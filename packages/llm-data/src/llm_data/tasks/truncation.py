@@ -24,6 +24,8 @@ def fit(prompt: int, answer: int, *, capacity: int) -> Kept:
     """LLaMA-Factory's rule: an answer shorter than half the room stays whole, else a prompt that
     short does, else both shrink in proportion. Lengths that fit together stay as they are.
     """
+    if prompt + answer <= capacity:
+        return Kept(prompt, answer)
     if answer * 2 < capacity:
         most = capacity
     elif prompt * 2 < capacity:
