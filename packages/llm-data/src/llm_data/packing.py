@@ -6,6 +6,7 @@ many rows at a time: 1 M samples take a few thousand steps.
 
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 _ENOUGH = 1000
 # Each length begins a tenth of its rows in a round, so that the mix of lengths left stays alike.
 _ROUNDS = 10
-# Lengths looked at, over all rounds: bounds the time where capacity and lengths are large.
-_MOST_LOOKS = 200_000_000
+# Units a row is cut into where rows are filled exactly.
+_UNITS = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +45,13 @@ def pack(lengths: NDArray[np.int32], capacity: int) -> Packs:
     arguments give equal rows. A length below 1 or above `capacity` is a ValueError.
     """
     _check(lengths, capacity)
-    counts = np.bincount(lengths, minlength=capacity + 1)
-    plan = _best_plan(counts, capacity)
-    return _in_order(_rows_of_samples(lengths, plan.placed))
+    least = -(-int(lengths.sum(dtype=np.int64)) // capacity)
+    plans: list[_Plan] = []
+    for plan in _plans(lengths, capacity):
+        plans.append(plan)
+        if plan.num_rows - least <= least // _ENOUGH:
+            break
+    return _in_order(_rows_of_samples(min(plans, key=lambda plan: plan.num_rows)))
 
 
 class _Placed(NamedTuple):
@@ -59,9 +64,10 @@ class _Placed(NamedTuple):
 
 
 class _Plan:
-    """Rows opened so far and what goes into them."""
+    """Rows opened so far and what goes into them; `lengths` are in the plan's own unit."""
 
-    def __init__(self) -> None:
+    def __init__(self, lengths: NDArray[np.int32]) -> None:
+        self.lengths = lengths
         self.num_rows = 0
         self.placed: list[_Placed] = []
 
@@ -106,21 +112,27 @@ def _check(lengths: NDArray[np.int32], capacity: int) -> None:
         raise ValueError(f"sample {at} has {lengths[at]} tokens, want 1 to {capacity}")
 
 
-def _best_plan(counts: NDArray[np.int64], capacity: int) -> _Plan:
-    """The first plan that is good enough, else the best.
+def _plans(lengths: NDArray[np.int32], capacity: int) -> Iterator[_Plan]:
+    """Best-fit decreasing, then with rows filled exactly before it.
 
     Lengths a little above 5/12 of a row go in pairs, or three could not average a third.
     """
-    least = -(-int(counts @ np.arange(capacity + 1)) // capacity)
-    plans: list[_Plan] = []
-    for longest in (0, capacity, 5 * capacity // 12):
-        plan, left = _Plan(), counts.copy()
-        _fill_exactly(plan, left[: longest + 1], capacity)
-        _fit_best(plan, left, capacity)
-        plans.append(plan)
-        if plan.num_rows - least <= least // _ENOUGH:
-            break
-    return min(plans, key=lambda plan: plan.num_rows)
+    yield _plan(lengths, capacity, longest_exact=0)
+    # Counted in units of several tokens, rounded up, the work is bounded for any capacity. A row
+    # may end in part of a unit: what reaches into it has the row to itself.
+    unit = max(1, capacity // _UNITS)
+    room = capacity // unit
+    units = np.minimum(-(-lengths // unit), room)
+    yield _plan(units, room, longest_exact=room)
+    yield _plan(units, room, longest_exact=5 * room // 12)
+
+
+def _plan(lengths: NDArray[np.int32], capacity: int, *, longest_exact: int) -> _Plan:
+    plan = _Plan(lengths)
+    counts = np.bincount(lengths, minlength=capacity + 1)
+    _fill_exactly(plan, counts[: longest_exact + 1], capacity)
+    _fit_best(plan, counts, capacity)
+    return plan
 
 
 def _fit_best(plan: _Plan, counts: NDArray[np.int64], capacity: int) -> None:
@@ -160,16 +172,12 @@ def _fill_run(
 
 def _fill_exactly(plan: _Plan, counts: NDArray[np.int64], capacity: int) -> None:
     """Fill rows to the last token and take their samples out of `counts`."""
-    looks = max(1, int(np.count_nonzero(counts)) * len(counts))
-    rounds = min(_ROUNDS, _MOST_LOOKS // looks)
-    if not rounds:
-        return
     # Lengths above a half need the short ones most, so all of them come first.
     quota = counts.copy()
     quota[: capacity // 2 + 1] = 0
     _fill_round(plan, counts, quota, capacity)
-    for done in range(rounds):
-        _fill_round(plan, counts, -(-counts // (rounds - done)), capacity)
+    for done in range(_ROUNDS):
+        _fill_round(plan, counts, -(-counts // (_ROUNDS - done)), capacity)
 
 
 def _fill_round(
@@ -228,16 +236,16 @@ def _rows_each(counts: NDArray[np.int64], others: Counter[int]) -> list[int]:
     return [int(counts[length]) // each for length, each in others.items()]
 
 
-def _rows_of_samples(lengths: NDArray[np.int32], placed: list[_Placed]) -> NDArray[np.int64]:
+def _rows_of_samples(plan: _Plan) -> NDArray[np.int64]:
     """The row of each sample; equal lengths are taken in the order of the input."""
     # What is placed first takes the first samples: by falling length, then as placed.
-    table = np.array(placed, dtype=np.int64).reshape(-1, len(_Placed._fields))
+    table = np.array(plan.placed, dtype=np.int64).reshape(-1, len(_Placed._fields))
     table = table[np.argsort(-table[:, 0], kind="stable")]
     _, starts, rows, each = table.T
     sizes = rows * each
-    within = np.arange(len(lengths)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    row_of = np.empty(len(lengths), dtype=np.int64)
-    by_length = np.argsort(-lengths.astype(np.int64), kind="stable")
+    within = np.arange(len(plan.lengths)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    row_of = np.empty(len(plan.lengths), dtype=np.int64)
+    by_length = np.argsort(-plan.lengths, kind="stable")
     row_of[by_length] = np.repeat(starts, sizes) + within // np.repeat(each, sizes)
     return row_of
 
