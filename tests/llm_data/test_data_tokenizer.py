@@ -1,12 +1,16 @@
+import hashlib
 import json
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import DType
 from tokenizers import AddedToken, Tokenizer, models
 from transformers import AutoTokenizer
 
 from llm_data.errors import UsageError
 from llm_data.tokenizer import (
+    UNSTABLE_KEYS,
     choose_dtype,
     token_id,
     token_text,
@@ -53,6 +57,31 @@ def test_digest_survives_saving_by_transformers(tokenizer, tmp_path):
     after = json.loads((tmp_path / "tokenizer.json").read_text())
     assert after != before, "nothing was rewritten, so this test proves nothing"
     assert tokenizer_digest(after) == tokenizer_digest(before)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**31), 2**31)
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner)
+    ),
+)
+
+
+@settings(deadline=None)
+@given(body=st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), JSON))
+@example(
+    body={"vocab": {"\x7f\x1f\n": 1, "é\U0001f600": 2, "\uffff": 3, '"\\/': 4}, "f": [1e-5, 1e16]}
+)
+@example(body={"merges": [["a", "b"], ["\x00", "é"]], "old": ["a b"], "mixed": {"a": 1, "b": True}})
+def test_digest_is_that_of_pythons_own_json(body):
+    """The contract's definition, spelled with the standard library."""
+    kept = {key: value for key, value in body.items() if key not in UNSTABLE_KEYS}
+    text = json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert tokenizer_digest(body) == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_digest_moves_with_the_vocabulary(tokenizer):

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
+import orjson
+
 from llm_data.errors import UsageError
 
 TokenDtype = Literal["uint16", "int32"]
@@ -18,20 +20,23 @@ UINT16_VOCAB = 65500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerFacts:
-    """What a run needs to know; `vocab_size` is the largest id plus one."""
+    """What a run needs to know; `vocab_size` is the largest id plus one.
+
+    `pad_id` is the padding token's, or the end-of-text token's where there is none.
+    """
 
     file: str
     digest: str
     vocab_size: int
     eos_token: str | None
     eos_id: int | None
+    pad_id: int | None = None
 
 
 def tokenizer_digest(body: Mapping[str, object]) -> str:
     """SHA-256 of tokenizer.json without the keys that loading and saving rewrites."""
     kept = {key: value for key, value in body.items() if key not in UNSTABLE_KEYS}
-    canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(_canonical(kept)).hexdigest()
 
 
 def choose_dtype(wanted: Literal["auto", "uint16", "int32"], *, vocab_size: int) -> TokenDtype:
@@ -72,6 +77,32 @@ def token_text(entry: object) -> str | None:
     if isinstance(entry, dict):
         entry = cast("dict[str, object]", entry).get("content")
     return entry if isinstance(entry, str) else None
+
+
+def _canonical(value: object) -> bytes:
+    """Compact JSON with sorted keys. orjson writes the large tables, several times faster; where
+    floats may stand it is left out, because it spells some of them differently.
+    """
+    if _is_plain_table(value):
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    if isinstance(value, dict):
+        body = cast("dict[str, object]", value)
+        items = (orjson.dumps(key) + b":" + _canonical(body[key]) for key in sorted(body))
+        return b"{" + b",".join(items) + b"}"
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _is_plain_table(value: object) -> bool:
+    """Strings to integers, a list of strings, or a list of lists of strings."""
+    if isinstance(value, dict):
+        return {type(item) for item in cast("dict[str, object]", value).values()} == {int}
+    if not isinstance(value, list):
+        return False
+    items = cast("list[object]", value)
+    kinds = {type(item) for item in items}
+    if kinds == {list}:
+        kinds = {type(each) for item in cast("list[list[object]]", items) for each in item}
+    return kinds == {str}
 
 
 def _model_vocab(body: Mapping[str, object]) -> Mapping[str, object] | Sequence[object]:

@@ -204,6 +204,9 @@ class RejectFile:
 
     def __init__(self, path: Path, size: int) -> None:
         self._stream = path.open("r+b" if path.exists() else "w+b")
+        if (found := path.stat().st_size) < size:
+            self._stream.close()
+            raise DataError(f"{path}: {found} bytes, want {size}; --no-resume starts over")
         self._stream.truncate(size)
         self._stream.seek(size)
 

@@ -1,6 +1,5 @@
 """The encoder a run needs and the manifest it will leave, from its options."""
 
-from dataclasses import asdict
 from importlib.metadata import version
 
 from llm_data.config import PreprocessConfig
@@ -39,7 +38,7 @@ def _pretrain_plan(config: PreprocessConfig, inputs: Inputs, tokenizer: Tokenize
         append_eod=config.append_eod,
         eod_id=eod_id,
         options={},
-        tokenizer=Tokenizer(**asdict(tokenizer)),
+        tokenizer=_named(tokenizer),
         sources=inputs.sources,
         drops={},
         on_error=config.on_error.value,
@@ -53,3 +52,14 @@ def _pretrain_plan(config: PreprocessConfig, inputs: Inputs, tokenizer: Tokenize
         dtype=dtype,
     )
     return Plan(config=config, inputs=inputs, draft=draft, spec=spec, read_key=config.key)
+
+
+def _named(facts: TokenizerFacts) -> Tokenizer:
+    """The tokenizer as manifests name it."""
+    return Tokenizer(
+        digest=facts.digest,
+        vocab_size=facts.vocab_size,
+        eos_token=facts.eos_token,
+        eos_id=facts.eos_id,
+        file=facts.file,
+    )

@@ -1,8 +1,9 @@
 """Tokenizer folders and files, as Hugging Face lays them out."""
 
-import json
 from pathlib import Path
 from typing import cast
+
+import orjson
 
 from llm_data.errors import DataError, FormatError, UsageError, listed
 from llm_data.tokenizer import (
@@ -13,8 +14,8 @@ from llm_data.tokenizer import (
     vocabulary_size,
 )
 
-# Where the end-of-text token is named, first found wins.
-_EOS_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+# Where special tokens are named, first found wins.
+_NAMING_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 def find_tokenizer_file(path: Path) -> Path:
@@ -44,23 +45,26 @@ def read_tokenizer_facts(path: Path, *, eos_token: str | None = None) -> Tokeniz
     body = _read_object(file)
     if "model" not in body:
         raise FormatError(f"{file}: no key 'model'; found {listed(body)}; want a tokenizer.json")
-    eos_token = eos_token or _eos_of(file.parent)
+    eos_token = eos_token or _named_token(file.parent, "eos_token")
     eos_id = None if eos_token is None else token_id(body, eos_token)
     if eos_token is not None and eos_id is None:
         raise DataError(f"{file}: the end-of-text token {eos_token!r} is not in the vocabulary")
+    pad_token = _named_token(file.parent, "pad_token")
+    pad_id = None if pad_token is None else token_id(body, pad_token)
     return TokenizerFacts(
         file=file.name,
         digest=tokenizer_digest(body),
         vocab_size=vocabulary_size(body),
         eos_token=eos_token,
         eos_id=eos_id,
+        pad_id=eos_id if pad_id is None else pad_id,
     )
 
 
-def _eos_of(folder: Path) -> str | None:
-    for name in _EOS_FILES:
+def _named_token(folder: Path, kind: str) -> str | None:
+    for name in _NAMING_FILES:
         if (folder / name).is_file():
-            token = token_text(_read_object(folder / name).get("eos_token"))
+            token = token_text(_read_object(folder / name).get(kind))
             if token is not None:
                 return token
     return None
@@ -68,7 +72,7 @@ def _eos_of(folder: Path) -> str | None:
 
 def _read_object(file: Path) -> dict[str, object]:
     try:
-        body: object = json.loads(file.read_bytes())
+        body: object = orjson.loads(file.read_bytes())
     except ValueError as error:
         raise FormatError(f"{file}: not JSON: {error}") from None
     if not isinstance(body, dict):
