@@ -1,1 +1,1 @@
-"""Tokenizer backends."""
+"""Tokenizer backends: whole texts to ids, the same ids from each."""

@@ -1,0 +1,116 @@
+"""Which backend a run uses: the fast one only where it is seen to give the reference's ids."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llm_data.backends.backend import Backend, BackendName, BackendSpec, TokenIds
+from llm_data.backends.hard_texts import hard_texts
+from llm_data.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# Added tokens that are tried; a vocabulary may have thousands of reserved ones.
+_MOST_ADDED_TOKENS = 64
+_SHOWN_CHARACTERS = 24
+_PROBE = "a"
+
+
+class BackendChoice(StrEnum):
+    """What a user may ask for; `auto` is gigatoken where that is installed and proves itself."""
+
+    AUTO = "auto"
+    HF = "hf"
+    GIGATOKEN = "gigatoken"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """The backend of a whole run, and a line for the user that says why."""
+
+    spec: BackendSpec
+    message: str
+
+
+def choose(choice: BackendChoice, *, tokenizer_file: Path, texts: Sequence[str]) -> Chosen:
+    """The backend for a run whose first documents are `texts`.
+
+    A mismatch gives `hf` under `auto` and a DataError under `gigatoken`. Loads both tokenizers,
+    and neither if the choice needs no comparison.
+    """
+    if choice is BackendChoice.HF:
+        return Chosen(spec=BackendSpec(), message="tokenizer backend: hf")
+    found = _doubt_or_spec(tokenizer_file, texts)
+    if isinstance(found, BackendSpec):
+        message = (
+            f"tokenizer backend: gigatoken; the same ids as hf in {len(texts)} of the run's "
+            "documents and in a fixed set of hard texts"
+        )
+        return Chosen(spec=found, message=message)
+    if choice is BackendChoice.GIGATOKEN:
+        raise found
+    return Chosen(spec=BackendSpec(), message=f"tokenizer backend: hf, because {found}")
+
+
+def _doubt_or_spec(file: Path, texts: Sequence[str]) -> BackendSpec | DataError:
+    """How to load gigatoken, or why not to."""
+    from llm_data.backends import gigatoken
+    from llm_data.backends.hf import HfBackend
+
+    if not gigatoken.is_installed():
+        return UsageError(f"gigatoken is not installed; {gigatoken.INSTALL}")
+    reference = HfBackend(file)
+    try:
+        spec = _wrapped_as(reference.tokenizer)
+        fast = spec.load(file)
+    except DataError as error:
+        return error
+    added = [token.content for token in reference.tokenizer.get_added_tokens_decoder().values()]
+    hard = hard_texts(added[:_MOST_ADDED_TOKENS])
+    for what, some in (("the hard text", hard), ("the run's document", texts)):
+        if difference := _first_difference(reference, fast, some, what=what):
+            return DataError(f"{file}: gigatoken does not give hf's ids: {difference}")
+    return spec
+
+
+def _wrapped_as(tokenizer: "Tokenizer") -> BackendSpec:
+    """The fast backend with the special tokens that the post-processor puts around a text."""
+    bare = tokenizer.encode(_PROBE, add_special_tokens=False).ids
+    whole = tokenizer.encode(_PROBE, add_special_tokens=True).ids
+    for start in range(len(whole) - len(bare) + 1):
+        end = start + len(bare)
+        if bare and whole[start:end] == bare:
+            before, after = tuple(whole[:start]), tuple(whole[end:])
+            return BackendSpec(name=BackendName.GIGATOKEN, before=before, after=after)
+    raise DataError(
+        f"the post-processor makes {whole} of {bare}: want special tokens before and after only"
+    )
+
+
+def _first_difference(
+    reference: Backend, fast: Backend, texts: Sequence[str], *, what: str
+) -> str | None:
+    pairs = zip(reference.encode(texts), fast.encode(texts), strict=True)
+    for number, (want, found) in enumerate(pairs):
+        if list(want) != list(found):
+            at = next(
+                (
+                    i
+                    for i, (one, other) in enumerate(zip(want, found, strict=False))
+                    if one != other
+                ),
+                min(len(want), len(found)),
+            )
+            shown = texts[number][:_SHOWN_CHARACTERS]
+            return (
+                f"{what} {number} ({shown!r}…), from token {at}: {_few(found, at)}, "
+                f"want {_few(want, at)}"
+            )
+    return None
+
+
+def _few(ids: TokenIds, at: int) -> list[int]:
+    return [int(number) for number in ids[at : at + 4]]
