@@ -44,9 +44,9 @@ class Strategy(StrEnum):
 
 
 class Draws(NamedTuple):
-    """Documents to take, in order: `datasets` int16 [N], `documents` int64 [N] in each."""
+    """Documents to take, in order: number of the dataset [N] and of the document in it [N]."""
 
-    datasets: Picks
+    datasets: NDArray[np.integer]
     documents: Numbers
 
 
