@@ -4,25 +4,14 @@ import random
 
 import pytest
 from tokenizers import Tokenizer, processors
-from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from chat_templates import CHATML, TIGHT, of_transformers
 from chat_tokenizers import KINDS, LOSSLESS, SPECIAL, random_text
 from llm_data.errors import DataError
 from llm_data.records import Reason, RecordRefusedError
 from llm_data.tasks.chat_tokens import ChatTokenizer, ChatTokens, load_tokenizer, token_at
 from llm_data.templates import Rendered, Span
-
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
-    "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}"
-    "{{ m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
-)
-TIGHT = (
-    "<s>{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>"
-    "{% generation %}{{ m.content }}</s>{% endgeneration %}{% else %}<|im_end|>{{ m.content }}"
-    "{% endif %}{% endfor %}"
-)
 
 
 def _conversation(rng: random.Random) -> list[dict[str, str]]:
@@ -44,7 +33,7 @@ def _aligned(tokenizer, text: str, *spans: tuple[int, int]) -> ChatTokens:
 )
 def test_ids_and_mask_are_those_of_transformers(kind, template):
     tokenizer = KINDS[kind]()
-    theirs = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template)
+    theirs = of_transformers(tokenizer, template)
     chat = ChatTokenizer(tokenizer)
     for seed in range(60):
         messages = _conversation(random.Random(seed))
