@@ -17,7 +17,7 @@ from llm_data.edge.encoding import encode_chunks
 from llm_data.edge.planning import Plan, inputs_of, worker_count
 from llm_data.edge.progress import Progress, Silent
 from llm_data.edge.run_folder import RunFolder, RunState
-from llm_data.edge.specs import make_plan
+from llm_data.edge.specs import make_plan, with_backend
 from llm_data.edge.token_dataset import with_suffix
 from llm_data.edge.workers import Crew
 from llm_data.errors import DataError
@@ -41,7 +41,7 @@ def preprocess(config: PreprocessConfig, *, progress: Progress | None = None) ->
         if config.overwrite or not with_suffix(config.stem, ".json").exists():
             # They load while the tokenizer is looked at here.
             crew.start()
-        plan = make_plan(config, inputs, progress=shown)
+        plan = make_plan(config, inputs)
         folder = RunFolder(plan.layout)
         if (manifest := _finished(plan)) is not None:
             folder.remove()
@@ -52,7 +52,9 @@ def preprocess(config: PreprocessConfig, *, progress: Progress | None = None) ->
             if not folder.is_ready:
                 _check_room(plan)
                 with _room_on_disk(folder):
-                    _run(plan, folder, state, crew=crew, progress=shown)
+                    _run(
+                        with_backend(plan, progress=shown), folder, state, crew=crew, progress=shown
+                    )
             folder.publish()
     manifest = read_dataset_manifest(plan.layout.manifest, config.task)
     assert manifest is not None

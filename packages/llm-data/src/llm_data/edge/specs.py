@@ -1,11 +1,15 @@
 """The encoder a run needs and the manifest it will leave, from its options."""
 
+from dataclasses import replace
 from importlib.metadata import version
 
+from llm_data.backends.backend import BackendName
+from llm_data.backends.choice import BackendChoice, choose
 from llm_data.config import PreprocessConfig
 from llm_data.edge.inputs import Inputs
 from llm_data.edge.planning import Plan
 from llm_data.edge.progress import Progress
+from llm_data.edge.readers import Meter, read_batches
 from llm_data.edge.tokenizer_files import find_tokenizer_file, read_tokenizer_facts
 from llm_data.errors import UsageError
 from llm_data.formats.manifest import Manifest
@@ -13,11 +17,34 @@ from llm_data.formats.manifest_parts import Tokenizer
 from llm_data.tasks.pretrain import PretrainSpec
 from llm_data.tokenizer import TokenizerFacts, choose_dtype
 
+# Below this much input, proving a faster backend takes longer than doing without it.
+WORTH_A_PROOF_BYTES = 8 << 20
 
-def make_plan(config: PreprocessConfig, inputs: Inputs, *, progress: Progress) -> Plan:
+
+def make_plan(config: PreprocessConfig, inputs: Inputs) -> Plan:
     """The whole plan; every option that cannot be followed is an error here."""
     tokenizer = read_tokenizer_facts(config.tokenizer, eos_token=config.eos_token)
     return _pretrain_plan(config, inputs, tokenizer)
+
+
+def with_backend(plan: Plan, *, progress: Progress) -> Plan:
+    """The plan with the tokenizer backend its first documents speak for. No byte depends on it."""
+    spec, choice = plan.spec, BackendChoice(plan.config.tokenizer_backend)
+    if not isinstance(spec, PretrainSpec):
+        return plan
+    if choice is BackendChoice.AUTO and plan.inputs.bytes < WORTH_A_PROOF_BYTES:
+        return plan
+    texts: list[str] = []
+    if choice is not BackendChoice.HF:
+        batches = read_batches(plan.inputs.files, key=plan.read_key, start=None, meter=Meter())
+        texts = spec.first_texts(batches)
+    chosen = choose(choice, tokenizer_file=spec.tokenizer_file, texts=texts)
+    progress.say(chosen.message)
+    draft = plan.draft
+    if chosen.spec.name is not BackendName.HF:
+        name = chosen.spec.name.value
+        draft = replace(draft, created_by=f"{draft.created_by} with {name} {version(name)}")
+    return replace(plan, draft=draft, spec=replace(spec, backend=chosen.spec))
 
 
 def _pretrain_plan(config: PreprocessConfig, inputs: Inputs, tokenizer: TokenizerFacts) -> Plan:
