@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_data.backends.backend import Backend, BackendName, BackendSpec, TokenIds
 from llm_data.backends.hard_texts import hard_texts
+from llm_data.backends.memory import give_back_memory
+from llm_data.config import BackendChoice
 from llm_data.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -17,14 +18,6 @@ if TYPE_CHECKING:
 _MOST_ADDED_TOKENS = 64
 _SHOWN_CHARACTERS = 24
 _PROBE = "a"
-
-
-class BackendChoice(StrEnum):
-    """What a user may ask for; `auto` is gigatoken where that is installed and proves itself."""
-
-    AUTO = "auto"
-    HF = "hf"
-    GIGATOKEN = "gigatoken"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,19 +31,20 @@ class Chosen:
 def choose(choice: BackendChoice, *, tokenizer_file: Path, texts: Sequence[str]) -> Chosen:
     """The backend for a run whose first documents are `texts`.
 
-    A mismatch gives `hf` under `auto` and a DataError under `gigatoken`. Loads both tokenizers,
-    and neither if the choice needs no comparison.
+    `auto` is gigatoken where that is installed and gives hf's ids, else hf and why; `gigatoken`
+    is that or an error. Both tokenizers are loaded for the comparison, and gone after it.
     """
-    if choice is BackendChoice.HF:
+    if choice == "hf":
         return Chosen(spec=BackendSpec(), message="tokenizer backend: hf")
     found = _doubt_or_spec(tokenizer_file, texts)
+    give_back_memory()
     if isinstance(found, BackendSpec):
         message = (
             f"tokenizer backend: gigatoken; the same ids as hf in {len(texts)} of the run's "
             "documents and in a fixed set of hard texts"
         )
         return Chosen(spec=found, message=message)
-    if choice is BackendChoice.GIGATOKEN:
+    if choice == "gigatoken":
         raise found
     return Chosen(spec=BackendSpec(), message=f"tokenizer backend: hf, because {found}")
 

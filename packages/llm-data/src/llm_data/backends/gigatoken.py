@@ -1,7 +1,5 @@
 """The `gigatoken` library. It is fast because it remembers words; how many is bounded here."""
 
-import ctypes
-import mmap
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llm_data.backends.memory import give_back_memory, resident_bytes
 from llm_data.encode import ColumnDtype
 from llm_data.errors import DataError
 
@@ -81,7 +80,7 @@ class GigatokenBackend:
 
         # The old one goes first: both together would be the peak.
         self._encode = None
-        _give_back()
+        give_back_memory()
         try:
             self._encode = Tokenizer.from_json(self._body).backend.encode
         except BaseException as error:
@@ -89,28 +88,12 @@ class GigatokenBackend:
             if not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
                 raise
             raise DataError(f"{self._file}: gigatoken cannot load it: {error}") from None
-        _give_back()
+        give_back_memory()
         self.num_builds += 1
         self._text_bytes = 0
-        self._base_bytes = _resident_bytes()
+        self._base_bytes = resident_bytes()
 
     def _has_grown(self) -> bool:
         if self._base_bytes is None:
             return self._text_bytes > _BLIND_TEXT_BYTES
-        return (_resident_bytes() or 0) - self._base_bytes > self._cache_bytes
-
-
-def _give_back() -> None:
-    """Freed memory to the system, where the C library (glibc) would keep it for itself."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-def _resident_bytes() -> int | None:
-    """This process's memory now, None where the system does not say."""
-    try:
-        with open("/proc/self/statm", "rb") as stream:
-            return int(stream.read().split()[1]) * mmap.PAGESIZE
-    except (OSError, IndexError, ValueError):
-        return None
+        return (resident_bytes() or 0) - self._base_bytes > self._cache_bytes

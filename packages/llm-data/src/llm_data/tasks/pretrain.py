@@ -2,9 +2,9 @@
 
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from llm_data.backends.backend import Backend, BackendSpec, TokenIds
 from llm_data.encode import Column, EncodedBatch, EncodedColumn
@@ -20,6 +20,9 @@ from llm_data.records import (
     text_of,
 )
 from llm_data.tokenizer import TokenDtype
+
+if TYPE_CHECKING:
+    from llm_data.config import BackendChoice
 
 # What is compared of a run's documents before a backend is trusted with them.
 _SAMPLE_DOCUMENTS = 64
@@ -84,18 +87,21 @@ class PretrainSpec:
             dtype=self.dtype,
         )
 
-    def first_texts(self, batches: Iterable[Batch]) -> list[str]:
-        """Texts of a run's first documents, enough to compare backends on."""
-        read, texts, left = self._reader(), list[str](), _SAMPLE_CHARACTERS
-        for batch in batches:
-            for item in batch.items:
-                text = item if isinstance(item, Reject) else read(item)
-                if isinstance(text, str):
-                    texts.append(text[:left])
-                    left -= len(texts[-1])
-                if not left or len(texts) == _SAMPLE_DOCUMENTS:
-                    return texts
-        return texts
+    def with_backend(
+        self, choice: "BackendChoice", batches: Iterable[Batch]
+    ) -> tuple["PretrainSpec", str]:
+        """This with the backend for a run of `batches`, and a line that says which and why.
+
+        Only the first batches are taken: their texts are compared.
+        """
+        from llm_data.backends.choice import choose
+
+        texts = _first_texts(batches, self._reader())
+        is_all = len(texts) < _SAMPLE_DOCUMENTS and sum(map(len, texts)) < _SAMPLE_CHARACTERS
+        if choice == "auto" and is_all:
+            return self, "tokenizer backend: hf; the input is too small for a faster one to pay"
+        chosen = choose(choice, tokenizer_file=self.tokenizer_file, texts=texts)
+        return replace(self, backend=chosen.spec), chosen.message
 
     def _reader(self) -> Callable[[Record], str | Reject]:
         if self.text is None:
@@ -171,6 +177,19 @@ class PretrainEncoder:
                     pieces.append(self._end)
                     lengths[-1] += 1
         return pieces, lengths, sizes
+
+
+def _first_texts(batches: Iterable[Batch], read: Callable[[Record], str | Reject]) -> list[str]:
+    texts, left = list[str](), _SAMPLE_CHARACTERS
+    for batch in batches:
+        for item in batch.items:
+            text = item if isinstance(item, Reject) else read(item)
+            if isinstance(text, str):
+                texts.append(text[:left])
+                left -= len(texts[-1])
+            if not left or len(texts) == _SAMPLE_DOCUMENTS:
+                return texts
+    return texts
 
 
 def _read_whole(record: Record, text: Callable[[Mapping[str, object]], str]) -> str | Reject:
