@@ -56,7 +56,7 @@ TASKS_OF_OPTION: Mapping[str, frozenset[Task]] = MappingProxyType(
         "thinking": _CHAT,
         "seq_length": _SAMPLES,
         "too_long": _SAMPLES,
-        "mask_history": frozenset({Task.SFT, Task.PAIRWISE}),
+        "mask_history": frozenset({Task.SFT}),
         "train_on_prompt": frozenset({Task.SFT}),
         "pack": frozenset({Task.SFT}),
         "extra_keys": frozenset({Task.PROMPT}),

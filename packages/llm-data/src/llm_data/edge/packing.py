@@ -17,9 +17,8 @@ from llm_data.edge.progress import Progress
 from llm_data.edge.run_folder import PackState, RunFolder, RunState
 from llm_data.edge.token_dataset import LENGTHS_FILE, TOKENS_FILE
 from llm_data.encode import EncodedColumn
+from llm_data.formats.sample_manifest import IGNORED_LABEL
 from llm_data.packing import Packs, pack
-
-IGNORED_LABEL = -100
 
 # What one window may hold: all of it may be mapped at once.
 WINDOW_SAMPLES = 1_000_000

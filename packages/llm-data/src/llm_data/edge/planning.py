@@ -9,7 +9,9 @@ from llm_data.config import PreprocessConfig, RunIdentity, Task
 from llm_data.edge.dataset_manifests import DatasetManifest, identity_of
 from llm_data.edge.inputs import Inputs, find_inputs
 from llm_data.edge.run_folder import Layout, Pair
+from llm_data.edge.token_dataset import with_suffix
 from llm_data.encode import Column, EncoderSpec
+from llm_data.formats.sample_manifest import BOUNDARIES, pair_endings
 
 # Below this much input a further process costs more than it brings.
 BYTES_PER_WORKER = 4 << 20
@@ -17,7 +19,6 @@ BYTES_PER_WORKER = 4 << 20
 # Columns whose content packing makes anew, and where the samples wait until then.
 _SAMPLE_SPOOL = "sample-"
 _PACKED_FROM = ("input_ids", "labels")
-BOUNDARIES = "cu_seqlens"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,19 +81,19 @@ class Plan:
     @property
     def layout(self) -> Layout:
         """Where the files go."""
-        return layout_of(self.config, [column.name for column in self.published])
+        return layout_of(self.config, [column.name for column in self.spec.columns])
 
 
 def layout_of(config: PreprocessConfig, columns: Sequence[str]) -> Layout:
-    """Where the files of a run go."""
-    stem = config.stem
+    """Where the files of a run go whose encoder gives these columns."""
     if config.task is Task.PRETRAIN:
-        return Layout(stem=stem, pairs=(Pair(columns[0], "", stem),))
+        return Layout(stem=config.stem, pairs=(Pair(columns[0], "", config.stem),))
+    endings = pair_endings(columns, packed=config.pack)
     pairs = (
-        Pair(name, f"{name}.", stem.with_name(f"{stem.name}_{name}{_ending(name)}"))
-        for name in columns
+        Pair(name, f"{name}.", with_suffix(config.output, ending))
+        for name, ending in endings.items()
     )
-    return Layout(stem=stem, pairs=tuple(pairs))
+    return Layout(stem=config.stem, pairs=tuple(pairs))
 
 
 def inputs_of(config: PreprocessConfig) -> Inputs:
@@ -110,8 +111,3 @@ def worker_count(config: PreprocessConfig, inputs: Inputs) -> int:
         return config.workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(cores or 1, inputs.bytes // BYTES_PER_WORKER))
-
-
-def _ending(column: str) -> str:
-    # MindSpeed-LLM takes everything that ends in `_document` for a column of its own.
-    return "" if column == BOUNDARIES else "_document"

@@ -4,7 +4,7 @@ from dataclasses import replace
 from importlib.metadata import version
 
 from llm_data.backends.backend import BackendName
-from llm_data.backends.choice import BackendChoice, choose
+from llm_data.backends.choice import choose
 from llm_data.config import PreprocessConfig
 from llm_data.edge.inputs import Inputs
 from llm_data.edge.planning import Plan
@@ -29,13 +29,13 @@ def make_plan(config: PreprocessConfig, inputs: Inputs) -> Plan:
 
 def with_backend(plan: Plan, *, progress: Progress) -> Plan:
     """The plan with the tokenizer backend its first documents speak for. No byte depends on it."""
-    spec, choice = plan.spec, BackendChoice(plan.config.tokenizer_backend)
+    spec, choice = plan.spec, plan.config.tokenizer_backend
     if not isinstance(spec, PretrainSpec):
         return plan
-    if choice is BackendChoice.AUTO and plan.inputs.bytes < WORTH_A_PROOF_BYTES:
+    if choice == "auto" and plan.inputs.bytes < WORTH_A_PROOF_BYTES:
         return plan
     texts: list[str] = []
-    if choice is not BackendChoice.HF:
+    if choice != "hf":
         batches = read_batches(plan.inputs.files, key=plan.read_key, start=None, meter=Meter())
         texts = spec.first_texts(batches)
     chosen = choose(choice, tokenizer_file=spec.tokenizer_file, texts=texts)
