@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install gigatoken"
 
-# A worker forgets its words when it has grown by so much. English needs 30 MB for 90 MB of text.
-CACHE_BYTES = 48 << 20
-# The same where a process cannot see its own size: text between two such moments.
-_BLIND_TEXT_BYTES = 64 << 20
+# A worker forgets its words when it has grown by so much since its first text: 90 MB of English
+# take 30 MB, so do 15 MB of Chinese.
+CACHE_BYTES = 40 << 20
+# Characters between two such moments at least: not all freed memory can be given back at once.
+LEAST_TEXT = 8 << 20
+# Characters between two such moments where a process cannot see its own size.
+_BLIND_TEXT = 32 << 20
 
 
 def is_installed() -> bool:
@@ -43,21 +46,24 @@ class GigatokenBackend:
         before: Sequence[int] = (),
         after: Sequence[int] = (),
         cache_bytes: int = CACHE_BYTES,
+        least_text: int = LEAST_TEXT,
     ) -> None:
         self._file = tokenizer_file
         self._body = tokenizer_file.read_bytes()
         self._before = tuple(before)
         self._after = tuple(after)
         self._cache_bytes = cache_bytes
+        self._least_text = least_text
         self.num_builds = 0
         self._build()
+        self._first_bytes = resident_bytes()
 
     def encode(self, texts: Sequence[str], /) -> "Sequence[TokenIds]":
         """The ids of each text, as arrays."""
         encode = self._encode
         assert encode is not None
         found: list[NDArray[np.uint32]] = [encode(text) for text in texts]
-        self._text_bytes += sum(map(len, texts))
+        self._text += sum(map(len, texts))
         if self._has_grown():
             self._build()
         if self._before or self._after:
@@ -90,10 +96,12 @@ class GigatokenBackend:
             raise DataError(f"{self._file}: gigatoken cannot load it: {error}") from None
         give_back_memory()
         self.num_builds += 1
-        self._text_bytes = 0
-        self._base_bytes = resident_bytes()
+        self._text = 0
 
     def _has_grown(self) -> bool:
-        if self._base_bytes is None:
-            return self._text_bytes > _BLIND_TEXT_BYTES
-        return (resident_bytes() or 0) - self._base_bytes > self._cache_bytes
+        if self._text < self._least_text:
+            return False
+        now = resident_bytes()
+        if now is None or self._first_bytes is None:
+            return self._text >= _BLIND_TEXT
+        return now - self._first_bytes > self._cache_bytes
