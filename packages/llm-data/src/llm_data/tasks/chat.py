@@ -1,10 +1,11 @@
 """What the chat tasks share: records to samples to rendered text, and who is refused on the way."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from llm_data.backends.backend import BackendSpec
 from llm_data.encode import ColumnDtype, EncodedBatch, EncodedColumn
 from llm_data.errors import UsageError
 from llm_data.messages import Conversation, Preference, Prompt, Sample, StepRewards
@@ -17,6 +18,7 @@ from llm_data.records import (
     object_of,
     refused,
 )
+from llm_data.tasks.chat_tokens import ChatTokenizer
 from llm_data.tasks.columns import one_sequence_each
 from llm_data.tasks.truncation import TooLong
 from llm_data.templates import SpecialTokens, TemplateSource, Thinking
@@ -59,6 +61,11 @@ class TaskInput:
     samples: SampleReader
     dtype: ColumnDtype
     limit: Limit = Limit()
+    backend: BackendSpec = field(default_factory=BackendSpec)
+
+    def tokenizer(self) -> ChatTokenizer:
+        """The tokenizer, read from its file."""
+        return ChatTokenizer.load(self.tokenizer_file, self.backend)
 
 
 def expected(sample: Sample, kind: type[Kind]) -> Kind:

@@ -1,14 +1,18 @@
 """Rendered conversations as token ids, with the learned part of each as token positions."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from llm_data.errors import DataError
+from llm_data.backends.backend import Backend, BackendName, BackendSpec
+from llm_data.backends.hf import load_tokenizer
 from llm_data.records import Reason, RecordRefusedError
+from llm_data.tasks.byte_lengths import ByteLengths, Ids, adds_prefix
 from llm_data.templates import Rendered
 
 # What may stand before a continued text so that the tokenizer's own prefix (the "▁" of
@@ -27,7 +31,7 @@ class TokenSpan(NamedTuple):
 class ChatTokens(NamedTuple):
     """A conversation's ids and, in order and disjoint, what an assistant says in it."""
 
-    ids: list[int]
+    ids: Ids
     spans: tuple[TokenSpan, ...]
 
 
@@ -44,46 +48,68 @@ class _Piece(NamedTuple):
     base: int
 
 
-def load_tokenizer(file: Path) -> Tokenizer:
-    """The tokenizer of tokenizer.json, without its truncation and padding."""
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # noqa: BLE001 - the Rust side raises bare Exception
-        raise DataError(f"{file}: not a tokenizer: {error}") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
 class ChatTokenizer:
-    """Finds which tokens are learned, exactly.
+    """Finds which tokens are learned, exactly. Special tokens are only those written in a text.
 
     A text is tokenized whole, as inference tokenizes it. Where a token would lie across the border
     of an answer, the text is cut there and the parts are tokenized apart: at the start of an answer
     that is what a model sees too. Parts that do not decode to the same text are refused.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._leads = _LEADS if _adds_prefix(tokenizer) else ("",)
+    def __init__(self, reference: Tokenizer, fast: Backend | None = None) -> None:
+        self.reference = reference
+        self._fast = fast
+        self._lengths = ByteLengths.of(reference)
+        self._leads = _LEADS if adds_prefix(reference) else ("",)
 
-    def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        """The texts, tokenized whole; special tokens are only those written in them."""
-        return self._tokenizer.encode_batch(texts, add_special_tokens=False)
+    @classmethod
+    def load(cls, file: Path, backend: BackendSpec) -> "ChatTokenizer":
+        """From tokenizer.json, with a second backend that gives the same ids."""
+        fast = None
+        if backend.name is not BackendName.HF:
+            # What a post-processor would add around a text does not belong here.
+            fast = replace(backend, before=(), after=()).load(file)
+        return cls(load_tokenizer(file), fast)
 
-    def align(self, rendered: Rendered, encoding: Encoding) -> ChatTokens:
+    def ids(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of each text."""
+        if self._fast is not None:
+            return [np.asarray(ids, np.int32) for ids in self._fast.encode(texts)]
+        encodings = self.reference.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def encode(self, texts: Sequence[str]) -> list[Ids | Encoding]:
+        """The texts, tokenized whole: what `align` needs of each."""
+        if self._lengths is not None:
+            return [*self.ids(texts)]
+        return [*self.reference.encode_batch(list(texts), add_special_tokens=False)]
+
+    def align(self, rendered: Rendered, encoded: Ids | Encoding) -> ChatTokens:
         """The tokens of a text that `encode` made; RecordRefusedError if no cut is clean."""
+        borders = [border for start, end, _ in rendered.spans for border in (start, end)]
+        if isinstance(encoded, np.ndarray):
+            assert self._lengths is not None
+            places = self._lengths.places(rendered.text, encoded, borders)
+            if places is not None:
+                return ChatTokens(
+                    encoded, _spans(rendered, dict(zip(borders, places, strict=True)))
+                )
+            encoded = self._whole(rendered.text)
         size = len(rendered.text)
-        spans: list[TokenSpan] = []
-        for start, end, message in rendered.spans:
-            first, last = token_at(encoding, start, size=size), token_at(encoding, end, size=size)
-            if first is None or last is None:
-                return self.cut(rendered, encoding, at=())
-            spans.append(TokenSpan(first, last, message))
-        return ChatTokens(encoding.ids, tuple(spans))
+        tokens = {border: token_at(encoded, border, size=size) for border in borders}
+        positions = {border: token for border, token in tokens.items() if token is not None}
+        if len(positions) < len(tokens):
+            return self._cut(rendered, encoded, at=())
+        return ChatTokens(np.array(encoded.ids, np.int32), _spans(rendered, positions))
 
-    def cut(self, rendered: Rendered, encoding: Encoding, *, at: Sequence[int]) -> ChatTokens:
+    def cut(self, rendered: Rendered, *, at: Sequence[int]) -> ChatTokens:
         """As `align`, cut at the characters `at` and wherever else a token lies across."""
+        return self._cut(rendered, self._whole(rendered.text), at=at)
+
+    def _whole(self, text: str) -> Encoding:
+        return self.reference.encode(text, add_special_tokens=False)
+
+    def _cut(self, rendered: Rendered, whole: Encoding, *, at: Sequence[int]) -> ChatTokens:
         borders = {border for start, end, _ in rendered.spans for border in (start, end)}
         cuts = set(at)
         while True:
@@ -95,12 +121,8 @@ class ChatTokenizer:
             # Every round cuts at one border more, and at a cut a token cannot lie across.
             cuts |= borders - positions.keys()
         ids = [number for piece in pieces for number in piece.encoding.ids[piece.first :]]
-        self._check_same_text(ids, encoding.ids)
-        spans = (
-            TokenSpan(positions[start], positions[end], message)
-            for start, end, message in rendered.spans
-        )
-        return ChatTokens(ids, tuple(spans))
+        self._check_same_text(ids, whole.ids)
+        return ChatTokens(np.array(ids, np.int32), _spans(rendered, positions))
 
     def _pieces(self, text: str, cuts: Sequence[int]) -> list[_Piece]:
         pieces: list[_Piece] = []
@@ -115,7 +137,7 @@ class ChatTokenizer:
     def _piece(self, text: str, *, start: int, base: int) -> _Piece:
         end = start + len(text)
         for lead in self._leads if start else ("",):
-            encoding = self._tokenizer.encode(lead + text, add_special_tokens=False)
+            encoding = self._whole(lead + text)
             first = token_at(encoding, len(lead), size=len(lead) + len(text)) if lead else 0
             if first is not None:
                 return _Piece(start, end, encoding, len(lead), first, base)
@@ -126,11 +148,10 @@ class ChatTokenizer:
         )
 
     def _check_same_text(self, found: list[int], wanted: list[int]) -> None:
-        texts = self._tokenizer.decode_batch([found, wanted], skip_special_tokens=False)
+        texts = self.reference.decode_batch([found, wanted], skip_special_tokens=False)
         if texts[0] != texts[1]:
-            at = next(
-                (i for i, pair in enumerate(zip(*texts, strict=False)) if len({*pair}) > 1), 0
-            )
+            pairs = enumerate(zip(*texts, strict=False))
+            at = next((place for place, (one, other) in pairs if one != other), 0)
             raise RecordRefusedError(
                 Reason.UNPROVEN_MASK,
                 "a token lies across the border of an answer, and cut there the text would be "
@@ -150,6 +171,13 @@ def token_at(encoding: Encoding, border: int, *, size: int) -> int | None:
     return len(encoding)
 
 
+def _spans(rendered: Rendered, positions: dict[int, int]) -> tuple[TokenSpan, ...]:
+    return tuple(
+        TokenSpan(positions[start], positions[end], message)
+        for start, end, message in rendered.spans
+    )
+
+
 def _position(pieces: Sequence[_Piece], border: int) -> int | None:
     """The first token at or after a character, counted through all pieces."""
     for piece in pieces:
@@ -160,13 +188,3 @@ def _position(pieces: Sequence[_Piece], border: int) -> int | None:
             inside = token_at(piece.encoding, border - piece.start + piece.lead, size=size)
             return None if inside is None else piece.base + inside - piece.first
     return pieces[-1].base + len(pieces[-1].encoding) - pieces[-1].first
-
-
-def _adds_prefix(tokenizer: Tokenizer) -> bool:
-    """Whether the first word of a text is not tokenized as the same letters further on."""
-    text = "a"
-    if tokenizer.normalizer is not None:
-        text = tokenizer.normalizer.normalize_str(text)
-    if tokenizer.pre_tokenizer is not None:
-        text = "".join(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
-    return text != "a"

@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 from tokenizers import Encoding
 
 from llm_data.encode import Column, EncodedBatch
 from llm_data.messages import Conversation, Message, Preference, Sample
 from llm_data.records import Batch, Reason, RecordRefusedError
+from llm_data.tasks.byte_lengths import Ids
 from llm_data.tasks.chat import (
     Refusals,
     Rendering,
@@ -18,7 +20,7 @@ from llm_data.tasks.chat import (
     nothing_left,
     too_long,
 )
-from llm_data.tasks.chat_tokens import ChatTokenizer, ChatTokens, load_tokenizer
+from llm_data.tasks.chat_tokens import ChatTokenizer, ChatTokens
 from llm_data.tasks.columns import IdColumn, LabelColumn, labels_column
 from llm_data.tasks.truncation import fit
 from llm_data.templates import Rendered, Span, Template
@@ -51,7 +53,7 @@ class PairwiseSpec:
             self,
             read=self.source.samples.build(),
             template=Template(self.rendering.template, self.rendering.special),
-            tokenizer=ChatTokenizer(load_tokenizer(self.source.tokenizer_file)),
+            tokenizer=self.source.tokenizer(),
         )
 
 
@@ -63,7 +65,7 @@ class _Answer(NamedTuple):
 
 
 class _Side(NamedTuple):
-    ids: list[int]
+    ids: Ids
     learned: list[tuple[int, int]]
 
 
@@ -110,7 +112,7 @@ class PairwiseEncoder:
             batch,
             tuple(column.encoded() for side in sides.values() for column in side),
             rows=len(rows),
-            num_tokens=len(sides["chosen"][0].tokens),
+            num_tokens=sides["chosen"][0].num_tokens,
             refusals=refusals,
             notes={
                 "truncated": sum(row.is_truncated for _, row in rows),
@@ -135,7 +137,7 @@ class PairwiseEncoder:
         return _Answer(rendered, spans)
 
     def _align(
-        self, pair: tuple[tuple[_Answer, Encoding], tuple[_Answer, Encoding]]
+        self, pair: tuple[tuple[_Answer, Ids | Encoding], tuple[_Answer, Ids | Encoding]]
     ) -> tuple[ChatTokens, ChatTokens]:
         """Both sides; the prompt's tokens are the same in both."""
         (chosen, good), (rejected, bad) = pair
@@ -146,10 +148,10 @@ class PairwiseEncoder:
             )
         first = self._tokenizer.align(_only(chosen), good)
         second = self._tokenizer.align(_only(rejected), bad)
-        if _prompt_of(first) != _prompt_of(second):
+        if not np.array_equal(_prompt_of(first), _prompt_of(second)):
             # One answer joins a token of the prompt, the other does not.
-            first = self._tokenizer.cut(_only(chosen), good, at=[len(prompt)])
-            second = self._tokenizer.cut(_only(rejected), bad, at=[len(prompt)])
+            first = self._tokenizer.cut(_only(chosen), at=[len(prompt)])
+            second = self._tokenizer.cut(_only(rejected), at=[len(prompt)])
         return first, second
 
     def _label(self, pair: tuple[ChatTokens, ChatTokens]) -> _Row:
@@ -171,7 +173,7 @@ def _only(answer: _Answer) -> Rendered:
     return Rendered(answer.rendered.text, answer.spans)
 
 
-def _prompt_of(tokens: ChatTokens) -> list[int]:
+def _prompt_of(tokens: ChatTokens) -> Ids:
     return tokens.ids[: tokens.spans[0].start]
 
 
@@ -193,6 +195,7 @@ def _truncated(pair: tuple[ChatTokens, ChatTokens], capacity: int) -> tuple[Chat
             span._replace(start=min(span.start, end) - removed, end=min(span.end, end) - removed)
             for span in tokens.spans
         )
-        return ChatTokens(tokens.ids[: kept.prompt] + tokens.ids[prompt:end], tuple(spans))
+        ids = np.concatenate((tokens.ids[: kept.prompt], tokens.ids[prompt:end]))
+        return ChatTokens(ids, tuple(spans))
 
     return shortened(pair[0], answers[0]), shortened(pair[1], answers[1])

@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tokenizers import Encoding, Tokenizer
+import numpy as np
+from tokenizers import Tokenizer
 
 from llm_data.encode import Column, EncodedBatch
 from llm_data.errors import UsageError, listed
 from llm_data.messages import Sample, StepRewards
 from llm_data.records import Batch, Reason, RecordRefusedError
+from llm_data.tasks.byte_lengths import Ids
 from llm_data.tasks.chat import (
     Refusals,
     TaskInput,
@@ -18,7 +20,7 @@ from llm_data.tasks.chat import (
     nothing_left,
     too_long,
 )
-from llm_data.tasks.chat_tokens import load_tokenizer
+from llm_data.tasks.chat_tokens import ChatTokenizer
 from llm_data.tasks.columns import IdColumn, LabelColumn, labels_column
 
 # What may stand before a placeholder; a tokenizer may have a token of its own for each.
@@ -50,11 +52,12 @@ class PrmSpec:
 
     def build(self) -> "PrmEncoder":
         """The encoder; UsageError if the placeholder or a reward is not one token."""
-        tokenizer = load_tokenizer(self.source.tokenizer_file)
+        tokenizer = self.source.tokenizer()
+        reference = tokenizer.reference
         wrong = [
-            f"{text!r} is the tokens {_shown(tokenizer, text)}"
+            f"{text!r} is the tokens {_shown(reference, text)}"
             for text in (self.placeholder, *self.reward_tokens)
-            if _token_of(tokenizer, text) is None
+            if _token_of(reference, text) is None
         ]
         if wrong:
             raise UsageError(
@@ -65,8 +68,8 @@ class PrmSpec:
 
 
 class _Row(NamedTuple):
-    ids: list[int]
-    labels: list[int]
+    ids: Ids
+    labels: Ids
     learned: list[tuple[int, int]]
     is_truncated: bool
 
@@ -79,12 +82,12 @@ class PrmEncoder:
         spec: PrmSpec,
         *,
         read: Callable[[Mapping[str, object]], Sample],
-        tokenizer: Tokenizer,
+        tokenizer: ChatTokenizer,
     ) -> None:
         self._spec = spec
         self._read = read
         self._tokenizer = tokenizer
-        self._placeholders = _placeholder_ids(tokenizer, spec.placeholder)
+        self._placeholders = _placeholder_ids(tokenizer.reference, spec.placeholder)
         self._rewards: dict[str, int] = {}
 
     def __call__(self, batch: Batch, /) -> EncodedBatch:
@@ -92,10 +95,9 @@ class PrmEncoder:
         refusals = Refusals()
         samples = refusals.passed(refusals.opened(batch), self._sample)
         texts = [sample.text for _, sample in samples]
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         joined = [
-            (record, (sample, encoding))
-            for (record, sample), encoding in zip(samples, encodings, strict=True)
+            (record, (sample, ids))
+            for (record, sample), ids in zip(samples, self._tokenizer.ids(texts), strict=True)
         ]
         rows = refusals.passed(joined, self._label)
         ids, labels = IdColumn(self._spec.source.dtype), LabelColumn()
@@ -106,7 +108,7 @@ class PrmEncoder:
             batch,
             (ids.encoded(), labels.encoded(), ids.ones()),
             rows=len(rows),
-            num_tokens=len(ids.tokens),
+            num_tokens=ids.num_tokens,
             refusals=refusals,
             notes={
                 "truncated": sum(row.is_truncated for _, row in rows),
@@ -117,11 +119,10 @@ class PrmEncoder:
     def _sample(self, body: Mapping[str, object]) -> StepRewards:
         return expected(self._read(body), StepRewards)
 
-    def _label(self, found: tuple[StepRewards, Encoding]) -> _Row:
-        sample, encoding = found
-        ids = encoding.ids
+    def _label(self, found: tuple[StepRewards, Ids]) -> _Row:
+        sample, ids = found
         rewards = [self._reward_of(text) for text in sample.rewards]
-        places = [place for place, number in enumerate(ids) if number in self._placeholders]
+        places: list[int] = np.flatnonzero(np.isin(ids, self._placeholders)).tolist()
         if len(places) != len(rewards):
             raise RecordRefusedError(
                 Reason.WRONG_VALUE,
@@ -143,7 +144,7 @@ class PrmEncoder:
             places = [place for place in places if place < limit.seq_length]
             if not places:
                 raise nothing_left(limit.seq_length)
-        labels = list(ids)
+        labels = ids.copy()
         for place, reward in zip(places, rewards, strict=False):
             labels[place] = reward
         return _Row(ids, labels, [(place, place + 1) for place in places], is_truncated)
@@ -157,11 +158,12 @@ class PrmEncoder:
             raise RecordRefusedError(
                 Reason.WRONG_VALUE, f"reward {text!r}, want one of {listed(map(repr, allowed))}"
             )
-        token = _token_of(self._tokenizer, text)
+        reference = self._tokenizer.reference
+        token = _token_of(reference, text)
         if token is None:
             raise RecordRefusedError(
                 Reason.WRONG_VALUE,
-                f"reward {text!r} is the tokens {_shown(self._tokenizer, text)}, want one",
+                f"reward {text!r} is the tokens {_shown(reference, text)}, want one",
             )
         self._rewards[text] = token
         return token
@@ -178,7 +180,7 @@ def _shown(tokenizer: Tokenizer, text: str) -> str:
     return listed(map(repr, tokenizer.encode(text, add_special_tokens=False).tokens))
 
 
-def _placeholder_ids(tokenizer: Tokenizer, placeholder: str) -> frozenset[int]:
+def _placeholder_ids(tokenizer: Tokenizer, placeholder: str) -> list[int]:
     """The ids of the placeholder: alone, and where a space or a line break is joined to it."""
     wanted = placeholder.strip()
     found: set[int] = set()
@@ -188,4 +190,4 @@ def _placeholder_ids(tokenizer: Tokenizer, placeholder: str) -> frozenset[int]:
         start, end = encoding.offsets[-1]
         if text[start:end].strip() == wanted:
             found.add(encoding.ids[-1])
-    return frozenset(found)
+    return sorted(found)

@@ -4,12 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tokenizers import Tokenizer
-
 from llm_data.encode import Column, EncodedBatch
 from llm_data.errors import UsageError, listed
 from llm_data.messages import Prompt, Sample
 from llm_data.records import Batch, Reason, RecordRefusedError
+from llm_data.tasks.byte_lengths import Ids
 from llm_data.tasks.chat import (
     Refusals,
     Rendering,
@@ -18,7 +17,7 @@ from llm_data.tasks.chat import (
     expected,
     too_long,
 )
-from llm_data.tasks.chat_tokens import load_tokenizer
+from llm_data.tasks.chat_tokens import ChatTokenizer
 from llm_data.tasks.columns import IdColumn
 from llm_data.templates import Template
 
@@ -61,12 +60,12 @@ class PromptSpec:
             self,
             read=self.source.samples.build(),
             template=Template(self.rendering.template, self.rendering.special),
-            tokenizer=load_tokenizer(self.source.tokenizer_file),
+            tokenizer=self.source.tokenizer(),
         )
 
 
 class _Row(NamedTuple):
-    texts: list[list[int]]
+    texts: list[Ids]
     is_truncated: bool
 
 
@@ -79,7 +78,7 @@ class PromptEncoder:
         *,
         read: Callable[[Mapping[str, object]], Sample],
         template: Template,
-        tokenizer: Tokenizer,
+        tokenizer: ChatTokenizer,
     ) -> None:
         self._spec = spec
         self._read = read
@@ -91,8 +90,8 @@ class PromptEncoder:
         refusals = Refusals()
         texts = refusals.passed(refusals.opened(batch), self._texts)
         flat = [text for _, group in texts for text in group]
-        encodings = iter(self._tokenizer.encode_batch_fast(flat, add_special_tokens=False))
-        tokens = [(record, [next(encodings).ids for _ in group]) for record, group in texts]
+        ids = iter(self._tokenizer.ids(flat))
+        tokens = [(record, [next(ids) for _ in group]) for record, group in texts]
         rows = refusals.passed(tokens, self._fitted)
         columns = [IdColumn(self._spec.source.dtype) for _ in (None, *self._spec.further)]
         for _, row in rows:
@@ -103,7 +102,7 @@ class PromptEncoder:
             batch,
             (first.encoded(), first.ones(), *(column.encoded() for column in further)),
             rows=len(rows),
-            num_tokens=len(first.tokens),
+            num_tokens=first.num_tokens,
             refusals=refusals,
             notes={"truncated": sum(row.is_truncated for _, row in rows), "loss_tokens": 0},
         )
@@ -125,10 +124,10 @@ class PromptEncoder:
         )
         return [rendered.text, *(prompt.extra[name] for name in self._spec.further)]
 
-    def _fitted(self, texts: list[list[int]]) -> _Row:
+    def _fitted(self, texts: list[Ids]) -> _Row:
         limit = self._spec.source.limit
         prompt, *further = texts
-        if not prompt:
+        if not len(prompt):
             raise RecordRefusedError(Reason.EMPTY, "the tokenizer gives no tokens for the prompt")
         is_truncated = too_long(len(prompt), limit)
         if is_truncated and limit.seq_length is not None:

@@ -10,6 +10,7 @@ from tokenizers import Encoding
 from llm_data.encode import Column, EncodedBatch
 from llm_data.messages import Conversation, Sample
 from llm_data.records import Batch, Reason, RecordRefusedError
+from llm_data.tasks.byte_lengths import Ids
 from llm_data.tasks.chat import (
     Refusals,
     Rendering,
@@ -19,7 +20,7 @@ from llm_data.tasks.chat import (
     nothing_left,
     too_long,
 )
-from llm_data.tasks.chat_tokens import ChatTokenizer, ChatTokens, load_tokenizer
+from llm_data.tasks.chat_tokens import ChatTokenizer, ChatTokens
 from llm_data.tasks.columns import IdColumn, LabelColumn, labels_column
 from llm_data.tasks.truncation import truncate_turns
 from llm_data.templates import Rendered, Template
@@ -62,7 +63,7 @@ class SftSpec:
             self,
             read=self.source.samples.build(),
             template=Template(self.rendering.template, self.rendering.special),
-            tokenizer=ChatTokenizer(load_tokenizer(self.source.tokenizer_file)),
+            tokenizer=self.source.tokenizer(),
         )
 
 
@@ -77,7 +78,7 @@ class _Tokens(NamedTuple):
 
 
 class _Row(NamedTuple):
-    ids: list[int]
+    ids: Ids
     learned: list[tuple[int, int]]
     is_truncated: bool
 
@@ -116,7 +117,7 @@ class SftEncoder:
             batch,
             (ids.encoded(), ids.ones(), labels.encoded()),
             rows=len(rows),
-            num_tokens=len(ids.tokens),
+            num_tokens=ids.num_tokens,
             refusals=refusals,
             notes={
                 "truncated": sum(row.is_truncated for _, row in rows),
@@ -132,7 +133,7 @@ class SftEncoder:
         thinking = self._spec.rendering.thinking
         return _Rendered(self._template.render(conversation, thinking=thinking), untrained)
 
-    def _align(self, found: tuple[_Rendered, Encoding]) -> _Tokens:
+    def _align(self, found: tuple[_Rendered, Ids | Encoding]) -> _Tokens:
         (rendered, untrained), encoding = found
         return _Tokens(self._tokenizer.align(rendered, encoding), untrained)
 

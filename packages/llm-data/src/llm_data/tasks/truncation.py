@@ -3,6 +3,8 @@
 from enum import StrEnum
 from typing import NamedTuple
 
+import numpy as np
+
 from llm_data.tasks.chat_tokens import ChatTokens, TokenSpan
 
 
@@ -55,10 +57,13 @@ def truncate_turns(tokens: ChatTokens, capacity: int, *, newest_first: bool) -> 
         kept.append((begin, span, share))
     if newest_first:
         kept.reverse()
-    ids: list[int] = []
+    parts = [tokens.ids[:0]]
     spans: list[TokenSpan] = []
+    size = 0
     for begin, span, share in kept:
-        ids += tokens.ids[begin : begin + share.prompt]
-        spans.append(TokenSpan(len(ids), len(ids) + share.answer, span.message))
-        ids += tokens.ids[span.start : span.start + share.answer]
-    return ChatTokens(ids, tuple(spans))
+        parts.append(tokens.ids[begin : begin + share.prompt])
+        parts.append(tokens.ids[span.start : span.start + share.answer])
+        start = size + share.prompt
+        size = start + share.answer
+        spans.append(TokenSpan(start, size, span.message))
+    return ChatTokens(np.concatenate(parts), tuple(spans))
