@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 
-from llm_data.edge.dataset_files import DatasetFiles, DatasetManifest
+from llm_data.edge.dataset_files import DatasetFiles
+from llm_data.edge.dataset_manifests import DatasetManifest
 from llm_data.errors import DataError
+from llm_data.formats.manifest import Manifest
 
 # What they may differ in: it is summed, joined, or says nothing of the tokens.
 _FREE = frozenset(
@@ -69,4 +71,4 @@ def _manifest_differences(
 def _kind(files: DatasetFiles) -> str:
     if files.manifest is None:
         return "no manifest (--without-manifest merges bare pairs)"
-    return f"a {type(files.manifest).__name__}"
+    return "token dataset" if isinstance(files.manifest, Manifest) else "sample dataset"

@@ -7,14 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llm_data.edge.dataset_manifests import DatasetManifest
+from llm_data.edge.durable import with_suffix
 from llm_data.edge.run_folder import Layout, Pair
-from llm_data.edge.token_dataset import find_stem, read_manifest, with_suffix
+from llm_data.edge.token_dataset import find_stem, read_manifest
 from llm_data.errors import DataError, FormatError, listed
 from llm_data.formats.indexed import DTYPE_CODES, HEADER_BYTES, MAGIC, VERSION
 from llm_data.formats.manifest import Manifest
+from llm_data.formats.sample_manifest import SampleManifest, unpack_sample_manifest
 
-DatasetManifest = Manifest
-
+_SAMPLES = "_packed"
 _HEADER = struct.Struct("<9sQBQQ")
 
 
@@ -51,9 +53,12 @@ class DatasetFiles:
 
 def open_files(prefix: Path, *, bare: bool = False) -> DatasetFiles:
     """The dataset that `prefix` means, with headers and sizes checked; `bare` takes no manifest."""
+    if not bare and (samples := _sample_stem(prefix)) is not None:
+        path = with_suffix(samples, ".json")
+        manifest = unpack_sample_manifest(path.read_bytes(), where=str(path))
+        return _opened(str(prefix), sample_layout(samples, manifest), manifest)
     stem = find_stem(prefix)
-    manifest = None if bare else read_manifest(stem)
-    return _opened(str(prefix), token_layout(stem), manifest)
+    return _opened(str(prefix), token_layout(stem), None if bare else read_manifest(stem))
 
 
 def open_pair(stem: Path) -> DatasetFiles:
@@ -66,15 +71,26 @@ def token_layout(stem: Path) -> Layout:
     return Layout(stem=stem, pairs=(Pair("tokens", "", stem),))
 
 
+def sample_layout(stem: Path, manifest: SampleManifest) -> Layout:
+    """Where a sample dataset's files stand; `stem` ends in `_packed`."""
+    prefix = stem.with_name(stem.name.removesuffix(_SAMPLES))
+    pairs = (
+        Pair(name, f"{name}.", with_suffix(prefix, ending))
+        for name, ending in manifest.pairs.items()
+    )
+    return Layout(stem=stem, pairs=tuple(pairs))
+
+
 def output_layout(prefix: Path, like: DatasetFiles) -> Layout:
     """Where a dataset of that kind goes: a bare pair to `prefix`, others as preprocessing does."""
     if prefix.suffix in (".bin", ".idx"):
         prefix = prefix.with_suffix("")
     if like.manifest is None:
         return token_layout(prefix)
-    ending = f"_{like.manifest.key}_{like.manifest.level}"
-    stem = prefix if prefix.name.endswith(ending) else with_suffix(prefix, ending)
-    return token_layout(stem)
+    if isinstance(like.manifest, Manifest):
+        ending = f"_{like.manifest.key}_{like.manifest.level}"
+        return token_layout(_ending_in(prefix, ending))
+    return sample_layout(_ending_in(prefix, _SAMPLES), like.manifest)
 
 
 def read_header(stem: Path) -> Header:
@@ -94,6 +110,27 @@ def read_header(stem: Path) -> Header:
     if (found := path.stat().st_size) != wanted:
         raise FormatError(f"{path}: {found} bytes, want {wanted} for {num_sequences} sequences")
     return Header(DTYPE_CODES[code], num_sequences, num_entries - 1)
+
+
+def _ending_in(prefix: Path, ending: str) -> Path:
+    return prefix if prefix.name.endswith(ending) else with_suffix(prefix, ending)
+
+
+def _sample_stem(prefix: Path) -> Path | None:
+    """The stem of the sample dataset that `prefix` means; None if it means none."""
+    if prefix.suffix in (".bin", ".idx", ".json"):
+        prefix = prefix.with_suffix("")
+    stem = _ending_in(prefix, _SAMPLES)
+    if not with_suffix(stem, ".json").is_file():
+        return None
+    others = [
+        path.with_suffix("")
+        for path in sorted(prefix.parent.glob(f"{prefix.name}_*_document.idx"))
+        if not path.name.startswith(f"{stem.name}_")
+    ]
+    if others:
+        raise DataError(f"{prefix}: means {listed(map(str, [stem, *others]))}; name one")
+    return stem
 
 
 def _opened(name: str, layout: Layout, manifest: DatasetManifest | None) -> DatasetFiles:

@@ -8,19 +8,19 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 from llm_data.blending import CHUNK, Draws
-from llm_data.edge.dataset_files import DatasetFiles, DatasetManifest
-from llm_data.edge.dataset_sums import ColumnSum, completed, is_of, packed, read_again
+from llm_data.edge.dataset_files import DatasetFiles
+from llm_data.edge.dataset_manifests import DatasetManifest, packed
+from llm_data.edge.dataset_sums import ColumnSum, completed, is_of, read_again, sum_of
 from llm_data.edge.document_reader import ColumnReader
 from llm_data.edge.durable import sync_folder
 from llm_data.edge.progress import Progress
 from llm_data.edge.run_folder import Layout, RunFolder
-from llm_data.edge.token_dataset import INDEX_FILE, TOKENS_FILE, Spool, SpoolMark
+from llm_data.edge.spool import INDEX_FILE, TOKENS_FILE, Spool, SpoolMark
 from llm_data.errors import DataError, FormatError, UsageError
 from llm_data.formats.manifest_parts import FileEntry
 
@@ -57,7 +57,7 @@ def derive(plan: Derivation, *, overwrite: bool, progress: Progress) -> Derived:
     """Write the dataset, unless it is there already; what another run left is kept or replaced."""
     _check_places(plan)
     folder = RunFolder(plan.output)
-    if not overwrite and (done := _finished(plan)) is not None:
+    if not overwrite and (done := find_finished(plan)) is not None:
         return done
     plan.output.stem.parent.mkdir(parents=True, exist_ok=True)
     with folder.locked():
@@ -78,20 +78,8 @@ def derive(plan: Derivation, *, overwrite: bool, progress: Progress) -> Derived:
     )
 
 
-def created_by() -> str:
-    """What manifests say of their writer."""
-    return f"llm-data {version('llm-data')}"
-
-
-def _check_places(plan: Derivation) -> None:
-    outputs = {path.absolute() for path in plan.output.files.values()}
-    for files in plan.inputs:
-        if outputs & {path.absolute() for path in files.layout.files.values()}:
-            raise UsageError(f"{files.name}: the output would replace it; choose another --output")
-
-
-def _finished(plan: Derivation) -> Derived | None:
-    """This very dataset if it is there; an error if another one is."""
+def find_finished(plan: Derivation) -> Derived | None:
+    """This very dataset if it is there, else None. Raises DataError if another one is."""
     output = plan.output
     found = [path for path in (output.manifest, *output.files.values()) if path.exists()]
     if not found:
@@ -116,6 +104,13 @@ def _finished(plan: Derivation) -> Derived | None:
         num_tokens=manifest.num_tokens,
         already_done=True,
     )
+
+
+def _check_places(plan: Derivation) -> None:
+    outputs = {path.absolute() for path in plan.output.files.values()}
+    for files in plan.inputs:
+        if outputs & {path.absolute() for path in files.layout.files.values()}:
+            raise UsageError(f"{files.name}: the output would replace it; choose another --output")
 
 
 def _is_sealed(plan: Derivation, folder: RunFolder) -> bool:
@@ -197,7 +192,7 @@ class _ColumnWriter:
         self._reader = ColumnReader([files.layout.pairs[number].stem for files in plan.inputs])
         self._spool = Spool(folder.column(pair.spool), dtype=header.dtype, mark=SpoolMark())
         self.name = pair.entry.removesuffix(".")
-        self.sum = ColumnSum(self.name, header.dtype)
+        self.sum = sum_of(self.name, header.dtype)
 
     def append(self, draws: Draws) -> None:
         """Copy the documents drawn."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_data.blending import Draws, Numbers
-from llm_data.edge.token_dataset import with_suffix
+from llm_data.edge.durable import with_suffix
 from llm_data.errors import FormatError
 from llm_data.formats.indexed import Index, unpack_index
 

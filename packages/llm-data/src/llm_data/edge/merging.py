@@ -8,18 +8,20 @@ from pathlib import Path
 from llm_data.edge.dataset_agreement import check_agreement
 from llm_data.edge.dataset_files import (
     DatasetFiles,
-    DatasetManifest,
     open_files,
     open_pair,
     output_layout,
     token_layout,
 )
-from llm_data.edge.dataset_sums import outline
-from llm_data.edge.derived_dataset import Derivation, Derived, created_by, derive, whole
+from llm_data.edge.dataset_manifests import DatasetManifest
+from llm_data.edge.dataset_sums import created_by, outline
+from llm_data.edge.derived_dataset import Derivation, Derived, derive, whole
+from llm_data.edge.durable import with_suffix
 from llm_data.edge.progress import Progress, Silent
 from llm_data.edge.run_folder import Layout
-from llm_data.edge.token_dataset import with_suffix
 from llm_data.errors import DataError, UsageError, listed
+from llm_data.formats.manifest import Manifest
+from llm_data.formats.sample_manifest import SampleManifest
 
 
 def merge(
@@ -99,13 +101,17 @@ def _draft(manifests: Sequence[DatasetManifest]) -> DatasetManifest | None:
     if not manifests:
         return None
     skipped = any(manifest.on_error == "skip" for manifest in manifests)
-    return replace(
+    draft = replace(
         outline(manifests[0]),
         sources=tuple(source for manifest in manifests for source in manifest.sources),
         drops=_added(manifest.drops for manifest in manifests),
         on_error="skip" if skipped else "stop",
         created_by=created_by(),
     )
+    if isinstance(draft, Manifest):
+        return draft
+    samples = [manifest for manifest in manifests if isinstance(manifest, SampleManifest)]
+    return replace(draft, notes=_added(manifest.notes for manifest in samples))
 
 
 def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
