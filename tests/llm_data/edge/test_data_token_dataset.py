@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
+from llm_data.edge.spool import Spool, SpoolMark
 from llm_data.edge.token_dataset import (
-    Spool,
-    SpoolMark,
     TokenDatasetWriter,
     find_stem,
     open_token_dataset,

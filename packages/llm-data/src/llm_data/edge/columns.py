@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 
-import numpy as np
-
 from llm_data.edge.run_folder import RunFolder
-from llm_data.edge.token_dataset import Spool, SpoolMark
+from llm_data.edge.spool import Spool, SpoolMark
 from llm_data.encode import Column, EncodedColumn
 from llm_data.errors import DataError
 from llm_data.formats.manifest_parts import FileEntry
@@ -26,7 +24,7 @@ class Columns:
             for column in columns:
                 spool = Spool(
                     folder.column(column.name),
-                    dtype=np.dtype(column.dtype),
+                    dtype=column.dtype,
                     mark=marks.get(column.name, SpoolMark()),
                 )
                 self._spools[column.name] = opened.enter_context(closing(spool))

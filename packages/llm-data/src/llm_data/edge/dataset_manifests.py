@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llm_data.config import RunIdentity, Task
 from llm_data.edge.run_folder import RunState
-from llm_data.edge.token_dataset import SpoolMark
+from llm_data.edge.spool import SpoolMark
 from llm_data.formats.manifest import Manifest, pack_manifest, unpack_manifest
 from llm_data.formats.manifest_parts import FileEntry
 from llm_data.formats.sample_manifest import (

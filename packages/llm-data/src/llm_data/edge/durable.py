@@ -28,3 +28,8 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def with_suffix(stem: Path, suffix: str) -> Path:
+    """`stem` plus a suffix, for names that may themselves hold dots."""
+    return stem.with_name(stem.name + suffix)

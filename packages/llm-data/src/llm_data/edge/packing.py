@@ -15,7 +15,7 @@ from llm_data.edge.columns import Columns
 from llm_data.edge.planning import Plan, Row
 from llm_data.edge.progress import Progress
 from llm_data.edge.run_folder import PackState, RunFolder, RunState
-from llm_data.edge.token_dataset import LENGTHS_FILE, TOKENS_FILE
+from llm_data.edge.spool import LENGTHS_FILE, TOKENS_FILE
 from llm_data.encode import EncodedColumn
 from llm_data.formats.sample_manifest import IGNORED_LABEL
 from llm_data.packing import Packs, pack

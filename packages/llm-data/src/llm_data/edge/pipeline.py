@@ -13,14 +13,17 @@ from llm_data.edge.dataset_manifests import (
     packed,
     read_dataset_manifest,
 )
+from llm_data.edge.durable import with_suffix
 from llm_data.edge.encoding import encode_chunks
 from llm_data.edge.planning import Plan, inputs_of, worker_count
 from llm_data.edge.progress import Progress, Silent
 from llm_data.edge.run_folder import RunFolder, RunState
 from llm_data.edge.specs import make_plan, with_backend
-from llm_data.edge.token_dataset import with_suffix
 from llm_data.edge.workers import Crew
 from llm_data.errors import DataError
+
+# What encoders load only when they are built.
+_LATE_MODULES = ("tokenizers",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +40,8 @@ def preprocess(config: PreprocessConfig, *, progress: Progress | None = None) ->
     """Write the dataset at `config.stem`; byte-identical for any workers and kills."""
     shown = progress or Silent()
     inputs = inputs_of(config)
-    with Crew(worker_count(config, inputs)) as crew:
+    modules = [f"llm_data.tasks.{config.task.value}", *_LATE_MODULES]
+    with Crew(worker_count(config, inputs), modules=modules) as crew:
         if config.overwrite or not with_suffix(config.stem, ".json").exists():
             # They load while the tokenizer is looked at here.
             crew.start()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from llm_data.config import PreprocessConfig, RunIdentity, Task
 from llm_data.edge.dataset_manifests import DatasetManifest, identity_of
+from llm_data.edge.durable import with_suffix
 from llm_data.edge.inputs import Inputs, find_inputs
 from llm_data.edge.run_folder import Layout, Pair
-from llm_data.edge.token_dataset import with_suffix
 from llm_data.encode import Column, EncoderSpec
 from llm_data.formats.sample_manifest import BOUNDARIES, pair_endings
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llm_data.config import RunIdentity
-from llm_data.edge.durable import sync, sync_folder, write_whole
-from llm_data.edge.token_dataset import INDEX_FILE, TOKENS_FILE, SpoolMark, with_suffix
+from llm_data.edge.durable import sync, sync_folder, with_suffix, write_whole
+from llm_data.edge.spool import INDEX_FILE, TOKENS_FILE, SpoolMark
 from llm_data.errors import DataError
 from llm_data.records import Place
 

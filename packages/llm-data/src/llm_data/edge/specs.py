@@ -4,7 +4,6 @@ from dataclasses import replace
 from importlib.metadata import version
 
 from llm_data.backends.backend import BackendName
-from llm_data.backends.choice import choose
 from llm_data.config import PreprocessConfig
 from llm_data.edge.inputs import Inputs
 from llm_data.edge.planning import Plan
@@ -30,21 +29,18 @@ def make_plan(config: PreprocessConfig, inputs: Inputs) -> Plan:
 def with_backend(plan: Plan, *, progress: Progress) -> Plan:
     """The plan with the tokenizer backend its first documents speak for. No byte depends on it."""
     spec, choice = plan.spec, plan.config.tokenizer_backend
-    if not isinstance(spec, PretrainSpec):
+    if not isinstance(spec, PretrainSpec) or choice == "hf":
         return plan
     if choice == "auto" and plan.inputs.bytes < WORTH_A_PROOF_BYTES:
         return plan
-    texts: list[str] = []
-    if choice != "hf":
-        batches = read_batches(plan.inputs.files, key=plan.read_key, start=None, meter=Meter())
-        texts = spec.first_texts(batches)
-    chosen = choose(choice, tokenizer_file=spec.tokenizer_file, texts=texts)
-    progress.say(chosen.message)
+    batches = read_batches(plan.inputs.files, key=plan.read_key, start=None, meter=Meter())
+    spec, message = spec.with_backend(choice, batches)
+    progress.say(message)
     draft = plan.draft
-    if chosen.spec.name is not BackendName.HF:
-        name = chosen.spec.name.value
+    if spec.backend.name is not BackendName.HF:
+        name = spec.backend.name.value
         draft = replace(draft, created_by=f"{draft.created_by} with {name} {version(name)}")
-    return replace(plan, draft=draft, spec=replace(spec, backend=chosen.spec))
+    return replace(plan, draft=draft, spec=spec)
 
 
 def _pretrain_plan(config: PreprocessConfig, inputs: Inputs, tokenizer: TokenizerFacts) -> Plan:

@@ -1,4 +1,6 @@
-"""A worker process: `python -m llm_data.edge.worker_process INBOX OUTBOX`, two open pipes.
+"""A worker process: `python -m llm_data.edge.worker_process INBOX OUTBOX [MODULE...]`.
+
+INBOX and OUTBOX are open pipes; the modules are loaded while nothing has come yet.
 
 The first message is an EncoderSpec, every further one a Batch; the answers are the encoded
 batches, or a DataError before the end. It ends when its parent closes the pipes or dies.
@@ -7,6 +9,7 @@ batches, or a DataError before the end. It ends when its parent closes the pipes
 import os
 import sys
 import threading
+from importlib import import_module
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
@@ -43,6 +46,8 @@ def _receive_all(inbox: "Connection[object]", waiting: "SimpleQueue[object]") ->
 
 
 if __name__ == "__main__":
+    for module in sys.argv[3:]:
+        import_module(module)
     try:
         work(
             Connection(int(sys.argv[1]), writable=False),

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -19,18 +19,23 @@ from llm_data.records import Batch
 # Batches a worker may hold: one in hand, the next waiting, one more on the way.
 DEPTH = 3
 
+# Without the working directory on the path of imports.
+_PYTHON = (sys.executable, "-P", "-m")
+
 
 class Crew:
     """So many processes that encode; one means this process. A context: its end ends them."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, *, modules: Sequence[str] = ()) -> None:
+        """`modules` are those an encoder will need: processes load them while they wait."""
         self.workers = workers
+        self._modules = modules
         self._hired: list[_Worker] = []
 
     def start(self) -> None:
         """Let the processes load what they need while there is nothing to encode yet."""
         if self.workers > 1 and not self._hired:
-            self._hired = [_Worker(number) for number in range(self.workers)]
+            self._hired = [_Worker(number, self._modules) for number in range(self.workers)]
 
     def encode(
         self, batches: Iterable[Batch], spec: EncoderSpec
@@ -88,13 +93,13 @@ class _Worker:
     that called us again, so that script needs no guard and the start costs less.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, modules: Sequence[str]) -> None:
         self._number = number
         inbox, send = os.pipe()
         receive, outbox = os.pipe()
         # Own group: an interrupt from the keyboard is for the parent, which ends its workers.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", worker_process.__name__, str(inbox), str(outbox)],
+            [*_PYTHON, worker_process.__name__, str(inbox), str(outbox), *modules],
             pass_fds=(inbox, outbox),
             stdin=subprocess.DEVNULL,
             process_group=0,
