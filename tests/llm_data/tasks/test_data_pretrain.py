@@ -152,6 +152,20 @@ def test_a_batch_without_documents_is_empty_columns(spec):
         assert (encoded.sizes, encoded.num_documents, encoded.num_tokens) == (b"", 0, 0)
 
 
+def test_a_backend_is_proven_on_the_texts_of_the_first_batches_only(spec, texts):
+    taken = []
+
+    def batches():
+        for start in range(0, len(texts), 10):
+            taken.append(start)
+            yield batch_of({"no": "text"}, *({"text": text} for text in texts[start : start + 10]))
+
+    proven, message = spec.with_backend("gigatoken", batches())
+    assert proven == replace(spec, backend=GIGATOKEN)
+    assert "the same ids as hf in 64 of the run's documents" in message
+    assert len(taken) == 7
+
+
 def test_specs_survive_the_way_to_a_worker(spec, texts):
     spec = replace(spec, text=TitleAndBody(), sentences=BySemicolon(), backend=GIGATOKEN)
     arrived = pickle.loads(pickle.dumps(spec))

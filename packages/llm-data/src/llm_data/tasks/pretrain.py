@@ -97,9 +97,6 @@ class PretrainSpec:
         from llm_data.backends.choice import choose
 
         texts = _first_texts(batches, self._reader())
-        is_all = len(texts) < _SAMPLE_DOCUMENTS and sum(map(len, texts)) < _SAMPLE_CHARACTERS
-        if choice == "auto" and is_all:
-            return self, "tokenizer backend: hf; the input is too small for a faster one to pay"
         chosen = choose(choice, tokenizer_file=self.tokenizer_file, texts=texts)
         return replace(self, backend=chosen.spec), chosen.message
 
