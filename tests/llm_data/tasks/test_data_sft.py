@@ -8,6 +8,7 @@ import pytest
 
 from chat_templates import CHATML, SPACED, TIGHT, of_transformers, rendering
 from chat_tokenizers import KINDS, random_text
+from llm_data.backends.backend import BackendName, BackendSpec
 from llm_data.errors import UsageError
 from llm_data.messages import Conversation, Message, Prompt
 from llm_data.packing import pack
@@ -255,3 +256,25 @@ def test_packed_conversations_whose_turns_end_in_eos_keep_one_border_a_sample(tm
     packs = pack(lengths, int(lengths.sum()) + 5)
     (row,) = np.split(packs.order, packs.ends[:-1])
     assert np.cumsum(lengths[row]).tolist() == np.cumsum(lengths).tolist()
+
+
+def test_gigatoken_gives_the_same_samples(tmp_path):
+    """Whole texts, texts that must be cut, and texts that the tokenizer composes first."""
+    records = _random_records(60)
+    records += [_turns("hello", "nai\u0308ve"), _turns("cafe\u0301", "\nanswer")]
+    hf = _spec(tmp_path, template=SPACED)
+    fast = hf.with_backend(BackendSpec(name=BackendName.GIGATOKEN, before=(1,), after=(2,)))
+    assert fast.source.backend.name is BackendName.GIGATOKEN
+    batch = batch_of(*records)
+    wanted, found = hf.build()(batch), fast.build()(batch)
+    assert wanted.num_documents == len(records)
+    assert found == wanted
+
+
+def test_a_run_s_first_texts_are_those_it_tokenizes(tmp_path):
+    """What a tokenizer backend is compared with before a run."""
+    record = _turns("hello", "answer")
+    spec = _spec(tmp_path)
+    wanted = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\nanswer<|im_end|>\n"
+    assert spec.first_texts([batch_of(b"broken", record), batch_of(record)]) == [wanted] * 2
+    assert len(spec.first_texts([batch_of(*[record] * 100)])) == 64

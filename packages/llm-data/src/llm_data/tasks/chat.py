@@ -21,7 +21,11 @@ from llm_data.records import (
 from llm_data.tasks.chat_tokens import ChatTokenizer
 from llm_data.tasks.columns import one_sequence_each
 from llm_data.tasks.truncation import TooLong
-from llm_data.templates import SpecialTokens, TemplateSource, Thinking
+from llm_data.templates import SpecialTokens, Template, TemplateSource, Thinking
+
+# What is compared of a run's texts before a backend is trusted with them.
+_FIRST_TEXTS = 64
+_FIRST_CHARACTERS = 128 << 10
 
 Kind = TypeVar("Kind", Conversation, Preference, Prompt, StepRewards)
 Before = TypeVar("Before")
@@ -52,6 +56,10 @@ class Rendering:
     special: SpecialTokens
     thinking: Thinking = Thinking.KEEP
 
+    def compiled(self) -> Template:
+        """The template, ready to render."""
+        return Template(self.template, self.special)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskInput:
@@ -75,6 +83,23 @@ def expected(sample: Sample, kind: type[Kind]) -> Kind:
             f"the handler of records gives {type(sample).__name__}, the task wants {kind.__name__}"
         )
     return sample
+
+
+def first_texts(
+    batches: Iterable[Batch], texts_of: Callable[[Mapping[str, object]], Iterable[str]]
+) -> list[str]:
+    """What a run tokenizes first; records that are refused have no texts."""
+    found: list[str] = []
+    left = _FIRST_CHARACTERS
+    for batch in batches:
+        refusals = Refusals()
+        for _, texts in refusals.passed(refusals.opened(batch), texts_of):
+            for text in texts:
+                found.append(text[:left])
+                left -= len(found[-1])
+                if not left or len(found) == _FIRST_TEXTS:
+                    return found
+    return found
 
 
 def too_long(size: int, limit: Limit) -> bool:

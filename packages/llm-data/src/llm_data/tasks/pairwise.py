@@ -1,12 +1,14 @@
 """Preferences: two answers to one prompt, each with its ids and labels."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Encoding
 
+from llm_data.backends.backend import BackendSpec
 from llm_data.encode import Column, EncodedBatch
 from llm_data.messages import Conversation, Message, Preference, Sample
 from llm_data.records import Batch, Reason, RecordRefusedError
@@ -17,6 +19,7 @@ from llm_data.tasks.chat import (
     TaskInput,
     encoded_batch,
     expected,
+    first_texts,
     nothing_left,
     too_long,
 )
@@ -52,9 +55,33 @@ class PairwiseSpec:
         return PairwiseEncoder(
             self,
             read=self.source.samples.build(),
-            template=Template(self.rendering.template, self.rendering.special),
+            template=self.rendering.compiled(),
             tokenizer=self.source.tokenizer(),
         )
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The tokenizer.json."""
+        return self.source.tokenizer_file
+
+    def with_backend(self, backend: BackendSpec) -> "PairwiseSpec":
+        """The same with another tokenizer backend; its ids must be the same."""
+        return replace(self, source=replace(self.source, backend=backend))
+
+    def first_texts(self, batches: Iterable[Batch]) -> list[str]:
+        """What a run of these batches tokenizes first, to compare backends with."""
+        read = self.source.samples.build()
+        template = self.rendering.compiled()
+        thinking = self.rendering.thinking
+
+        def texts_of(body: Mapping[str, object]) -> list[str]:
+            found = expected(read(body), Preference)
+            return [
+                template.render(_answered(found.prompt, answer), thinking=thinking).text
+                for answer in (found.chosen, found.rejected)
+            ]
+
+        return first_texts(batches, texts_of)
 
 
 class _Answer(NamedTuple):
@@ -123,13 +150,13 @@ class PairwiseEncoder:
     def _render(self, body: Mapping[str, object]) -> tuple[_Answer, _Answer]:
         preference = expected(self._read(body), Preference)
         return (
-            self._answered(preference.prompt, preference.chosen),
-            self._answered(preference.prompt, preference.rejected),
+            self._answer(preference.prompt, preference.chosen),
+            self._answer(preference.prompt, preference.rejected),
         )
 
-    def _answered(self, prompt: Conversation, answer: Message) -> _Answer:
-        conversation = Conversation(messages=(*prompt.messages, answer), tools=prompt.tools)
-        rendered = self._template.render(conversation, thinking=self._spec.rendering.thinking)
+    def _answer(self, prompt: Conversation, answer: Message) -> _Answer:
+        thinking = self._spec.rendering.thinking
+        rendered = self._template.render(_answered(prompt, answer), thinking=thinking)
         last = len(prompt.messages)
         spans = tuple(span for span in rendered.spans if span.message == last)
         if not spans:
@@ -167,6 +194,10 @@ class PairwiseEncoder:
                 raise nothing_left(limit.seq_length)
             raise RecordRefusedError(Reason.NO_TARGET, "an answer has no token that is learned")
         return _Row(sides[0], sides[1], is_truncated)
+
+
+def _answered(prompt: Conversation, answer: Message) -> Conversation:
+    return Conversation(messages=(*prompt.messages, answer), tools=prompt.tools)
 
 
 def _only(answer: _Answer) -> Rendered:

@@ -1,12 +1,14 @@
 """Process rewards: a solution's ids, with a reward token as the label of each step's end."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from llm_data.backends.backend import BackendSpec
 from llm_data.encode import Column, EncodedBatch
 from llm_data.errors import UsageError, listed
 from llm_data.messages import Sample, StepRewards
@@ -17,6 +19,7 @@ from llm_data.tasks.chat import (
     TaskInput,
     encoded_batch,
     expected,
+    first_texts,
     nothing_left,
     too_long,
 )
@@ -65,6 +68,20 @@ class PrmSpec:
                 f"{'; '.join(wrong)}"
             )
         return PrmEncoder(self, read=self.source.samples.build(), tokenizer=tokenizer)
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The tokenizer.json."""
+        return self.source.tokenizer_file
+
+    def with_backend(self, backend: BackendSpec) -> "PrmSpec":
+        """The same with another tokenizer backend; its ids must be the same."""
+        return replace(self, source=replace(self.source, backend=backend))
+
+    def first_texts(self, batches: Iterable[Batch]) -> list[str]:
+        """What a run of these batches tokenizes first, to compare backends with."""
+        read = self.source.samples.build()
+        return first_texts(batches, lambda body: [expected(read(body), StepRewards).text])
 
 
 class _Row(NamedTuple):

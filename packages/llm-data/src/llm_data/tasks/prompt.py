@@ -1,9 +1,11 @@
 """Prompts that wait for an answer, for reinforcement learning, with further texts as columns."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
+from llm_data.backends.backend import BackendSpec
 from llm_data.encode import Column, EncodedBatch
 from llm_data.errors import UsageError, listed
 from llm_data.messages import Prompt, Sample
@@ -15,6 +17,7 @@ from llm_data.tasks.chat import (
     TaskInput,
     encoded_batch,
     expected,
+    first_texts,
     too_long,
 )
 from llm_data.tasks.chat_tokens import ChatTokenizer
@@ -59,9 +62,33 @@ class PromptSpec:
         return PromptEncoder(
             self,
             read=self.source.samples.build(),
-            template=Template(self.rendering.template, self.rendering.special),
+            template=self.rendering.compiled(),
             tokenizer=self.source.tokenizer(),
         )
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The tokenizer.json."""
+        return self.source.tokenizer_file
+
+    def with_backend(self, backend: BackendSpec) -> "PromptSpec":
+        """The same with another tokenizer backend; its ids must be the same."""
+        return replace(self, source=replace(self.source, backend=backend))
+
+    def first_texts(self, batches: Iterable[Batch]) -> list[str]:
+        """What a run of these batches tokenizes first, to compare backends with."""
+        read = self.source.samples.build()
+        template = self.rendering.compiled()
+        thinking = self.rendering.thinking
+
+        def texts_of(body: Mapping[str, object]) -> list[str]:
+            found = expected(read(body), Prompt)
+            rendered = template.render(
+                found.conversation, thinking=thinking, add_generation_prompt=True
+            )
+            return [rendered.text, *found.extra.values()]
+
+        return first_texts(batches, texts_of)
 
 
 class _Row(NamedTuple):

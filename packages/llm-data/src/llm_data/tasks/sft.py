@@ -1,12 +1,14 @@
 """Fine-tuning on conversations: ids, a mask of ones, and labels where an assistant speaks."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import NamedTuple
 
 from tokenizers import Encoding
 
+from llm_data.backends.backend import BackendSpec
 from llm_data.encode import Column, EncodedBatch
 from llm_data.messages import Conversation, Sample
 from llm_data.records import Batch, Reason, RecordRefusedError
@@ -17,6 +19,7 @@ from llm_data.tasks.chat import (
     TaskInput,
     encoded_batch,
     expected,
+    first_texts,
     nothing_left,
     too_long,
 )
@@ -62,9 +65,29 @@ class SftSpec:
         return SftEncoder(
             self,
             read=self.source.samples.build(),
-            template=Template(self.rendering.template, self.rendering.special),
+            template=self.rendering.compiled(),
             tokenizer=self.source.tokenizer(),
         )
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The tokenizer.json."""
+        return self.source.tokenizer_file
+
+    def with_backend(self, backend: BackendSpec) -> "SftSpec":
+        """The same with another tokenizer backend; its ids must be the same."""
+        return replace(self, source=replace(self.source, backend=backend))
+
+    def first_texts(self, batches: Iterable[Batch]) -> list[str]:
+        """What a run of these batches tokenizes first, to compare backends with."""
+        read = self.source.samples.build()
+        template = self.rendering.compiled()
+        thinking = self.rendering.thinking
+
+        def texts_of(body: Mapping[str, object]) -> list[str]:
+            return [template.render(expected(read(body), Conversation), thinking=thinking).text]
+
+        return first_texts(batches, texts_of)
 
 
 class _Rendered(NamedTuple):
