@@ -132,3 +132,17 @@ def test_special_tokens_are_only_those_written_in_the_text(tmp_path):
     assert [tokenizer.id_to_token(number) for number in chat.ids([text])[0]] == [
         *("<s>", "hello", "Ġthe", "Ġquick", "Ġbrown", "Ġfox", "</s>")
     ]
+
+
+def test_offsets_that_leave_out_spaces_hide_no_token_across_a_border(tmp_path):
+    """A byte-level post-processor trims them; the text is not composed, so that offsets decide."""
+    tokenizer = Tokenizer.from_str(KINDS["byte-level"]().to_str())
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    chat = ChatTokenizer.load(tmp_path / "tokenizer.json", BackendSpec())
+    text = "nai\u0308ve fox"
+    rendered = Rendered(text, (Span(text.index("fox"), len(text), 0),))
+    tokens = chat.align(rendered, chat.encode([text])[0])
+    pieces = [tokenizer.id_to_token(number) for number in tokens.ids]
+    assert pieces[-2:] == ["Ġ", "fox"]
+    assert tokens.spans[0][:2] == (len(pieces) - 1, len(pieces))

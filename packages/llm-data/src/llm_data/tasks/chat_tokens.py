@@ -69,7 +69,10 @@ class ChatTokenizer:
         if backend.name is not BackendName.HF:
             # What a post-processor would add around a text does not belong here.
             fast = replace(backend, before=(), after=()).load(file)
-        return cls(load_tokenizer(file), fast)
+        reference = load_tokenizer(file)
+        # It may also take spaces out of the offsets, and hide that a token lies across a border.
+        reference.post_processor = None
+        return cls(reference, fast)
 
     def ids(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text."""
