@@ -35,7 +35,7 @@ def prepared(corpus, tokenizer, tmp_path):
 
 def test_help_and_import_load_nothing_heavy():
     assert imported_by("import llm_data.cli") == "[]"
-    assert imported_by("import llm_data.api") == "['numpy', 'tokenizers']"
+    assert imported_by("import llm_data.api") == "['numpy']"
 
 
 def test_a_whole_run_loads_no_torch(corpus, tokenizer, tmp_path):

@@ -10,29 +10,34 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 from llm_data.config import PreprocessConfig, TrainingConfig
+from llm_data.edge.dataset_manifests import DatasetManifest
+from llm_data.edge.durable import with_suffix
 from llm_data.edge.pipeline import RunResult
 from llm_data.edge.token_dataset import open_token_dataset
 from llm_data.edge.tokenizer_files import find_tokenizer_file, read_tokenizer_facts
 from llm_data.edge.tokenizer_training import TrainingResult
 from llm_data.errors import DataError
+from llm_data.formats.manifest import Manifest
 from llm_data.formats.token_dataset import TokenDataset
 
 SAMPLE_TOKENS = 200
 
 
 def print_run(result: RunResult, config: PreprocessConfig) -> None:
-    """A few lines on what a run made."""
+    """A few lines on what a run made, and a table of what it left out."""
     manifest, console = result.manifest, _console()
     if result.already_done:
-        console.print(f"already done: {config.stem}.bin")
-    console.print(
-        f"{manifest.num_documents:,} documents, {manifest.num_tokens:,} tokens of {manifest.dtype} "
-        f"in {config.stem}.bin ({manifest.files['bin'].bytes:,} bytes)"
-    )
+        console.print(f"already done: {config.stem}.json")
+    console.print(_made(manifest, config))
     if result.resumed_documents:
-        console.print(f"resumed after {result.resumed_documents:,} documents")
+        console.print(f"resumed after {result.resumed_documents:,}")
+    if not isinstance(manifest, Manifest) and manifest.notes:
+        console.print(f"noted: {_counts(manifest.notes)}")
     if manifest.drops:
-        console.print(f"dropped: {_counts(manifest.drops)}")
+        console.print(_drop_table(manifest.drops))
+        rejects = with_suffix(config.stem, ".rejects.jsonl")
+        if rejects.exists():
+            console.print(f"records set aside, with their lines: {rejects}", markup=False)
     if result.ignored:
         console.print(f"files in the folders that were not read: {_counts(result.ignored)}")
 
@@ -83,8 +88,8 @@ def print_dataset(dataset: TokenDataset) -> None:
     console.print(table)
 
 
-def inspect(prefix: Path, *, tokenizer: Path, documents: int) -> None:
-    """Counts, then the first documents as text."""
+def inspect_tokens(prefix: Path, *, tokenizer: Path, documents: int) -> None:
+    """Counts of a token dataset, then its first documents as text."""
     dataset = open_token_dataset(prefix)
     facts = read_tokenizer_facts(tokenizer)
     wanted = dataset.manifest.tokenizer.digest if dataset.manifest else facts.digest
@@ -102,6 +107,31 @@ def inspect(prefix: Path, *, tokenizer: Path, documents: int) -> None:
         text = decoder.decode(ids[:SAMPLE_TOKENS].tolist(), skip_special_tokens=False)
         console.print(text, markup=False, highlight=False, end="")
         console.print(" …" if len(ids) > SAMPLE_TOKENS else "")
+
+
+def _made(manifest: DatasetManifest, config: PreprocessConfig) -> str:
+    size = f"{sum(entry.bytes for entry in manifest.files.values()):,} bytes"
+    if isinstance(manifest, Manifest):
+        sentences = f"{manifest.num_sequences:,} sentences in " if config.split_sentences else ""
+        return (
+            f"{sentences}{manifest.num_documents:,} documents, {manifest.num_tokens:,} tokens of "
+            f"{manifest.dtype} in {config.stem}.bin ({size})"
+        )
+    rows = ""
+    if manifest.packed and manifest.seq_length:
+        full = manifest.num_tokens / max(1, manifest.num_rows * manifest.seq_length)
+        rows = f" in {manifest.num_rows:,} rows of {manifest.seq_length:,}, {full:.2%} full"
+    return (
+        f"{manifest.num_samples:,} samples, {manifest.num_tokens:,} tokens, "
+        f"{manifest.num_loss_tokens:,} of them learned{rows}: {config.stem}_*_document ({size})"
+    )
+
+
+def _drop_table(drops: Mapping[str, int]) -> Table:
+    table = Table("dropped because", "records", box=None, header_style="bold")
+    for reason, count in (*drops.items(), ("all", sum(drops.values()))):
+        table.add_row(reason, f"{count:,}")
+    return table
 
 
 def _counts(counts: Mapping[str, int]) -> str:
