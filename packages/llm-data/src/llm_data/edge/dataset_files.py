@@ -10,13 +10,13 @@ import numpy as np
 from llm_data.edge.dataset_manifests import DatasetManifest
 from llm_data.edge.durable import with_suffix
 from llm_data.edge.run_folder import Layout, Pair
+from llm_data.edge.sample_dataset import STEM_ENDING, find_sample_stem
 from llm_data.edge.token_dataset import find_stem, read_manifest
 from llm_data.errors import DataError, FormatError, listed
 from llm_data.formats.indexed import DTYPE_CODES, HEADER_BYTES, MAGIC, VERSION
 from llm_data.formats.manifest import Manifest
 from llm_data.formats.sample_manifest import SampleManifest, unpack_sample_manifest
 
-_SAMPLES = "_packed"
 _HEADER = struct.Struct("<9sQBQQ")
 
 
@@ -53,7 +53,7 @@ class DatasetFiles:
 
 def open_files(prefix: Path, *, bare: bool = False) -> DatasetFiles:
     """The dataset that `prefix` means, with headers and sizes checked; `bare` takes no manifest."""
-    if not bare and (samples := _sample_stem(prefix)) is not None:
+    if not bare and (samples := find_sample_stem(prefix)) is not None:
         path = with_suffix(samples, ".json")
         manifest = unpack_sample_manifest(path.read_bytes(), where=str(path))
         return _opened(str(prefix), sample_layout(samples, manifest), manifest)
@@ -73,7 +73,7 @@ def token_layout(stem: Path) -> Layout:
 
 def sample_layout(stem: Path, manifest: SampleManifest) -> Layout:
     """Where a sample dataset's files stand; `stem` ends in `_packed`."""
-    prefix = stem.with_name(stem.name.removesuffix(_SAMPLES))
+    prefix = stem.with_name(stem.name.removesuffix(STEM_ENDING))
     pairs = (
         Pair(name, f"{name}.", with_suffix(prefix, ending))
         for name, ending in manifest.pairs.items()
@@ -90,7 +90,7 @@ def output_layout(prefix: Path, like: DatasetFiles) -> Layout:
     if isinstance(like.manifest, Manifest):
         ending = f"_{like.manifest.key}_{like.manifest.level}"
         return token_layout(_ending_in(prefix, ending))
-    return sample_layout(_ending_in(prefix, _SAMPLES), like.manifest)
+    return sample_layout(_ending_in(prefix, STEM_ENDING), like.manifest)
 
 
 def read_header(stem: Path) -> Header:
@@ -114,23 +114,6 @@ def read_header(stem: Path) -> Header:
 
 def _ending_in(prefix: Path, ending: str) -> Path:
     return prefix if prefix.name.endswith(ending) else with_suffix(prefix, ending)
-
-
-def _sample_stem(prefix: Path) -> Path | None:
-    """The stem of the sample dataset that `prefix` means; None if it means none."""
-    if prefix.suffix in (".bin", ".idx", ".json"):
-        prefix = prefix.with_suffix("")
-    stem = _ending_in(prefix, _SAMPLES)
-    if not with_suffix(stem, ".json").is_file():
-        return None
-    others = [
-        path.with_suffix("")
-        for path in sorted(prefix.parent.glob(f"{prefix.name}_*_document.idx"))
-        if not path.name.startswith(f"{stem.name}_")
-    ]
-    if others:
-        raise DataError(f"{prefix}: means {listed(map(str, [stem, *others]))}; name one")
-    return stem
 
 
 def _opened(name: str, layout: Layout, manifest: DatasetManifest | None) -> DatasetFiles:
