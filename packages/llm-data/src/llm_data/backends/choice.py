@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from llm_data.backends.backend import Backend, BackendName, BackendSpec, TokenIds
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 _MOST_ADDED_TOKENS = 64
 _SHOWN_CHARACTERS = 24
 _PROBE = "a"
+_LIBRARIES = MappingProxyType({BackendName.HF: "tokenizers", BackendName.GIGATOKEN: "gigatoken"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +29,11 @@ class Chosen:
 
     spec: BackendSpec
     message: str
+
+
+def is_installed(name: BackendName) -> bool:
+    """Whether the backend's library can be found, without importing it."""
+    return find_spec(_LIBRARIES[name]) is not None
 
 
 def choose(choice: BackendChoice, *, tokenizer_file: Path, texts: Sequence[str]) -> Chosen:
@@ -51,11 +59,10 @@ def choose(choice: BackendChoice, *, tokenizer_file: Path, texts: Sequence[str])
 
 def _doubt_or_spec(file: Path, texts: Sequence[str]) -> BackendSpec | DataError:
     """How to load gigatoken, or why not to."""
-    from llm_data.backends import gigatoken
     from llm_data.backends.hf import HfBackend
 
-    if not gigatoken.is_installed():
-        return UsageError(f"gigatoken is not installed; {gigatoken.INSTALL}")
+    if not is_installed(BackendName.GIGATOKEN):
+        return UsageError("gigatoken is not installed; pip install gigatoken")
     reference = HfBackend(file)
     try:
         spec = _wrapped_as(reference.tokenizer)

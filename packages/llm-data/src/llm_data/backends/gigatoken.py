@@ -1,7 +1,6 @@
 """The `gigatoken` library. It is fast because it remembers words; how many is bounded here."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
 
     from llm_data.backends.backend import TokenIds
 
-INSTALL = "pip install gigatoken"
-
 # A worker forgets its words when it has grown by so much since its first text: 90 MB of English
 # take 30 MB, so do 15 MB of Chinese.
 CACHE_BYTES = 40 << 20
@@ -25,11 +22,6 @@ CACHE_BYTES = 40 << 20
 LEAST_TEXT = 8 << 20
 # Characters between two such moments where a process cannot see its own size.
 _BLIND_TEXT = 32 << 20
-
-
-def is_installed() -> bool:
-    """Whether the library can be found, without importing it."""
-    return find_spec("gigatoken") is not None
 
 
 class GigatokenBackend:
@@ -49,7 +41,10 @@ class GigatokenBackend:
         least_text: int = LEAST_TEXT,
     ) -> None:
         self._file = tokenizer_file
-        self._body = tokenizer_file.read_bytes()
+        try:
+            self._body = tokenizer_file.read_bytes()
+        except OSError as error:
+            raise DataError(f"{tokenizer_file}: {error.strerror}") from None
         self._before = tuple(before)
         self._after = tuple(after)
         self._cache_bytes = cache_bytes
@@ -82,12 +77,12 @@ class GigatokenBackend:
         return np.concatenate(parts, dtype=np.uint32, casting="unsafe")
 
     def _build(self) -> None:
-        from gigatoken import Tokenizer
-
         # The old one goes first: both together would be the peak.
         self._encode = None
         give_back_memory()
         try:
+            from gigatoken import Tokenizer
+
             self._encode = Tokenizer.from_json(self._body).backend.encode
         except BaseException as error:
             # The Rust side raises bare Exception, and its panics are none.

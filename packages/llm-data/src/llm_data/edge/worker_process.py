@@ -2,8 +2,9 @@
 
 INBOX and OUTBOX are open pipes; the modules are loaded while nothing has come yet.
 
-The first message is an EncoderSpec, every further one a Batch; the answers are the encoded
-batches, or a DataError before the end. It ends when its parent closes the pipes or dies.
+A message is an EncoderSpec, from which on it is the one that encodes, or a Batch; the answers are
+the encoded batches, or a DataError before the end. A spec that nothing is encoded with may fail. It
+ends when its parent closes the pipes or dies.
 """
 
 import os
@@ -13,7 +14,7 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
-from llm_data.encode import EncoderSpec
+from llm_data.encode import Encoder, EncoderSpec
 from llm_data.errors import DataError
 from llm_data.records import Batch
 
@@ -27,14 +28,25 @@ def work(inbox: "Connection[object]", outbox: "Connection[object]") -> None:
     # A thread takes batches off the pipe at once, so that the parent never blocks on sending
     # while this process blocks on sending back.
     threading.Thread(target=_receive_all, args=(inbox, waiting), daemon=True).start()
+    encoder: Encoder | DataError | None = None
+    while (message := waiting.get()) is not None:
+        try:
+            if isinstance(message, EncoderSpec):
+                encoder = _built(message)
+            elif isinstance(encoder, DataError):
+                raise encoder
+            elif encoder is not None and isinstance(message, Batch):
+                outbox.send(encoder(message))
+        except DataError as error:
+            outbox.send(error)
+            return
+
+
+def _built(spec: EncoderSpec) -> Encoder | DataError:
     try:
-        spec = waiting.get()
-        if isinstance(spec, EncoderSpec):
-            encoder = spec.build()
-            while isinstance(batch := waiting.get(), Batch):
-                outbox.send(encoder(batch))
+        return spec.build()
     except DataError as error:
-        outbox.send(error)
+        return error
 
 
 def _receive_all(inbox: "Connection[object]", waiting: "SimpleQueue[object]") -> None:

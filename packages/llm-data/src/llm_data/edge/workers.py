@@ -31,11 +31,20 @@ class Crew:
         self.workers = workers
         self._modules = modules
         self._hired: list[_Worker] = []
+        self._spec: EncoderSpec | None = None
 
     def start(self) -> None:
         """Let the processes load what they need while there is nothing to encode yet."""
         if self.workers > 1 and not self._hired:
             self._hired = [_Worker(number, self._modules) for number in range(self.workers)]
+
+    def prepare(self, spec: EncoderSpec) -> None:
+        """Let the processes build the encoder that will probably be wanted."""
+        self.start()
+        if spec != self._spec:
+            for worker in self._hired:
+                worker.send(spec)
+            self._spec = spec
 
     def encode(
         self, batches: Iterable[Batch], spec: EncoderSpec
@@ -45,9 +54,7 @@ class Crew:
             with _single_threaded():
                 yield from map(spec.build(), batches)
             return
-        self.start()
-        for worker in self._hired:
-            worker.send(spec)
+        self.prepare(spec)
         # Batch i goes to worker i mod n, and comes back from it: order needs no bookkeeping.
         waiting: deque[_Worker] = deque()
         for number, batch in enumerate(batches):
