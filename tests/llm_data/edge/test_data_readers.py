@@ -2,17 +2,20 @@ import csv
 import gzip
 import io
 import json
+import math
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from pyarrow import ipc, parquet
+from pyarrow import feather, ipc, parquet
 
-from llm_data.edge import readers
+from llm_data.edge import csv_files, readers
 from llm_data.edge.inputs import find_inputs
 from llm_data.edge.readers import Meter, read_batches, read_records
 from llm_data.errors import DataError
-from llm_data.records import Reason, Record, Reject, text_of
+from llm_data.records import Reason, Record, Reject, Shape, text_of
 
 TEXTS = ["plain", "two\nlines", 'quo"ted, comma', "日本語 🙂", " padded ", "x" * 5000, "last"]
 
@@ -245,3 +248,143 @@ def test_lines_longer_than_any_buffer_are_whole(tmp_path):
     json.dump({"text": text}, stream)
     (tmp_path / "a.jsonl").write_text(stream.getvalue() + "\n" + stream.getvalue())
     assert texts(read([tmp_path / "a.jsonl"])) == [text, text]
+
+
+CHATS = [
+    {"id": 2**64 - 1, "conversations": [{"from": "human", "value": "né"}], "meta": {"x": [1.5]}},
+    {"id": 7, "conversations": [], "meta": {"x": None}},
+    {"id": 0, "conversations": [{"from": "gpt", "value": "a\nb"}] * 3, "meta": None},
+]
+
+
+def chat_table():
+    turn = pa.struct({"from": pa.string(), "value": pa.large_string()})
+    schema = pa.schema(
+        {
+            "id": pa.uint64(),
+            "conversations": pa.list_(turn),
+            "meta": pa.struct({"x": pa.list_(pa.float64())}),
+        }
+    )
+    return pa.Table.from_pylist(CHATS, schema=schema)
+
+
+def write_chats(path):
+    if path.suffix == ".parquet":
+        parquet.write_table(chat_table(), path, row_group_size=2)
+    elif path.suffix == ".arrow":
+        with ipc.new_stream(path, chat_table().schema) as writer:
+            writer.write_table(chat_table(), max_chunksize=2)
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(chat) for chat in CHATS))
+    else:
+        path.write_text(json.dumps(CHATS))
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.jsonl", "a.json"])
+def test_without_a_key_every_record_is_whole_json(tmp_path, name):
+    write_chats(tmp_path / name)
+    items = read([tmp_path / name], key=None)
+    assert {item.shape for item in items} == {Shape.JSON}
+    assert [json.loads(item.payload) for item in items] == CHATS
+    for done, item in enumerate(items, start=1):
+        assert read([tmp_path / name], key=None, start=item.place) == items[done:]
+
+
+def test_without_a_key_a_csv_row_is_an_object_of_strings(tmp_path):
+    write_csv(tmp_path / "a.csv")
+    rows = [json.loads(item.payload) for item in read([tmp_path / "a.csv"], key=None)]
+    assert rows == [{"id": str(number), "text": text} for number, text in enumerate(TEXTS)]
+
+
+def test_plain_text_has_no_fields(tmp_path):
+    (tmp_path / "a.txt").write_text("hello")
+    (reject,) = read([tmp_path / "a.txt"], key=None)
+    assert reject.reason is Reason.WRONG_TYPE
+    assert "want jsonl, json, csv, parquet or arrow" in reject.detail
+
+
+def test_values_that_json_has_no_word_for_are_written_out(tmp_path):
+    row = {
+        "decimal": Decimal("12345678901234567890.05"),
+        "day": date(2024, 2, 29),
+        "moment": datetime(2024, 2, 29, 1, 2, 3, 4, tzinfo=UTC),
+        "text": b"\xc3\xa9",
+        "picture": b"\xff\xd8\xff",
+        "nan": math.nan,
+        "nested": {"day": date(9999, 12, 31)},
+    }
+    parquet.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    (item,) = read([tmp_path / "a.parquet"], key=None)
+    assert json.loads(item.payload) == {
+        "decimal": "12345678901234567890.05",
+        "day": "2024-02-29",
+        "moment": "2024-02-29T01:02:03.000004+00:00",
+        "text": "é",
+        "picture": {"bytes_without_text": 3},
+        "nan": None,
+        "nested": {"day": "9999-12-31"},
+    }
+
+
+@pytest.mark.parametrize("write", [parquet.write_table, feather.write_feather])
+def test_only_the_row_that_is_not_utf8_is_refused(tmp_path, write):
+    wrong = pa.array([b"a", b"\xff", b"c"]).view(pa.string())
+    path = tmp_path / ("a.parquet" if write is parquet.write_table else "a.arrow")
+    write(pa.table({"text": wrong, "id": [1, 2, 3]}), path)
+    assert [found if isinstance(found, str) else found.reason for found in texts(read([path]))] == [
+        "a",
+        Reason.INVALID_UTF8,
+        "c",
+    ]
+    first, second, third = read([path], key=None)
+    assert [json.loads(first.payload)["text"], json.loads(third.payload)["text"]] == ["a", "c"]
+    assert (second.reason, second.place.number) == (Reason.INVALID_UTF8, 2)
+
+
+@pytest.mark.parametrize("key", ["text", None])
+def test_a_column_that_is_there_twice_is_refused(tmp_path, key):
+    table = pa.table([["a"], ["b"]], names=["text", "text"])
+    with ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    (tmp_path / "a.csv").write_text("text,text\na,b\n")
+    for name in ("a.arrow", "a.csv"):
+        (reject,) = read([tmp_path / name], key=key)
+        assert "'text' is there 2 times" in reject.detail
+
+
+@pytest.mark.parametrize("key", ["text", None])
+def test_a_quote_that_is_never_closed_swallows_no_rows(tmp_path, key):
+    """Python's csv and Arrow both hand out the rest of the file as one value."""
+    (tmp_path / "a.csv").write_text('id,text\n1,a\n2,"b\n3,c\n4,d\n')
+    first, broken = read([tmp_path / "a.csv"], key=key)
+    assert isinstance(first, Record)
+    assert broken.reason is Reason.BROKEN_FILE
+    assert "damaged after row 1: the quote opened in row 2 is never closed" in broken.detail
+
+
+def test_a_row_longer_than_a_block_is_whole_and_nothing_comes_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(csv_files, "CSV_BLOCK_BYTES", (64, 256, 20 << 10))
+    write_csv(tmp_path / "a.csv")
+    items = read([tmp_path / "a.csv"])
+    assert texts(items) == TEXTS
+    assert [item.place.number for item in items] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_broken_csv_row_stands_where_it_is_in_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(csv_files, "CSV_BLOCK_BYTES", (1 << 10,))
+    lines = [f"{number},text {number}" for number in range(1, 1001)]
+    for number in (1, 2, 500, 501, 1000):
+        lines[number - 1] += ",too,much"
+    (tmp_path / "a.csv").write_text("\n\nid,text\n\n" + "\n\n".join(lines))
+    items = read([tmp_path / "a.csv"])
+    assert [item.place.number for item in items] == list(range(1, 1001))
+    broken = [item.place.number for item in items if isinstance(item, Reject)]
+    assert broken == [1, 2, 500, 501, 1000]
+    assert texts(items)[:2] == ["text 3", "text 4"]
+
+
+def test_a_header_beyond_reason_is_damage(tmp_path):
+    (tmp_path / "a.csv").write_text('"' + "x" * 200_000 + '"\n1\n')
+    (reject,) = read([tmp_path / "a.csv"])
+    assert reject.reason is Reason.BROKEN_FILE
