@@ -142,7 +142,7 @@ def test_every_wrong_key_is_told_at_once():
         ("model.load=hf", "model: found both of load and arch, wanted exactly one of them"),
         ("model.arch=null", "model: found neither of load and arch, wanted exactly one of them"),
         ("data.weights=[1, 2]", "data: weights has 2 entries, train has 1: wanted one weight"),
-        ("data.train=[]", "data.train: found 0 entries, wanted dataset prefixes to train on"),
+        ("data.train=[]", "data: found neither of train and raw, wanted exactly one of them"),
         ("optimizer.min_lr=1", "optimizer: min_lr=1.0 is above lr=0.001"),
     ],
 )

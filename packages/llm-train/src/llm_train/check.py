@@ -107,7 +107,7 @@ def _schedule(config: RunConfig) -> Iterator[str]:
             f"optimizer: warmup_steps({optimizer.warmup_steps}) >= "
             f"decay_steps({optimizer.decay_steps}): nothing is left to decay over"
         )
-    has_valid = bool(config.data.valid) or config.data.valid_fraction > 0
+    has_valid = config.data.has_valid or config.data.valid_fraction > 0
     if config.train.eval_every is not None and not has_valid:
         yield (
             f"train.eval_every({config.train.eval_every}) needs data: set data.valid or "

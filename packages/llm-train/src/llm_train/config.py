@@ -80,11 +80,42 @@ class ModelConfig(_Section):
         return self
 
 
+class RawConfig(_Section):
+    """Raw text that the run tokenizes once, before it trains, into `save.path`/data."""
+
+    train: tuple[str, ...] = Field(
+        min_length=1,
+        description="files and folders of text to train on, at least one, as llm-data reads them",
+    )
+    valid: tuple[str, ...] = Field(
+        default=(), description="files and folders of text to evaluate on"
+    )
+    tokenizer: Path | None = Field(
+        default=None, description="tokenizer.json or its folder; null = the one in model.load"
+    )
+    key: str = Field(default="text", description="key or column that holds the text")
+    patterns: tuple[str, ...] = Field(
+        default=(), description="globs of the files to take from folders; empty = known suffixes"
+    )
+    append_eod: bool = Field(
+        default=True, description="end every document with the tokenizer's end-of-text token"
+    )
+    skip_bad_records: bool = Field(
+        default=False, description="set unreadable records aside and count them, not stop"
+    )
+    workers: Count | None = Field(
+        default=None, description="tokenizing processes; null = to fit machine and input"
+    )
+
+
 class DataConfig(_Section):
-    """Token datasets, named by the prefix of their `.bin` and `.idx`."""
+    """What to train on: token datasets, named by the prefix of their `.bin` and `.idx`, or text."""
 
     train: tuple[Path, ...] = Field(
-        min_length=1, description="dataset prefixes to train on, at least one"
+        default=(), description="dataset prefixes to train on, at least one unless raw is set"
+    )
+    raw: RawConfig | None = Field(
+        default=None, description="raw text instead of train and valid; needs llm-data"
     )
     weights: tuple[Positive, ...] | None = Field(
         default=None,
@@ -106,17 +137,29 @@ class DataConfig(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if bool(self.train) == (self.raw is not None):
+            found = "both" if self.train else "neither"
+            raise ValueError(f"found {found} of train and raw, wanted exactly one of them")
+        if self.raw is not None and self.raw.valid and self.valid:
+            raise ValueError("found valid and raw.valid, wanted at most one of them")
+        if self.raw is not None and self.weights is not None:
+            raise ValueError("weights is for several train prefixes; raw.train becomes one dataset")
         if self.weights is not None and len(self.weights) != len(self.train):
             raise ValueError(
                 f"weights has {len(self.weights)} entries, train has {len(self.train)}: wanted one "
                 "weight per prefix"
             )
-        if self.valid and self.valid_fraction > 0:
+        if self.has_valid and self.valid_fraction > 0:
             raise ValueError(
                 f"found valid and valid_fraction={self.valid_fraction}, wanted at most one: "
                 "valid_fraction splits train only when valid is empty"
             )
         return self
+
+    @property
+    def has_valid(self) -> bool:
+        """There are datasets, or text, to evaluate on alone."""
+        return bool(self.valid) or (self.raw is not None and bool(self.raw.valid))
 
 
 class TrainConfig(_Section):

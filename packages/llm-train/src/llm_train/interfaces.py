@@ -55,3 +55,27 @@ class OpenWeights(Protocol):
     def __call__(self, path: Path, *, iteration: int | None = None) -> WeightSource:
         """Open the weights under `path`."""
         ...
+
+
+class PrepareRawData(Protocol):
+    """What the entry point `llm_train.raw_data` names."""
+
+    def __call__(
+        self,
+        inputs: Sequence[str],
+        *,
+        tokenizer: Path,
+        output: Path,
+        key: str,
+        patterns: Sequence[str],
+        append_eod: bool,
+        skip_bad_records: bool,
+        workers: int | None,
+    ) -> Path:
+        """Tokenize files and folders into a token dataset beside `output`; return its prefix.
+
+        A second call with the same arguments finds it done; one that was killed is gone on with;
+        a dataset that other arguments or other text made is an error. `workers` None fits the
+        machine. Shows its progress on standard error.
+        """
+        ...

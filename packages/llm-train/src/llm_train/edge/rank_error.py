@@ -15,7 +15,7 @@ from pathlib import Path
 ERROR_FILE_VARIABLE = "LLM_TRAIN_ERROR_FILE"
 
 # Packages whose own exception types are sentences for the user; others keep their traceback.
-_WORDED = frozenset({"llm_train", "llm_ckpt", "llm_kernels_npu"})
+_WORDED = frozenset({"llm_train", "llm_ckpt", "llm_data", "llm_kernels_npu"})
 
 
 class RunFailedError(Exception):

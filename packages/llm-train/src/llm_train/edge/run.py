@@ -16,6 +16,7 @@ from llm_train.edge.groups import model_parallel
 from llm_train.edge.inputs import one_tokenizer, read_datasets
 from llm_train.edge.metrics_log import MetricsLog
 from llm_train.edge.quiet import quiet_libraries
+from llm_train.edge.raw_data import with_datasets
 from llm_train.interfaces import WeightSource
 from llm_train.weights import arch_of, open_source
 
@@ -37,6 +38,7 @@ def run(config: RunConfig) -> None:
     arch, document = _arch(config, source)
     if problems := check.problems(config, arch, rank_environment().world_size):
         raise RunError("\n".join(problems))
+    config = with_datasets(config, say=_say)
     facts = read_datasets(config.data, arch)
     tokenizer_digest = one_tokenizer(config.data, facts, source)
     kind = resolve(config.device.value)

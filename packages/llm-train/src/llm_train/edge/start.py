@@ -19,6 +19,7 @@ from llm_train.edge.arch_facts import read_arch
 from llm_train.edge.config_file import load
 from llm_train.edge.inputs import read_datasets
 from llm_train.edge.launch import run_local
+from llm_train.edge.raw_data import overrides_for_ranks, with_datasets
 from llm_train.overrides import ConfigError
 
 _NVIDIA_DRIVER = Path("/dev/nvidiactl")
@@ -33,15 +34,18 @@ def start(path: Path, overrides: Sequence[str], *, nproc: int | None) -> None:
         return
     world_size = nproc or fewest_ranks(config)
     arch = _checked(config, path, world_size)
-    read_datasets(config.data, arch)  # now, not after every rank has loaded megatron-core
+    # Both now, not after every rank has loaded megatron-core.
+    resolved = with_datasets(config, say=_say)
+    read_datasets(resolved.data, arch)
     for note in notes(config, arch):
         _say(f"note: {note}")
     if world_size == 1:
-        _train(config, announce=True)
+        _train(resolved, announce=True)
         return
     logs = config.save.path / "logs"
     _say(f"starting {world_size} ranks on this machine; output of all but rank 0 is in {logs}")
-    command = [sys.executable, "-m", "llm_train", "run", str(path), "--", *overrides]
+    words = [*overrides, *overrides_for_ranks(config, resolved)]
+    command = [sys.executable, "-m", "llm_train", "run", str(path), "--", *words]
     run_local(command, nproc=world_size, log_folder=logs)
 
 
