@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llm_data.config import OnError, PreprocessConfig
+from llm_data.edge.durable import with_suffix
 from llm_data.edge.pipeline import preprocess
 from llm_data.edge.progress import terminal_progress
 from llm_data.errors import DataError
@@ -36,11 +37,13 @@ def prepare(
         on_error=OnError.SKIP if skip_bad_records else OnError.STOP,
         workers=workers,
     )
+    was_there = with_suffix(config.stem, ".json").exists()
     with terminal_progress("tokenizing") as progress:
         try:
             result = preprocess(config, progress=progress)
         except DataError as error:
-            raise DataError(f"raw data for {output}: {error}") from None
+            hint = "; in a training, another save.path begins with the text as it is now"
+            raise DataError(f"raw data: {error}{hint if was_there else ''}") from None
         manifest = result.manifest
         dropped = sum(manifest.drops.values())
         progress.say(
