@@ -166,3 +166,38 @@ def test_text_to_evaluate_on_is_something_to_evaluate_on(document):
         parse(document, ["data.raw.valid=[held]", "data.valid=[v]"], "test")
     with pytest.raises(ConfigError, match="wanted at most one"):
         parse(document, ["data.raw.valid=[held]", "data.valid_fraction=0.1"], "test")
+
+
+def test_ranks_that_another_launcher_started_find_the_data_themselves(
+    monkeypatch, run_document, toy_prefix, tmp_path
+):
+    """As under torchrun: every rank asks, one at a time, and all train on what it says."""
+    from fork_ranks import run_ranks
+
+    def prepare(inputs, *, output, **options):
+        with (tmp_path / "asked").open("a") as file:
+            file.write(f"{inputs[0]}\n")
+        return toy_prefix
+
+    provider = Provider()
+    provider.load = lambda: prepare
+    monkeypatch.setattr(raw_data, "entry_points", lambda group: [provider])
+    run_document["train"]["max_steps"] = 3
+
+    def losses(data, world_size, name):
+        folder = tmp_path / name
+        document = {**run_document, "data": data, "save": {"path": str(folder)}}
+
+        def rank(_rank):
+            from llm_train.edge.run import run
+
+            run(parse(document, [], "test"))
+
+        run_ranks(rank, world_size)
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        return [line["loss"] for line in lines if "loss" in line]
+
+    raw = {"raw": {"train": ["corpus"], "tokenizer": "tok"}}
+    wanted = losses({"train": [str(toy_prefix)]}, 2, "tokens")
+    assert losses(raw, 2, "text") == wanted
+    assert (tmp_path / "asked").read_text() == "corpus\n" * 2

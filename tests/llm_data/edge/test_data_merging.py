@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from llm_data.config import PreprocessConfig
+from llm_data.edge import derived_dataset
 from llm_data.edge.merging import merge, merge_groups
 from llm_data.edge.pipeline import preprocess
+from llm_data.edge.run_folder import RunFolder
 from llm_data.edge.token_dataset import TokenDatasetWriter, open_token_dataset, verify
 from llm_data.errors import DataError, FormatError, UsageError
 
@@ -133,7 +135,7 @@ def test_damage_inside_an_input_is_found_while_merging(tmp_path, make):
     path.write_bytes(data)
     with pytest.raises(FormatError, match=r"b_text_document.bin: sha256 .* its manifest wants"):
         merge([tmp_path / "a", tmp_path / "b"], output=tmp_path / "ab")
-    assert not list(tmp_path.glob("ab_text_document.[bij]*"))
+    assert not list(tmp_path.glob("ab*"))
 
 
 def test_what_is_there_is_kept_unless_it_is_the_same_or_overwritten(tmp_path, make):
@@ -150,6 +152,65 @@ def test_what_is_there_is_kept_unless_it_is_the_same_or_overwritten(tmp_path, ma
     whole = verify(tmp_path / "out")
     assert whole.document(1).tolist() == verify(prefixes["c"]).document(0).tolist()
     assert not list(tmp_path.glob("out*.parts"))
+
+
+def test_a_merge_killed_while_it_wrote_begins_again(tmp_path, make):
+    make("a", ["one"])
+    make("b", ["two"])
+    # What SIGKILL leaves: a half-written spool, no manifest.
+    spool = tmp_path / "ab_text_document.parts/column-tokens"
+    spool.mkdir(parents=True)
+    for name in ("tokens.bin", "lengths.int32", "documents.int32"):
+        (spool / name).write_bytes(b"torn")
+    merge([tmp_path / "a", tmp_path / "b"], output=tmp_path / "ab")
+    assert len(verify(tmp_path / "ab")) == 2
+    assert not list(tmp_path.glob("ab*.parts"))
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_merge_killed_while_it_published_only_publishes(tmp_path, make, monkeypatch, renames):
+    make("a", ["one"])
+    make("b", ["two"])
+    inputs = [tmp_path / "a", tmp_path / "b"]
+
+    class Killed(BaseException):
+        pass
+
+    done, rename = [], Path.replace
+
+    def replace_until_killed(self, target):
+        if self.parent.name == "column-tokens" or self.name == "manifest.json":
+            if len(done) == renames:
+                raise Killed
+            done.append(self)
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "seal", lambda folder, data: seal(folder, data))
+        patch.setattr(Path, "replace", replace_until_killed)
+        with pytest.raises(Killed):
+            merge(inputs, output=tmp_path / "ab")
+    assert not (tmp_path / "ab_text_document.json").exists()
+    monkeypatch.setattr(derived_dataset, "_write", None)
+    assert not merge(inputs, output=tmp_path / "ab").already_done
+    assert len(verify(tmp_path / "ab")) == 2
+
+
+def seal(folder, data):
+    """As RunFolder does, with a write of its own: the test counts renames."""
+    (folder.path / "manifest.json").write_bytes(data)
+
+
+def test_an_unfinished_preprocessing_run_is_kept(tmp_path, make):
+    make("a", ["one"])
+    parts = tmp_path / "ab_text_document.parts"
+    parts.mkdir()
+    (parts / "progress.json").write_text("{}")
+    with pytest.raises(DataError, match="unfinished preprocessing run"):
+        merge([tmp_path / "a"], output=tmp_path / "ab")
+    assert (parts / "progress.json").exists()
+    merge([tmp_path / "a"], output=tmp_path / "ab", overwrite=True)
+    verify(tmp_path / "ab")
 
 
 def test_an_input_is_never_the_output(tmp_path, make):

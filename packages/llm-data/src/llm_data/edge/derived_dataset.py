@@ -63,10 +63,14 @@ def derive(plan: Derivation, *, overwrite: bool, progress: Progress) -> Derived:
     with folder.locked():
         if not _is_sealed(plan, folder):
             _clear(folder, overwrite=overwrite)
-            counts = _write(plan, folder, progress)
+            try:
+                sums = _write(plan, folder, progress)
+            except BaseException:
+                folder.remove()
+                raise
             if plan.draft is None:
-                return _publish_pair(plan, folder, counts)
-        _remove_old(plan.output)
+                return _publish_pair(plan, folder, sums)
+        _remove_old(plan.output, folder)
         folder.publish()
     manifest = read_again(plan.output.manifest)
     return Derived(
@@ -79,8 +83,13 @@ def derive(plan: Derivation, *, overwrite: bool, progress: Progress) -> Derived:
 
 
 def find_finished(plan: Derivation) -> Derived | None:
-    """This very dataset if it is there, else None. Raises DataError if another one is."""
+    """This very dataset if it is there, else None. Raises DataError if another one is.
+
+    One whose publishing was cut short is not there yet.
+    """
     output = plan.output
+    if _is_sealed(plan, RunFolder(output)):
+        return None
     found = [path for path in (output.manifest, *output.files.values()) if path.exists()]
     if not found:
         return None
@@ -154,7 +163,7 @@ def _write(plan: Derivation, folder: RunFolder, progress: Progress) -> dict[str,
 
 def _publish_pair(plan: Derivation, folder: RunFolder, sums: dict[str, ColumnSum]) -> Derived:
     """Move a bare pair to its name, the index last: without it there is no dataset."""
-    _remove_old(plan.output)
+    _remove_old(plan.output, folder)
     (pair,) = plan.output.pairs
     spool = folder.column(pair.spool)
     (spool / TOKENS_FILE).replace(plan.output.files["bin"])
@@ -171,11 +180,16 @@ def _publish_pair(plan: Derivation, folder: RunFolder, sums: dict[str, ColumnSum
     )
 
 
-def _remove_old(output: Layout) -> None:
-    """What is replaced goes first, its manifest before all, so that no mixture is ever whole."""
-    indexes = [path for name, path in output.files.items() if name.endswith("idx")]
-    for path in (output.manifest, output.rejects, *indexes):
+def _remove_old(output: Layout, folder: RunFolder) -> None:
+    """What is replaced goes first, its manifest before all, so that no mixture is ever whole.
+
+    An index that a killed run published stays: its spool is gone.
+    """
+    for path in (output.manifest, output.rejects):
         path.unlink(missing_ok=True)
+    for spool, final in folder.published.items():
+        if final.suffix == ".idx" and spool.exists():
+            final.unlink(missing_ok=True)
 
 
 class _ColumnWriter:
