@@ -16,12 +16,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from pydoc_data import topics
 from typing import TypeVar
 
 import numpy as np
-from llm_data.edge.template_files import find_template
 from llm_data.samples.spec import SampleSpec
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
@@ -32,7 +32,7 @@ from llm_data.encode import EncodedBatch
 from llm_data.records import Batch, Place, Record, Shape
 from llm_data.tasks.chat import Rendering, TaskInput
 from llm_data.tasks.sft import SftSpec
-from llm_data.templates import SpecialTokens
+from llm_data.templates import SpecialTokens, TemplateSource
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 ROLES = {"human": "user", "gpt": "assistant"}
@@ -92,9 +92,8 @@ def train(texts: list[str]) -> Tokenizer:
 
 
 def make_spec(folder: Path, tokenizer: Tokenizer) -> SftSpec:
-    """Ours, with its template from a file."""
+    """Ours."""
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "chatml.jinja").write_text(CHATML)
     return SftSpec(
         source=TaskInput(
             tokenizer_file=folder / "tokenizer.json",
@@ -102,7 +101,7 @@ def make_spec(folder: Path, tokenizer: Tokenizer) -> SftSpec:
             dtype="uint16",
         ),
         rendering=Rendering(
-            template=find_template(str(folder / "chatml.jinja"), tokenizer=folder),
+            template=TemplateSource(name="chatml", text=CHATML),
             special=SpecialTokens(bos=None, eos="<|im_end|>"),
         ),
     )
@@ -170,7 +169,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         spec = make_spec(Path(folder), tokenizer)
         encoders = {
-            f"llm-data, {name.value}": spec.with_backend(BackendSpec(name=name)).build()
+            f"llm-data, {name.value}": replace(spec, backend=BackendSpec(name=name)).build()
             for name in BackendName
         }
     times: dict[str, list[float]] = {name: [] for name in ("transformers", *encoders)}

@@ -1,13 +1,10 @@
-"""Chat templates with marked answers, as files and as transformers' tokenizers have them."""
+"""Chat templates with marked answers, as our tasks and as transformers' tokenizers have them."""
 
-from pathlib import Path
-
-from llm_data.edge.template_files import find_template
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from llm_data.tasks.chat import Rendering
-from llm_data.templates import SpecialTokens, Thinking
+from llm_data.templates import SpecialTokens, TemplateSource, Thinking
 
 # A line break after the end token, outside the answer, as in Qwen's format.
 CHATML = (
@@ -32,12 +29,10 @@ SPACED = (
 )
 
 
-def rendering(folder: Path, text: str, thinking: Thinking = Thinking.KEEP) -> Rendering:
-    """A template of the user's own, read from a file in `folder`."""
-    file = folder / "own.jinja"
-    file.write_text(text)
+def rendering(text: str, thinking: Thinking = Thinking.KEEP) -> Rendering:
+    """A template of the user's own."""
     return Rendering(
-        template=find_template(str(file), tokenizer=folder),
+        template=TemplateSource(name="own", text=text),
         special=SpecialTokens(bos="<s>", eos="</s>"),
         thinking=thinking,
     )

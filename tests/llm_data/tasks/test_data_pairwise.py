@@ -29,7 +29,7 @@ def _spec(tmp_path, kind="byte-level", template=TIGHT, limit=Limit()) -> Pairwis
     file = tmp_path / "tokenizer.json"
     KINDS[kind]().save(str(file))
     source = TaskInput(tokenizer_file=file, samples=ReadBy(_read), dtype="uint16", limit=limit)
-    return PairwiseSpec(source=source, rendering=rendering(tmp_path, template))
+    return PairwiseSpec(source=source, rendering=rendering(template))
 
 
 def _record(*prompt: str, chosen: str, rejected: str) -> dict[str, object]:

@@ -25,7 +25,7 @@ def _spec(tmp_path, kind="byte-level", template=TIGHT, **options) -> PromptSpec:
     KINDS[kind]().save(str(file))
     limit = options.pop("limit", Limit())
     source = TaskInput(tokenizer_file=file, samples=ReadBy(_read), dtype="uint16", limit=limit)
-    return PromptSpec(source=source, rendering=rendering(tmp_path, template), **options)
+    return PromptSpec(source=source, rendering=rendering(template), **options)
 
 
 def _theirs(kind, template, record) -> list[int]:

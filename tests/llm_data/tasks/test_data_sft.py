@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def _spec(tmp_path, kind="byte-level", template=CHATML, **options) -> SftSpec:
     KINDS[kind]().save(str(file))
     limit = options.pop("limit", Limit())
     source = TaskInput(tokenizer_file=file, samples=ReadBy(_read), dtype="uint16", limit=limit)
-    return SftSpec(source=source, rendering=rendering(tmp_path, template), **options)
+    return SftSpec(source=source, rendering=rendering(template), **options)
 
 
 def _turns(*texts: str, train: tuple[bool, ...] = ()) -> dict[str, object]:
@@ -150,12 +151,17 @@ def test_a_conversation_without_a_trained_answer_is_refused(tmp_path, loss):
 
 
 def test_the_first_token_is_never_learned(tmp_path):
-    bare = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    """An answer that stands first, in a template that writes nothing before answers."""
+    bare = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}"
+        "{{ m.content + '</s>' }}{% endgeneration %}{% else %}{{ m.content + '<|im_end|>' }}"
+        "{% endif %}{% endfor %}"
+    )
     spec = _spec(tmp_path, template=bare)
     record = {"messages": [{"role": "assistant", "content": "the quick brown"}]}
     rows = rows_of(spec.build()(batch_of(record)), spec)
-    ids = KINDS["byte-level"]().encode("the quick brown").ids
-    assert len(ids) > 1
+    ids = KINDS["byte-level"]().encode("the quick brown</s>").ids
+    assert len(ids) == 4
     assert rows["labels"] == [[-100, *ids[1:]]]
 
 
@@ -263,12 +269,19 @@ def test_gigatoken_gives_the_same_samples(tmp_path):
     records = _random_records(60)
     records += [_turns("hello", "nai\u0308ve"), _turns("cafe\u0301", "\nanswer")]
     hf = _spec(tmp_path, template=SPACED)
-    fast = hf.with_backend(BackendSpec(name=BackendName.GIGATOKEN, before=(1,), after=(2,)))
-    assert fast.source.backend.name is BackendName.GIGATOKEN
+    fast = replace(hf, backend=BackendSpec(name=BackendName.GIGATOKEN, before=(1,), after=(2,)))
     batch = batch_of(*records)
     wanted, found = hf.build()(batch), fast.build()(batch)
     assert wanted.num_documents == len(records)
     assert found == wanted
+
+
+def test_the_backend_asked_for_is_proven_on_the_run_s_own_texts(tmp_path):
+    spec = _spec(tmp_path)
+    chosen, message = spec.with_backend("gigatoken", [batch_of(*_random_records(5))])
+    assert chosen == replace(spec, backend=BackendSpec(name=BackendName.GIGATOKEN))
+    assert "gigatoken" in message
+    assert "in 5 of the run's documents" in message
 
 
 def test_a_run_s_first_texts_are_those_it_tokenizes(tmp_path):

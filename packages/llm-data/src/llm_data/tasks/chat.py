@@ -1,11 +1,12 @@
 """What the chat tasks share: records to samples to rendered text, and who is refused on the way."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from llm_data.backends.backend import BackendSpec
+from llm_data.config import BackendChoice
 from llm_data.encode import ColumnDtype, EncodedBatch, EncodedColumn
 from llm_data.errors import UsageError
 from llm_data.messages import Conversation, Preference, Prompt, Sample, StepRewards
@@ -69,11 +70,10 @@ class TaskInput:
     samples: SampleReader
     dtype: ColumnDtype
     limit: Limit = Limit()
-    backend: BackendSpec = field(default_factory=BackendSpec)
 
-    def tokenizer(self) -> ChatTokenizer:
+    def tokenizer(self, backend: BackendSpec) -> ChatTokenizer:
         """The tokenizer, read from its file."""
-        return ChatTokenizer.load(self.tokenizer_file, self.backend)
+        return ChatTokenizer.load(self.tokenizer_file, backend)
 
 
 def expected(sample: Sample, kind: type[Kind]) -> Kind:
@@ -100,6 +100,17 @@ def first_texts(
                 if not left or len(found) == _FIRST_TEXTS:
                     return found
     return found
+
+
+def proven(
+    choice: BackendChoice, texts: Sequence[str], *, tokenizer_file: Path
+) -> tuple[BackendSpec, str]:
+    """The backend for a run that tokenizes these texts first, and a line that says why."""
+    # Late: workers never choose.
+    from llm_data.backends.choice import choose
+
+    chosen = choose(choice, tokenizer_file=tokenizer_file, texts=texts)
+    return chosen.spec, chosen.message
 
 
 def too_long(size: int, limit: Limit) -> bool:

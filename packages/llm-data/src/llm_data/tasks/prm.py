@@ -1,14 +1,14 @@
 """Process rewards: a solution's ids, with a reward token as the label of each step's end."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from llm_data.backends.backend import BackendSpec
+from llm_data.config import BackendChoice
 from llm_data.encode import Column, EncodedBatch
 from llm_data.errors import UsageError, listed
 from llm_data.messages import Sample, StepRewards
@@ -21,6 +21,7 @@ from llm_data.tasks.chat import (
     expected,
     first_texts,
     nothing_left,
+    proven,
     too_long,
 )
 from llm_data.tasks.chat_tokens import ChatTokenizer
@@ -42,6 +43,7 @@ class PrmSpec:
     source: TaskInput
     placeholder: str
     reward_tokens: tuple[str, ...] = ()
+    backend: BackendSpec = field(default_factory=BackendSpec)
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -55,7 +57,7 @@ class PrmSpec:
 
     def build(self) -> "PrmEncoder":
         """The encoder; UsageError if the placeholder or a reward is not one token."""
-        tokenizer = self.source.tokenizer()
+        tokenizer = self.source.tokenizer(self.backend)
         reference = tokenizer.reference
         wrong = [
             f"{text!r} is the tokens {_shown(reference, text)}"
@@ -69,17 +71,16 @@ class PrmSpec:
             )
         return PrmEncoder(self, read=self.source.samples.build(), tokenizer=tokenizer)
 
-    @property
-    def tokenizer_file(self) -> Path:
-        """The tokenizer.json."""
-        return self.source.tokenizer_file
-
-    def with_backend(self, backend: BackendSpec) -> "PrmSpec":
-        """The same with another tokenizer backend; its ids must be the same."""
-        return replace(self, source=replace(self.source, backend=backend))
+    def with_backend(
+        self, choice: BackendChoice, batches: Iterable[Batch]
+    ) -> tuple["PrmSpec", str]:
+        """This with the backend for a run of `batches`, and a line that says which and why."""
+        texts = self.first_texts(batches)
+        backend, message = proven(choice, texts, tokenizer_file=self.source.tokenizer_file)
+        return replace(self, backend=backend), message
 
     def first_texts(self, batches: Iterable[Batch]) -> list[str]:
-        """What a run of these batches tokenizes first, to compare backends with."""
+        """What a run of these batches tokenizes first."""
         read = self.source.samples.build()
         return first_texts(batches, lambda body: [expected(read(body), StepRewards).text])
 

@@ -1,11 +1,11 @@
 """Prompts that wait for an answer, for reinforcement learning, with further texts as columns."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from llm_data.backends.backend import BackendSpec
+from llm_data.config import BackendChoice
 from llm_data.encode import Column, EncodedBatch
 from llm_data.errors import UsageError, listed
 from llm_data.messages import Prompt, Sample
@@ -18,6 +18,7 @@ from llm_data.tasks.chat import (
     encoded_batch,
     expected,
     first_texts,
+    proven,
     too_long,
 )
 from llm_data.tasks.chat_tokens import ChatTokenizer
@@ -38,6 +39,7 @@ class PromptSpec:
     source: TaskInput
     rendering: Rendering
     extra: tuple[str, ...] = ()
+    backend: BackendSpec = field(default_factory=BackendSpec)
 
     def __post_init__(self) -> None:
         wrong = [name for name in self.extra if name in _OWN or not name or "/" in name]
@@ -63,20 +65,19 @@ class PromptSpec:
             self,
             read=self.source.samples.build(),
             template=self.rendering.compiled(),
-            tokenizer=self.source.tokenizer(),
+            tokenizer=self.source.tokenizer(self.backend),
         )
 
-    @property
-    def tokenizer_file(self) -> Path:
-        """The tokenizer.json."""
-        return self.source.tokenizer_file
-
-    def with_backend(self, backend: BackendSpec) -> "PromptSpec":
-        """The same with another tokenizer backend; its ids must be the same."""
-        return replace(self, source=replace(self.source, backend=backend))
+    def with_backend(
+        self, choice: BackendChoice, batches: Iterable[Batch]
+    ) -> tuple["PromptSpec", str]:
+        """This with the backend for a run of `batches`, and a line that says which and why."""
+        texts = self.first_texts(batches)
+        backend, message = proven(choice, texts, tokenizer_file=self.source.tokenizer_file)
+        return replace(self, backend=backend), message
 
     def first_texts(self, batches: Iterable[Batch]) -> list[str]:
-        """What a run of these batches tokenizes first, to compare backends with."""
+        """What a run of these batches tokenizes first."""
         read = self.source.samples.build()
         template = self.rendering.compiled()
         thinking = self.rendering.thinking

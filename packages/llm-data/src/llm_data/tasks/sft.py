@@ -1,14 +1,14 @@
 """Fine-tuning on conversations: ids, a mask of ones, and labels where an assistant speaks."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import NamedTuple
 
 from tokenizers import Encoding
 
 from llm_data.backends.backend import BackendSpec
+from llm_data.config import BackendChoice
 from llm_data.encode import Column, EncodedBatch
 from llm_data.messages import Conversation, Sample
 from llm_data.records import Batch, Reason, RecordRefusedError
@@ -21,6 +21,7 @@ from llm_data.tasks.chat import (
     expected,
     first_texts,
     nothing_left,
+    proven,
     too_long,
 )
 from llm_data.tasks.chat_tokens import ChatTokenizer, ChatTokens
@@ -49,6 +50,7 @@ class SftSpec:
     source: TaskInput
     rendering: Rendering
     loss: Loss = Loss.ANSWERS
+    backend: BackendSpec = field(default_factory=BackendSpec)
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -66,20 +68,19 @@ class SftSpec:
             self,
             read=self.source.samples.build(),
             template=self.rendering.compiled(),
-            tokenizer=self.source.tokenizer(),
+            tokenizer=self.source.tokenizer(self.backend),
         )
 
-    @property
-    def tokenizer_file(self) -> Path:
-        """The tokenizer.json."""
-        return self.source.tokenizer_file
-
-    def with_backend(self, backend: BackendSpec) -> "SftSpec":
-        """The same with another tokenizer backend; its ids must be the same."""
-        return replace(self, source=replace(self.source, backend=backend))
+    def with_backend(
+        self, choice: BackendChoice, batches: Iterable[Batch]
+    ) -> tuple["SftSpec", str]:
+        """This with the backend for a run of `batches`, and a line that says which and why."""
+        texts = self.first_texts(batches)
+        backend, message = proven(choice, texts, tokenizer_file=self.source.tokenizer_file)
+        return replace(self, backend=backend), message
 
     def first_texts(self, batches: Iterable[Batch]) -> list[str]:
-        """What a run of these batches tokenizes first, to compare backends with."""
+        """What a run of these batches tokenizes first."""
         read = self.source.samples.build()
         template = self.rendering.compiled()
         thinking = self.rendering.thinking
