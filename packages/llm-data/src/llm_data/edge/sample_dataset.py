@@ -2,8 +2,13 @@
 
 import hashlib
 from pathlib import Path
+from typing import cast
 
-from llm_data.edge.token_dataset import open_token_dataset, with_suffix
+import numpy as np
+from numpy.typing import NDArray
+
+from llm_data.edge.durable import with_suffix
+from llm_data.edge.token_dataset import open_token_dataset
 from llm_data.errors import DataError, FormatError, listed
 from llm_data.formats.sample_checks import check_samples, check_shape
 from llm_data.formats.sample_dataset import SampleDataset
@@ -12,6 +17,7 @@ from llm_data.formats.sample_manifest import (
     SampleManifest,
     unpack_sample_manifest,
 )
+from llm_data.formats.token_dataset import TokenDataset
 
 # What follows a prefix in every name, whether rows are packed or not.
 STEM_ENDING = "_packed"
@@ -65,7 +71,7 @@ def verify_samples(prefix: Path) -> SampleDataset:
     Raises FormatError with what is wrong first.
     """
     dataset = open_sample_dataset(prefix)
-    check_samples(dataset)
+    check_samples(dataset, _read)
     for name, path in _files(Path(dataset.name), dataset.manifest).items():
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -73,6 +79,13 @@ def verify_samples(prefix: Path) -> SampleDataset:
         if digest != wanted:
             raise FormatError(f"{path}: sha256 {digest}, the manifest wants {wanted}")
     return dataset
+
+
+def _read(pair: TokenDataset, start: int, end: int) -> NDArray[np.integer]:
+    dtype = cast("np.dtype[np.integer]", pair.index.dtype)
+    return np.fromfile(
+        f"{pair.name}.bin", dtype=dtype, count=end - start, offset=start * dtype.itemsize
+    )
 
 
 def _pairs(stem: Path, manifest: SampleManifest) -> dict[str, Path]:

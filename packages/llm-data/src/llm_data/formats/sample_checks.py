@@ -20,10 +20,16 @@ _BLOCK_ROWS = 1 << 16
 _LABELS_ARE_TOKENS = frozenset({"sft", "pairwise"})
 
 
-@dataclass(slots=True, kw_only=True)
-class _Found:
-    """What was counted so far."""
+# Entries `start` to `end` of a pair.
+Read = Callable[[TokenDataset, int, int], NDArray[np.integer]]
 
+
+@dataclass(slots=True, kw_only=True)
+class _Check:
+    """A dataset, how to read it, and what was counted so far."""
+
+    dataset: SampleDataset
+    read: Read
     num_samples: int = 0
     num_tokens: int = 0
     num_loss_tokens: int = 0
@@ -43,10 +49,10 @@ class _Block:
     sample_starts: NDArray[np.int64]
     ordinals: NDArray[np.int64]
 
-    def of(self, column: TokenDataset) -> NDArray[np.integer]:
+    def of(self, column: TokenDataset, read: Read) -> NDArray[np.integer]:
         """The block's entries of a column."""
         start = int(column.index.pointers[self.first]) // column.index.dtype.itemsize
-        return column.tokens[start : start + len(self.ordinals)]
+        return read(column, start, start + len(self.ordinals))
 
     def place(self, at: int) -> str:
         """The row and position of an entry."""
@@ -64,9 +70,13 @@ def check_shape(dataset: SampleDataset) -> None:
         _check_pair(dataset.boundaries_of_rows, manifest, dtype="int32")
 
 
-def check_samples(dataset: SampleDataset) -> None:
-    """Refuse tables, rows, labels, masks, boundaries and counts that are not as the SPEC says."""
-    manifest, found = dataset.manifest, _Found()
+def check_samples(dataset: SampleDataset, read: Read) -> None:
+    """Refuse tables, rows, labels, masks, boundaries and counts that are not as the SPEC says.
+
+    Entries come from `read`, some 2**20 at a time, and not from the mapped arrays, whose pages
+    would count as memory.
+    """
+    manifest, check = dataset.manifest, _Check(dataset=dataset, read=read)
     pairs = list(dataset.columns.values())
     if dataset.boundaries_of_rows is not None:
         pairs.append(dataset.boundaries_of_rows)
@@ -74,15 +84,15 @@ def check_samples(dataset: SampleDataset) -> None:
         check_tables(pair.index, where=f"{pair.name}.idx")
         _check_documents(pair.index, where=f"{pair.name}.idx")
     for side in manifest.sides:
-        for block in _blocks(dataset, side):
-            _check_side(dataset, side, block, found)
+        for block in _blocks(check, side):
+            _check_side(check, side, block)
     beyond = set(dataset.columns) - {name for side in manifest.sides for name in side.columns}
     for name in sorted(beyond):
-        _check_further(dataset.columns[name], manifest)
+        _check_further(dataset.columns[name], check)
     if not manifest.packed:
-        found.num_samples = manifest.num_rows
+        check.num_samples = manifest.num_rows
     for name in ("num_samples", "num_tokens", "num_loss_tokens"):
-        said, counted = getattr(manifest, name), getattr(found, name)
+        said, counted = getattr(manifest, name), getattr(check, name)
         if said != counted:
             raise FormatError(f"{dataset.name}.json: {name} {said}, but the columns have {counted}")
 
@@ -103,12 +113,19 @@ def _check_pair(pair: TokenDataset, manifest: SampleManifest, *, dtype: str) -> 
 
 
 def _check_documents(index: Index, *, where: str) -> None:
-    wrong = np.diff(index.documents) != 1
-    _refuse(wrong, lambda at: f"{where}: document {at} is not one sequence, want one a row")
+    for first in range(0, index.num_documents, _BLOCK_ROWS):
+        wrong = np.diff(index.documents[first : first + _BLOCK_ROWS + 1]) != 1
+        _refuse(
+            wrong,
+            lambda at, first=first: (
+                f"{where}: document {first + at} is not one sequence, want one a row"
+            ),
+        )
 
 
-def _blocks(dataset: SampleDataset, side: Side) -> Iterator[_Block]:
+def _blocks(check: _Check, side: Side) -> Iterator[_Block]:
     """The rows of a side, after checking their lengths and boundaries."""
+    dataset = check.dataset
     own, *others = (dataset.columns[name] for name in side.columns)
     first, num_rows = 0, len(own.index.lengths)
     while first < num_rows:
@@ -123,7 +140,7 @@ def _blocks(dataset: SampleDataset, side: Side) -> Iterator[_Block]:
             ones = np.ones(int(lengths.sum()), dtype=np.int64)
             yield _Block(first=first, lengths=lengths, sample_starts=starts, ordinals=ones)
         else:
-            yield _packed_block(dataset.boundaries_of_rows, first=first, lengths=lengths)
+            yield _packed_block(dataset.boundaries_of_rows, check.read, first, lengths)
         first = end
 
 
@@ -151,7 +168,9 @@ def _check_lengths(
     _refuse(wrong, lambda at: f"{where}: row {first + at} has {lengths[at]} entries, {wanted}")
 
 
-def _packed_block(boundaries: TokenDataset, *, first: int, lengths: NDArray[np.int64]) -> _Block:
+def _packed_block(
+    boundaries: TokenDataset, read: Read, first: int, lengths: NDArray[np.int64]
+) -> _Block:
     """Rows cut by their boundaries; what follows the last one fills the row."""
     where = f"{boundaries.name}.bin"
     counts = boundaries.index.lengths[first : first + len(lengths)].astype(np.int64)
@@ -163,7 +182,7 @@ def _packed_block(boundaries: TokenDataset, *, first: int, lengths: NDArray[np.i
         ),
     )
     start = int(boundaries.index.pointers[first]) // boundaries.index.dtype.itemsize
-    values = boundaries.tokens[start : start + int(counts.sum())].astype(np.int64)
+    values = read(boundaries, start, start + int(counts.sum())).astype(np.int64)
     heads = np.cumsum(counts) - counts
     row_of = np.repeat(np.arange(len(counts)), counts)
     # Each boundary begins a piece that ends at the next one, the last one's with the row.
@@ -199,11 +218,11 @@ def _packed_block(boundaries: TokenDataset, *, first: int, lengths: NDArray[np.i
     )
 
 
-def _check_side(dataset: SampleDataset, side: Side, block: _Block, found: _Found) -> None:
-    """A block's ids, labels and mask against each other; adds to what was found."""
-    manifest = dataset.manifest
-    own = dataset.columns[side.input_ids]
-    ids, is_sample = block.of(own), block.ordinals > 0
+def _check_side(check: _Check, side: Side, block: _Block) -> None:
+    """A block's ids, labels and mask against each other; adds to what was counted."""
+    manifest, columns = check.dataset.manifest, check.dataset.columns
+    own = columns[side.input_ids]
+    ids, is_sample = block.of(own, check.read), block.ordinals > 0
     _check_ids(ids, manifest, name=own.name, place=block.place)
     if manifest.packed:
         _refuse(
@@ -213,17 +232,17 @@ def _check_side(dataset: SampleDataset, side: Side, block: _Block, found: _Found
                 f"{manifest.pad_id}"
             ),
         )
-        found.num_samples += len(block.sample_starts)
-    found.num_tokens += int(np.count_nonzero(is_sample))
+        check.num_samples += len(block.sample_starts)
+    check.num_tokens += int(np.count_nonzero(is_sample))
     if side.attention_mask is not None:
-        _check_mask(dataset.columns[side.attention_mask], block)
+        _check_mask(columns[side.attention_mask], block, check.read)
     if side.labels is not None:
-        labels = dataset.columns[side.labels]
-        found.num_loss_tokens += _check_labels(labels, block, ids=ids, manifest=manifest)
+        labels = columns[side.labels]
+        check.num_loss_tokens += _check_labels(check, labels, block, ids=ids)
 
 
-def _check_mask(column: TokenDataset, block: _Block) -> None:
-    mask = block.of(column)
+def _check_mask(column: TokenDataset, block: _Block, read: Read) -> None:
+    mask = block.of(column, read)
     _refuse(
         mask != block.ordinals,
         lambda at: (
@@ -233,10 +252,11 @@ def _check_mask(column: TokenDataset, block: _Block) -> None:
 
 
 def _check_labels(
-    column: TokenDataset, block: _Block, *, ids: NDArray[np.integer], manifest: SampleManifest
+    check: _Check, column: TokenDataset, block: _Block, *, ids: NDArray[np.integer]
 ) -> int:
     """The number of labels that are learned."""
-    labels, where = block.of(column), f"{column.name}.bin"
+    manifest = check.dataset.manifest
+    labels, where = block.of(column, check.read), f"{column.name}.bin"
     is_learned = labels != IGNORED_LABEL
     _refuse(
         is_learned[block.sample_starts],
@@ -271,12 +291,13 @@ def _check_labels(
     return int(np.count_nonzero(is_learned))
 
 
-def _check_further(column: TokenDataset, manifest: SampleManifest) -> None:
+def _check_further(column: TokenDataset, check: _Check) -> None:
     """A column that belongs to no side: only its tokens can be wrong."""
-    for first in range(0, len(column.tokens), _BLOCK_TOKENS):
+    count = len(column.tokens)
+    for first in range(0, count, _BLOCK_TOKENS):
         _check_ids(
-            column.tokens[first : first + _BLOCK_TOKENS],
-            manifest,
+            check.read(column, first, min(count, first + _BLOCK_TOKENS)),
+            check.dataset.manifest,
             name=column.name,
             place=lambda at, first=first: f"entry {first + at}",
         )
