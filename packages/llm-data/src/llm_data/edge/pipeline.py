@@ -56,9 +56,8 @@ def preprocess(config: PreprocessConfig, *, progress: Progress | None = None) ->
             if not folder.is_ready:
                 _check_room(plan)
                 with _room_on_disk(folder):
-                    _run(
-                        with_backend(plan, progress=shown), folder, state, crew=crew, progress=shown
-                    )
+                    ready = with_backend(plan, crew=crew, progress=shown)
+                    _run(ready, folder, state, crew=crew, progress=shown)
             folder.publish()
     manifest = read_dataset_manifest(plan.layout.manifest, config.task)
     assert manifest is not None

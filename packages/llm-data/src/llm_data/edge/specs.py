@@ -3,16 +3,21 @@
 from dataclasses import replace
 from importlib.metadata import version
 
-from llm_data.backends.backend import BackendName
-from llm_data.config import PreprocessConfig
+from llm_data.backends.backend import BackendName, BackendSpec
+from llm_data.backends.choice import is_installed
+from llm_data.config import PreprocessConfig, Task
 from llm_data.edge.inputs import Inputs
 from llm_data.edge.planning import Plan
 from llm_data.edge.progress import Progress
 from llm_data.edge.readers import Meter, read_batches
-from llm_data.edge.tokenizer_files import find_tokenizer_file, read_tokenizer_facts
+from llm_data.edge.tokenizer_files import (
+    find_tokenizer_file,
+    manifest_entry,
+    read_tokenizer_facts,
+)
+from llm_data.edge.workers import Crew
 from llm_data.errors import UsageError
 from llm_data.formats.manifest import Manifest
-from llm_data.formats.manifest_parts import Tokenizer
 from llm_data.tasks.pretrain import PretrainSpec
 from llm_data.tokenizer import TokenizerFacts, choose_dtype
 
@@ -23,16 +28,24 @@ WORTH_A_PROOF_BYTES = 8 << 20
 def make_plan(config: PreprocessConfig, inputs: Inputs) -> Plan:
     """The whole plan; every option that cannot be followed is an error here."""
     tokenizer = read_tokenizer_facts(config.tokenizer, eos_token=config.eos_token)
-    return _pretrain_plan(config, inputs, tokenizer)
+    if config.task is Task.PRETRAIN:
+        return _pretrain_plan(config, inputs, tokenizer)
+    # Late: templates and what renders them load for those tasks alone.
+    from llm_data.edge.sample_specs import sample_plan
+
+    return sample_plan(config, inputs, tokenizer)
 
 
-def with_backend(plan: Plan, *, progress: Progress) -> Plan:
+def with_backend(plan: Plan, *, crew: Crew, progress: Progress) -> Plan:
     """The plan with the tokenizer backend its first documents speak for. No byte depends on it."""
     spec, choice = plan.spec, plan.config.tokenizer_backend
     if not isinstance(spec, PretrainSpec) or choice == "hf":
         return plan
     if choice == "auto" and plan.inputs.bytes < WORTH_A_PROOF_BYTES:
         return plan
+    if is_installed(BackendName.GIGATOKEN):
+        # The processes load it while it is proven here.
+        crew.prepare(replace(spec, backend=BackendSpec(name=BackendName.GIGATOKEN)))
     batches = read_batches(plan.inputs.files, key=plan.read_key, start=None, meter=Meter())
     spec, message = spec.with_backend(choice, batches)
     progress.say(message)
@@ -61,7 +74,7 @@ def _pretrain_plan(config: PreprocessConfig, inputs: Inputs, tokenizer: Tokenize
         append_eod=config.append_eod,
         eod_id=eod_id,
         options={},
-        tokenizer=_named(tokenizer),
+        tokenizer=manifest_entry(tokenizer),
         sources=inputs.sources,
         drops={},
         on_error=config.on_error.value,
@@ -75,14 +88,3 @@ def _pretrain_plan(config: PreprocessConfig, inputs: Inputs, tokenizer: Tokenize
         dtype=dtype,
     )
     return Plan(config=config, inputs=inputs, draft=draft, spec=spec, read_key=config.key)
-
-
-def _named(facts: TokenizerFacts) -> Tokenizer:
-    """The tokenizer as manifests name it."""
-    return Tokenizer(
-        digest=facts.digest,
-        vocab_size=facts.vocab_size,
-        eos_token=facts.eos_token,
-        eos_id=facts.eos_id,
-        file=facts.file,
-    )

@@ -6,6 +6,7 @@ from typing import cast
 import orjson
 
 from llm_data.errors import DataError, FormatError, UsageError, listed
+from llm_data.formats.manifest_parts import Tokenizer
 from llm_data.tokenizer import (
     TokenizerFacts,
     token_id,
@@ -58,6 +59,17 @@ def read_tokenizer_facts(path: Path, *, eos_token: str | None = None) -> Tokeniz
         eos_token=eos_token,
         eos_id=eos_id,
         pad_id=eos_id if pad_id is None else pad_id,
+    )
+
+
+def manifest_entry(facts: TokenizerFacts) -> Tokenizer:
+    """The tokenizer as manifests name it."""
+    return Tokenizer(
+        digest=facts.digest,
+        vocab_size=facts.vocab_size,
+        eos_token=facts.eos_token,
+        eos_id=facts.eos_id,
+        file=facts.file,
     )
 
 
