@@ -11,7 +11,7 @@ from llm_data.errors import did_you_mean, listed
 
 
 class Reason(StrEnum):
-    """Why a record gave no document. Those in `COUNTED` are always counted drops, the rest errors."""
+    """Why a record gave no document. Those in `COUNTED` are counted drops, the rest errors."""
 
     EMPTY = "empty"
     INVALID_JSON = "invalid_json"
@@ -101,13 +101,25 @@ def object_of(record: Record, *, wanted: str = "an object") -> Mapping[str, obje
     except orjson.JSONDecodeError as error:
         return _refused_json(record, error)
     if not isinstance(value, dict):
-        return refused(record, Reason.WRONG_TYPE, f"found {_kind(value)}, want {wanted}")
+        return refused(record, Reason.WRONG_TYPE, f"found {kind_of(value)}, want {wanted}")
     return cast("Mapping[str, object]", value)
 
 
 def refused(record: Record, reason: Reason, detail: str) -> Reject:
     """The record as a reject, with what stood there."""
     return Reject(place=record.place, reason=reason, detail=detail, raw=_shown(record.payload))
+
+
+def kind_of(value: object) -> str:
+    """What a JSON value is, in words."""
+    names: dict[type, str] = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "a boolean",
+        type(None): "null",
+    }
+    return names.get(type(value), "a number")
 
 
 def _decoded(record: Record) -> str | Reject:
@@ -133,7 +145,7 @@ def _json_text(record: Record, *, key: str) -> str | Reject:
         return refused(record, Reason.MISSING_KEY, detail)
     text = body[key]
     if not isinstance(text, str):
-        detail = f"{key!r} is {_kind(text)}, want a string"
+        detail = f"{key!r} is {kind_of(text)}, want a string"
         return refused(record, Reason.WRONG_TYPE, detail)
     return text
 
@@ -154,14 +166,3 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
 
 def _shown(payload: bytes | str) -> str:
     return payload if isinstance(payload, str) else payload.decode(errors="backslashreplace")
-
-
-def _kind(value: object) -> str:
-    names: dict[type, str] = {
-        dict: "an object",
-        list: "a list",
-        str: "a string",
-        bool: "a boolean",
-        type(None): "null",
-    }
-    return names.get(type(value), "a number")
