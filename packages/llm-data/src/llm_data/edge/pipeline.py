@@ -56,7 +56,7 @@ def preprocess(config: PreprocessConfig, *, progress: Progress | None = None) ->
             if not folder.is_ready:
                 _check_room(plan)
                 with _room_on_disk(folder):
-                    ready = with_backend(plan, crew=crew, progress=shown)
+                    ready = _proven(plan, folder, state, crew=crew, progress=shown)
                     _run(ready, folder, state, crew=crew, progress=shown)
             folder.publish()
     manifest = read_dataset_manifest(plan.layout.manifest, config.task)
@@ -131,6 +131,18 @@ def _room_on_disk(folder: RunFolder) -> Iterator[None]:
         raise DataError(
             f"{folder.path}: {error.strerror or error}; what is done is kept, run again to go on"
         ) from error
+
+
+def _proven(
+    plan: Plan, folder: RunFolder, state: RunState, *, crew: Crew, progress: Progress
+) -> Plan:
+    """The plan with its backend; a run that cannot have it leaves nothing behind."""
+    try:
+        return with_backend(plan, crew=crew, progress=progress)
+    except DataError:
+        if not state.num_documents:
+            folder.remove()
+        raise
 
 
 def _run(plan: Plan, folder: RunFolder, state: RunState, *, crew: Crew, progress: Progress) -> None:
