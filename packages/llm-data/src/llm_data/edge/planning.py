@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from llm_data.config import PreprocessConfig, RunIdentity, Task
 from llm_data.edge.dataset_manifests import DatasetManifest, identity_of
@@ -99,9 +98,11 @@ def layout_of(config: PreprocessConfig, columns: Sequence[str]) -> Layout:
 def inputs_of(config: PreprocessConfig) -> Inputs:
     """The files a run reads."""
     return find_inputs(
-        [Path(argument) for argument in config.inputs],
+        config.inputs,
         patterns=config.patterns,
         output_stem=config.stem,
+        split=config.split,
+        datasets_params=config.datasets_params,
     )
 
 
