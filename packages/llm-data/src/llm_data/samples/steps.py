@@ -55,20 +55,15 @@ def _written(text: str, label: str, *, placeholder: str, where: str) -> tuple[st
         if not all(words):
             raise _differs(where, f"a placeholder {placeholder!r} without a word after it")
         return tuple(word[0] for word in words)
-    first, *others = text.split(placeholder)
+    first, *parts = text.split(placeholder)
     if not label.startswith(first):
         raise _differs(where, "another text before the first placeholder")
     place, rewards = len(first), list[str]()
-    for number, part in enumerate(others, 1):
-        # What follows the last placeholder is the end of the text, wherever else it may occur.
-        is_last = number == len(others)
+    for number, part in enumerate(parts, 1):
+        is_last = number == len(parts)
         end = len(label) - len(part) if is_last else label.find(part, place + 1)
-        reward = label[place:end].strip() if end > place and label.endswith(part, end) else ""
-        if is_last and not label.endswith(part):
-            reward = ""
-        if not is_last and end > place:
-            reward = label[place:end].strip()
-        if not reward or len(reward.split()) != 1:
+        reward = label[place:end] if end > place and label.startswith(part, end) else ""
+        if reward.split() != [reward]:
             raise _differs(where, f"no single word in the place of placeholder {number}")
         rewards.append(reward)
         place = end + len(part)
