@@ -8,6 +8,7 @@ import orjson
 
 from llm_data.errors import DataError, FormatError, UsageError, did_you_mean, listed
 from llm_data.templates import SpecialTokens, TemplateSource, library_names, library_template
+from llm_data.templates.slots import compile_slots, read_entry
 from llm_data.templates.source import THINK
 from llm_data.tokenizer import token_text
 
@@ -71,6 +72,8 @@ def _foreign(name: str, text: str, date: str | None) -> TemplateSource:
 
 
 def _from_file(file: Path, entry: str | None, date: str | None) -> TemplateSource:
+    if file.suffix == ".json":
+        return _from_entries(file, entry)
     if entry is not None:
         raise UsageError(f"--template {file}:{entry}: only a .json file holds entries by name")
     try:
@@ -78,6 +81,30 @@ def _from_file(file: Path, entry: str | None, date: str | None) -> TemplateSourc
     except UnicodeDecodeError as error:
         raise FormatError(f"{file}: not UTF-8 at byte {error.start}") from None
     return _foreign(file.name, text, date)
+
+
+def _from_entries(file: Path, wanted: str | None) -> TemplateSource:
+    """An entry of a file in MindSpeed-LLM's format, a list or a single object."""
+    try:
+        body: object = orjson.loads(file.read_bytes())
+    except ValueError as error:
+        raise FormatError(f"{file}: not JSON: {error}") from None
+    entries = cast("list[object]", body) if isinstance(body, list) else [body]
+    named: dict[str, Mapping[str, object]] = {}
+    for number, entry in enumerate(entries, start=1):
+        if not isinstance(entry, Mapping):
+            raise FormatError(f"{file}: entry {number} is not an object")
+        fields = cast("Mapping[str, object]", entry)
+        named[str(fields.get("name", file.stem))] = fields
+    if wanted is None and len(named) > 1:
+        raise UsageError(f"--template {file}: it holds {listed(named, most=40)}; want {file}:NAME")
+    name = wanted or next(iter(named), "")
+    if name not in named:
+        raise UsageError(
+            f"--template {file}:{name}: it holds {listed(named, most=40)}"
+            f"{did_you_mean(name, named)}"
+        )
+    return compile_slots(read_entry(named[name], where=f"{file}: {name}"))
 
 
 def _tokenizer_template(folder: Path) -> str:
