@@ -10,7 +10,7 @@ from megatron.core.datasets import helpers
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
 from llm_data.blending import Strategy
-from llm_data.edge import cli_datasets
+from llm_data.edge import cli_datasets, document_reader
 from llm_data.edge.blending import blend, plan_blend
 from llm_data.edge.cli_datasets import weights_and_datasets
 from llm_data.edge.merging import merge
@@ -44,7 +44,11 @@ def pairs(tmp_path):
     return made
 
 
-def test_a_blend_holds_the_documents_in_megatrons_order(tmp_path, pairs):
+@pytest.mark.parametrize("block_bytes", [8, 40, 1 << 22])
+def test_a_blend_holds_the_documents_in_megatrons_order(tmp_path, pairs, monkeypatch, block_bytes):
+    """Whether documents are larger than what is written at once or not."""
+    monkeypatch.setattr(document_reader, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(document_reader, "_RELEASE_BYTES", 64)
     inputs, weights, size = [tmp_path / name for name in pairs], [0.5, 0.2, 0.3], 500
     plan = plan_blend(inputs, weights=weights, documents=size, without_manifest=True)
     blend(plan, output=tmp_path / "mix")

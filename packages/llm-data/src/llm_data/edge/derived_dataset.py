@@ -200,7 +200,8 @@ class _ColumnWriter:
         header = plan.inputs[0].headers[number]
         self._inputs = plan.inputs
         self._number = number
-        self._is_checked = plan.is_checked
+        # Bare pairs have nothing to be compared with.
+        self._is_checked = plan.is_checked and plan.draft is not None
         self._current: int | None = None
         self._hash = hashlib.sha256()
         self._reader = ColumnReader([files.layout.pairs[number].stem for files in plan.inputs])

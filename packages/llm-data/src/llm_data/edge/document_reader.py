@@ -3,6 +3,7 @@
 import mmap
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,6 +90,14 @@ class PairReader:
         return lengths, starts, ends
 
 
+class _Runs(NamedTuple):
+    """Stretches of bytes [start, end) in the tokens of numbered datasets."""
+
+    datasets: NDArray[np.integer]
+    starts: Numbers
+    ends: Numbers
+
+
 class Gathered(NamedTuple):
     """Documents of several pairs in the order asked for: tables, then the bytes in blocks."""
 
@@ -132,47 +141,59 @@ class ColumnReader:
             self._open.popitem(last=False)
         return reader
 
-    def _blocks(
-        self, runs: Iterator[tuple[int, int, int]], views: dict[int, memoryview]
-    ) -> Iterator[bytes | memoryview]:
+    def _blocks(self, runs: _Runs, views: dict[int, memoryview]) -> Iterator[bytes | memoryview]:
         """Small runs are joined, large ones cut: a write is worth its call, and never large."""
-        waiting: list[memoryview] = []
-        waiting_bytes = mapped_bytes = 0
-        for dataset, start, end in runs:
-            for first in range(start, end, _BLOCK_BYTES):
-                piece = views[dataset][first : min(end, first + _BLOCK_BYTES)]
-                waiting.append(piece)
-                waiting_bytes += len(piece)
-                if waiting_bytes >= _BLOCK_BYTES:
-                    yield waiting[0] if len(waiting) == 1 else b"".join(waiting)
-                    mapped_bytes += waiting_bytes
-                    waiting, waiting_bytes = [], 0
-                if mapped_bytes >= _RELEASE_BYTES:
-                    self._release()
-                    mapped_bytes = 0
-        if waiting:
-            yield b"".join(waiting)
+        mapped_bytes = 0
+        for group in _grouped(runs):
+            datasets, starts, ends = (part.tolist() for part in group)
+            if len(starts) > 1:
+                pieces = zip(datasets, starts, ends, strict=True)
+                yield b"".join([views[dataset][start:end] for dataset, start, end in pieces])
+                mapped_bytes += sum(ends) - sum(starts)
+            else:
+                view = views[datasets[0]]
+                for first in range(starts[0], ends[0], _BLOCK_BYTES):
+                    yield view[first : min(ends[0], first + _BLOCK_BYTES)]
+                    mapped_bytes = self._released(mapped_bytes + _BLOCK_BYTES)
+            mapped_bytes = self._released(mapped_bytes)
         self._release()
+
+    def _released(self, mapped_bytes: int) -> int:
+        """What is still mapped, after giving pages back if that is much."""
+        if mapped_bytes < _RELEASE_BYTES:
+            return mapped_bytes
+        self._release()
+        return 0
 
     def _release(self) -> None:
         for reader in self._open.values():
             reader.release()
 
 
-def _joined_runs(
-    datasets: NDArray[np.integer], starts: Numbers, ends: Numbers
-) -> Iterator[tuple[int, int, int]]:
-    """(dataset, start, end) of bytes that lie end to end; empty documents are no bytes."""
+def _joined_runs(datasets: NDArray[np.integer], starts: Numbers, ends: Numbers) -> _Runs:
+    """Bytes that lie end to end, as one run; empty documents are no bytes."""
     holds = ends > starts
     datasets, starts, ends = datasets[holds], starts[holds], ends[holds]
     if not len(starts):
-        return iter(())
+        return _Runs(datasets, starts, ends)
     breaks = (starts[1:] != ends[:-1]) | (datasets[1:] != datasets[:-1])
     firsts = np.concatenate(([0], np.flatnonzero(breaks) + 1))
     lasts = np.concatenate((firsts[1:], [len(starts)])) - 1
-    return zip(
-        datasets[firsts].tolist(), starts[firsts].tolist(), ends[lasts].tolist(), strict=True
-    )
+    return _Runs(datasets[firsts], starts[firsts], ends[lasts])
+
+
+def _grouped(runs: _Runs) -> Iterator[_Runs]:
+    """About a block of runs at a time; one that is larger than a block stands alone."""
+    if not len(runs.starts):
+        return
+    sizes = runs.ends - runs.starts
+    numbers = np.cumsum(sizes) // _BLOCK_BYTES
+    is_large = sizes > _BLOCK_BYTES
+    breaks = (numbers[1:] != numbers[:-1]) | is_large[1:] | is_large[:-1]
+    edges = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(sizes)]
+    for first, last in pairwise(edges):
+        here = slice(first, last)
+        yield _Runs(runs.datasets[here], runs.starts[here], runs.ends[here])
 
 
 def _scattered(
