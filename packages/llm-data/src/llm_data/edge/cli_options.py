@@ -198,7 +198,6 @@ _OPTIONS = (
 )
 
 _THINKING = {"true": "on", "false": "off", "none": "keep"}
-_SEVERAL_WORDS = ("inputs", "more_inputs", "keys")
 
 
 def preprocess_options(command: Callable[..., object]) -> Callable[..., object]:
@@ -219,17 +218,53 @@ def configs_of(options: Mapping[str, object]) -> list[PreprocessConfig]:
     values["map_keys"] = _json_of(options["map_keys"], option="--map-keys")
     values["datasets_params"] = _json_of(options["datasets_params"], option="--datasets-params")
     values["thinking"] = _thinking(options)
-    values["task"] = Task(cast("str | None", options["task"]) or Task.PRETRAIN.value)
+    values["task"] = _task(options)
+    values["template"] = _template(options)
     if options["neat_pack"] and not options["pack"]:
         raise UsageError("--neat-pack needs --pack")
     keys = cast("tuple[str, ...]", options["keys"]) or ("text",)
     if len(set(keys)) != len(keys):
         raise UsageError(f"--key {' '.join(keys)}: want every key once")
     make = cast("Callable[..., PreprocessConfig]", PreprocessConfig)
-    return [make(**{**values, "key": key}) for key in keys]
+    configs = [make(**{**values, "key": key}) for key in keys]
+    return [_described(config, cast("Path | None", options["dataset_dir"])) for config in configs]
 
 
 _FIELDS = frozenset(field.name for field in fields(PreprocessConfig))
+
+
+def _task(options: Mapping[str, object]) -> Task:
+    """The task asked for, else the handler's usual one."""
+    if options["task"] is not None:
+        return Task(cast("str", options["task"]))
+    if options["handler"] is None:
+        return Task.PRETRAIN
+    from llm_data.edge.handlers import tasks_of_handler
+
+    return tasks_of_handler(cast("str", options["handler"]))[0]
+
+
+def _template(options: Mapping[str, object]) -> str | None:
+    """A template's name, or `FILE:NAME` for an entry of a file of templates."""
+    name, file = options["template"], options["prompt_type_path"]
+    if file is None:
+        return cast("str | None", name)
+    return str(file) if name is None else f"{file}:{name}"
+
+
+def _described(config: PreprocessConfig, folder: Path | None) -> PreprocessConfig:
+    """The configuration with what a dataset_info.json says of its inputs."""
+    if folder is not None:
+        from llm_data.edge.handlers import with_dataset_info
+
+        return with_dataset_info(config, folder)
+    if config.handler is not None:
+        from llm_data.samples.handlers import HANDLERS
+
+        known = HANDLERS.get(config.handler)
+        if known is not None and known.reads_dataset_info:
+            raise UsageError(f"--handler-name {config.handler} needs --dataset-dir")
+    return config
 
 
 def _thinking(options: Mapping[str, object]) -> str:

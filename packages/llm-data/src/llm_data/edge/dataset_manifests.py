@@ -16,6 +16,7 @@ from llm_data.formats.sample_manifest import (
 )
 
 DatasetManifest = Manifest | SampleManifest
+Options = Mapping[str, str | int | bool | None]
 
 # What encoders count for the manifest alone.
 LOSS_TOKENS = "loss_tokens"

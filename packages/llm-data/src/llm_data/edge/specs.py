@@ -6,6 +6,7 @@ from importlib.metadata import version
 from llm_data.backends.backend import BackendName, BackendSpec
 from llm_data.backends.choice import is_installed
 from llm_data.config import PreprocessConfig, Task
+from llm_data.edge.dataset_manifests import Options
 from llm_data.edge.inputs import Inputs
 from llm_data.edge.planning import Plan
 from llm_data.edge.progress import Progress
@@ -18,7 +19,7 @@ from llm_data.edge.tokenizer_files import (
 from llm_data.edge.workers import Crew
 from llm_data.errors import UsageError
 from llm_data.formats.manifest import Manifest
-from llm_data.tasks.pretrain import PretrainSpec
+from llm_data.tasks.pretrain import PretrainSpec, TextReader
 from llm_data.tokenizer import TokenizerFacts, choose_dtype
 
 # Below this much input, proving a faster backend takes longer than doing without it.
@@ -62,6 +63,7 @@ def _pretrain_plan(config: PreprocessConfig, inputs: Inputs, tokenizer: Tokenize
             f"{config.tokenizer}: --append-eod needs an end-of-text token, but no eos_token in "
             "tokenizer_config.json or special_tokens_map.json beside it; --eos-token names one"
         )
+    reader, options = _text_reader(config, inputs)
     dtype = choose_dtype(config.dtype, vocab_size=tokenizer.vocab_size)
     eod_id = tokenizer.eos_id if config.append_eod else None
     draft = Manifest(
@@ -73,7 +75,7 @@ def _pretrain_plan(config: PreprocessConfig, inputs: Inputs, tokenizer: Tokenize
         level=config.level,
         append_eod=config.append_eod,
         eod_id=eod_id,
-        options={},
+        options=options,
         tokenizer=manifest_entry(tokenizer),
         sources=inputs.sources,
         drops={},
@@ -86,5 +88,16 @@ def _pretrain_plan(config: PreprocessConfig, inputs: Inputs, tokenizer: Tokenize
         key=config.key,
         eod_id=eod_id,
         dtype=dtype,
+        text=reader,
     )
-    return Plan(config=config, inputs=inputs, draft=draft, spec=spec, read_key=config.key)
+    read_key = None if reader else config.key
+    return Plan(config=config, inputs=inputs, draft=draft, spec=spec, read_key=read_key)
+
+
+def _text_reader(config: PreprocessConfig, inputs: Inputs) -> tuple[TextReader | None, Options]:
+    if config.handler is None and not config.map_keys and config.format in ("auto", "text"):
+        return None, {}
+    # Late: most runs take a text from a key, and start faster without.
+    from llm_data.edge.reader_options import text_reader
+
+    return text_reader(config, inputs)
