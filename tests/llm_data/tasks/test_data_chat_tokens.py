@@ -9,9 +9,17 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from chat_templates import CHATML, TIGHT, of_transformers
 from chat_tokenizers import KINDS, LOSSLESS, SPECIAL, random_text
 from llm_data.backends.backend import BackendSpec
+from llm_data.messages import Conversation, Message
 from llm_data.records import Reason, RecordRefusedError
 from llm_data.tasks.chat_tokens import ChatTokenizer, ChatTokens, token_at
-from llm_data.templates import Rendered, Span
+from llm_data.templates import (
+    Rendered,
+    Span,
+    SpecialTokens,
+    Template,
+    library_names,
+    library_template,
+)
 
 
 def _conversation(rng: random.Random) -> list[dict[str, str]]:
@@ -146,3 +154,30 @@ def test_offsets_that_leave_out_spaces_hide_no_token_across_a_border(tmp_path):
     pieces = [tokenizer.id_to_token(number) for number in tokens.ids]
     assert pieces[-2:] == ["Ġ", "fox"]
     assert tokens.spans[0][:2] == (len(pieces) - 1, len(pieces))
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece-prepend"])
+@pytest.mark.parametrize("name", library_names())
+def test_what_is_learned_in_every_template_is_the_answers_and_their_ends(kind, name):
+    """Read back from the ids. None of the templates' marks is a token of these vocabularies, so
+    that most borders lie within a word.
+    """
+    said = ("answer the fox", "日本語 brown")
+    turns = [
+        Message(role=role, content=text)
+        for answer in said
+        for role, text in (("user", "question hello"), ("assistant", answer))
+    ]
+    template = Template(library_template(name), SpecialTokens(bos="<s>", eos="</s>"))
+    rendered = template.render(Conversation(messages=tuple(turns)))
+    chat = ChatTokenizer(KINDS[kind]())
+    tokens = chat.align(rendered, chat.encode([rendered.text])[0])
+    assert len(tokens.spans) == len(said)
+    for span, answer in zip(tokens.spans, said, strict=True):
+        before, after = (
+            chat.reference.decode(tokens.ids[:end].tolist(), skip_special_tokens=False)
+            for end in span[:2]
+        )
+        # This vocabulary writes a space for the mark that DeepSeek's end token holds.
+        ends = [end.replace("▁", " ") if kind != "byte-level" else end for end in template.ends]
+        assert after[len(before) :].strip() in [f"{answer}{end}".strip() for end in ends]
