@@ -22,14 +22,16 @@ from pydoc_data import topics
 from typing import TypeVar
 
 import numpy as np
-from llm_data.samples.spec import SampleSpec
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from llm_data.backends.backend import BackendName, BackendSpec
+from llm_data.config import Task
 from llm_data.encode import EncodedBatch
 from llm_data.records import Batch, Place, Record, Shape
+from llm_data.samples.columns import Format
+from llm_data.samples.spec import SampleSpec
 from llm_data.tasks.chat import Rendering, TaskInput
 from llm_data.tasks.sft import SftSpec
 from llm_data.templates import SpecialTokens, TemplateSource
@@ -97,7 +99,7 @@ def make_spec(folder: Path, tokenizer: Tokenizer) -> SftSpec:
     return SftSpec(
         source=TaskInput(
             tokenizer_file=folder / "tokenizer.json",
-            samples=SampleSpec(task="sft", format="sharegpt"),
+            samples=SampleSpec(task=Task.SFT, format=Format.SHAREGPT),
             dtype="uint16",
         ),
         rendering=Rendering(
