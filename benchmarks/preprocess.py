@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from preprocess_corpora import (
+from preprocessing.corpora import (
     docstrings,
     documents,
     files_under,
@@ -24,10 +24,10 @@ from preprocess_corpora import (
     varied,
     write_lines,
 )
-from process_tree import Run, measure
+from preprocessing.process_tree import Run, measure
 
 BIN = Path(sys.executable).parent
-PEER = Path(__file__).with_name("preprocess_peer.py")
+PEER = Path(__file__).parent / "preprocessing/pool_peer.py"
 WORKERS = 2
 # (language, backend): how many times faster than the peer ours must be, by wall time.
 BARS = {
@@ -109,6 +109,8 @@ class Bench:
 def speed(bench: Bench) -> None:
     """Ours with each backend and the peer, in turn, on whole corpora and on one document."""
     one = bench.folder / "one.jsonl"
+    if "chinese" not in bench.corpora:
+        print("chinese: left out; --chinese FOLDER names its texts")
     for language, corpus in bench.corpora.items():
         one.write_bytes(corpus.open("rb").readline())
         calls: dict[str, Callable[[Path], Run]] = {
@@ -216,16 +218,18 @@ def median(runs: Sequence[Run]) -> Run:
 
 
 def main() -> None:
-    """Run the part that is named."""
+    """Run the parts that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = {"speed": speed, "memory": memory, "startup": startup}
-    parser.add_argument("part", choices=parts)
+    parser.add_argument("part", nargs="*", choices=[*parts, []], default=[], metavar="PART")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/llm-data-benchmark"))
     parser.add_argument("--english", type=Path, nargs="*", default=[])
     parser.add_argument("--chinese", type=Path, nargs="*", default=[])
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    parts[options.part](Bench(options))
+    bench = Bench(options)
+    for name in options.part or parts:
+        parts[name](bench)
 
 
 if __name__ == "__main__":

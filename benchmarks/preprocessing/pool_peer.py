@@ -1,6 +1,6 @@
-"""A document at a time through a pool, as Megatron's preprocess_data.py works; for preprocess.py.
+"""A document at a time through a pool, as Megatron's preprocess_data.py works; for `preprocess.py`.
 
-python benchmarks/preprocess_peer.py INPUT.jsonl TOKENIZER PREFIX --workers 2
+python benchmarks/preprocessing/pool_peer.py INPUT.jsonl TOKENIZER PREFIX --workers 2
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Real text and a tokenizer of a real size for preprocess.py, made once and kept."""
+"""Real text and a tokenizer of a real size for `preprocess.py`, made once and kept."""
 
 import ast
 import hashlib
