@@ -1,6 +1,6 @@
 """Conversations of unlikely words that show, before a run, what a template does with each part."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 
@@ -8,10 +8,17 @@ from llm_data.errors import UsageError
 from llm_data.messages import Conversation, Message, ToolCall
 from llm_data.records import Reason, RecordRefusedError
 from llm_data.templates.proof import Evidence, check_text
-from llm_data.templates.source import EOS, Rendered, SpecialTokens, TemplateSource, Thinking
+from llm_data.templates.source import (
+    EOS,
+    Rendered,
+    Span,
+    SpecialTokens,
+    TemplateSource,
+    Thinking,
+)
 from llm_data.templates.spans import derived_spans, marked_spans, prompt_of, unproven
-from llm_data.templates.turns import turns_of
-from llm_data.templates.writer import Turn, Writer
+from llm_data.templates.turns import CallStyle, turns_of
+from llm_data.templates.writer import Turn, Writer, Written
 
 
 class Draft:
@@ -29,7 +36,7 @@ class Draft:
                 conversation,
                 thinking=thinking,
                 marks=self.source.marks,
-                arguments_as_text=self.evidence.arguments_as_text,
+                style=self.evidence.style,
             )
         ]
 
@@ -43,50 +50,57 @@ class Draft:
         """The text with spans that hold; RecordRefusedError otherwise."""
         turns = self.turns(conversation, thinking)
         tools = conversation.tools
-        choices = {Thinking.ON: True, Thinking.OFF: False, Thinking.KEEP: None}
+        enable_thinking = {Thinking.ON: True, Thinking.OFF: False}.get(thinking)
         written = self.writer.write(
             turns,
             tools,
-            enable_thinking=choices[thinking],
+            enable_thinking=enable_thinking,
             add_generation_prompt=add_generation_prompt,
         )
-        name = self.source.name
-        if self.writer.has_marks:
-            spans = marked_spans(name, written, turns)
-        else:
-            spans = derived_spans(self.writer, written, turns, tools, ends=self.evidence.ends)
-        check_text(name, written.text, spans, turns, tools, self.evidence)
+        spans = self.spans(written, turns, tools, enable_thinking=enable_thinking)
+        check_text(self.source.name, written.text, spans, turns, tools, self.evidence)
         return Rendered(written.text, spans)
+
+    def spans(
+        self,
+        written: Written,
+        turns: Sequence[Turn],
+        tools: Sequence[Mapping[str, object]],
+        *,
+        enable_thinking: bool | None = None,
+    ) -> tuple[Span, ...]:
+        """Where the answers stand, as the marks say or as their prompts show."""
+        if self.writer.has_marks:
+            return marked_spans(self.source.name, written, turns)
+        return derived_spans(
+            self.writer,
+            written,
+            turns,
+            tools,
+            ends=self.evidence.ends,
+            enable_thinking=enable_thinking,
+        )
 
 
 def prove(writer: Writer, source: TemplateSource, special: SpecialTokens) -> Evidence:
     """What holds for every conversation of a kind; UsageError if plain ones cannot be proven."""
     try:
         evidence = Evidence(ends=_ends(writer, source, special))
-        evidence = replace(evidence, lead=_lead(Draft(writer, source, evidence)))
+        evidence = replace(evidence, leads=_leads(Draft(writer, source, evidence)))
         draft = Draft(writer, source, evidence)
-        for conversation in (ONE_TURN, TWO_TURNS, WITH_SYSTEM):
-            _try_plain(draft, conversation)
+        draft.checked(ONE_TURN, Thinking.KEEP)
+        _try(draft, TWO_TURNS)
     except RecordRefusedError as error:
         raise UsageError(f"no proven mask: {error.detail}") from None
-    evidence = _with_thoughts(draft)
-    draft = Draft(writer, source, evidence)
-    for thinking in Thinking:
-        try:
-            draft.checked(TWO_TURNS, thinking)
-        except RecordRefusedError as error:
-            if _is_not_taken(error):
-                continue
-            raise UsageError(f"no proven mask with --thinking {thinking}: {error.detail}") from None
-    return _with_calls(draft)
+    return _with_calls(Draft(writer, source, _with_thoughts(draft)))
 
 
-def _try_plain(draft: Draft, conversation: Conversation) -> None:
-    """A conversation without tools and thoughts; what the template itself refuses is no problem."""
+def _try(draft: Draft, conversation: Conversation) -> None:
+    """A proof that may only fail because the template itself refuses the conversation."""
     try:
         draft.checked(conversation, Thinking.KEEP)
     except RecordRefusedError as error:
-        if conversation is ONE_TURN or not _is_not_taken(error):
+        if not _is_not_taken(error):
             raise
 
 
@@ -108,7 +122,9 @@ def _ends(writer: Writer, source: TemplateSource, special: SpecialTokens) -> tup
         end = end[: end.index(special.eos) + len(special.eos)]
     if not end.strip():
         raise unproven(
-            source.name, "it writes no end token after an answer; a model would never learn to stop"
+            source.name,
+            "it writes no end token after the last answer, and a model would never learn to stop; "
+            "`llm-data templates` lists templates that do",
         )
     try:
         two = writer.write(turns, ()).text
@@ -139,29 +155,37 @@ def _after(name: str, text: str, words: str) -> str:
     return text.partition(words)[2]
 
 
-def _lead(draft: Draft) -> str:
-    """What a plain answer's learned text has before its words: often nothing, or a space."""
-    writer, name = draft.writer, draft.source.name
-    turns = draft.turns(ONE_TURN, Thinking.KEEP)
-    written = writer.write(turns, ())
-    if writer.has_marks:
-        spans = marked_spans(name, written, turns)
-    else:
-        spans = derived_spans(writer, written, turns, (), ends=draft.evidence.ends)
-    if len(spans) != 1 or _FIRST_ANSWER not in written.text[spans[0].start : spans[0].end]:
+def _leads(draft: Draft) -> tuple[str, ...]:
+    """What a plain answer's learned text has before its words: mostly nothing, or a space."""
+    leads: dict[str, None] = {}
+    for conversation in (ONE_TURN, TWO_TURNS):
+        turns = draft.turns(conversation, Thinking.KEEP)
+        try:
+            written = draft.writer.write(turns, ())
+        except RecordRefusedError:
+            if conversation is ONE_TURN:
+                raise
+            continue
+        for span in draft.spans(written, turns, ()):
+            leads[_lead(draft, written.text, turns, span)] = None
+    return tuple(leads)
+
+
+def _lead(draft: Draft, text: str, turns: Sequence[Turn], span: Span) -> str:
+    name = draft.source.name
+    lead, found, _ = text[span.start : span.end].partition(turns[span.message]["content"])
+    if not found:
         raise unproven(name, "the marked text does not hold the answer")
-    start = spans[0].start
-    lead = written.text[start : written.text.index(_FIRST_ANSWER)]
-    if _FIRST_QUESTION in lead:
-        raise unproven(name, "the marked text holds the user's message")
-    prompt = prompt_of(writer, written.text, turns, (), 1)
-    if prompt is not None and len(prompt) > start:
+    if any(turn["content"] in lead for turn in turns):
+        raise unproven(name, "the marked text of an answer holds another message")
+    prompt = prompt_of(draft.writer, text, turns, (), span.message)
+    if prompt is not None and len(prompt) > span.start:
         raise unproven(
             name,
-            f"the marked text begins with {written.text[start : len(prompt)]!r}, which is the "
+            f"the marked text begins with {text[span.start : len(prompt)]!r}, which is the "
             "prompt and not the answer; want {% generation %} behind it",
         )
-    if lead.strip() and (prompt is None or len(prompt) < start):
+    if lead.strip() and (prompt is None or len(prompt) < span.start):
         raise unproven(
             name,
             f"the marked text begins with {lead!r}, and the generation prompt does not show that "
@@ -183,10 +207,7 @@ def _with_thoughts(draft: Draft) -> Evidence:
     turns = draft.turns(ONE_THOUGHT, Thinking.KEEP)
     try:
         written = draft.writer.write(turns, ())
-        if draft.writer.has_marks:
-            spans = marked_spans(draft.source.name, written, turns)
-        else:
-            spans = derived_spans(draft.writer, written, turns, (), ends=evidence.ends)
+        spans = draft.spans(written, turns, ())
     except RecordRefusedError as error:
         return replace(evidence, no_thoughts=error.detail)
     said = written.text[spans[0].start : spans[0].end] if spans else ""
@@ -203,14 +224,12 @@ def _with_thoughts(draft: Draft) -> Evidence:
 
 
 def _with_calls(draft: Draft) -> Evidence:
-    """Whether calls of tools are proven, with arguments as an object or as their JSON text."""
+    """Whether calls of tools are proven, in the first style that the template takes."""
     if not draft.source.tools:
         return replace(draft.evidence, no_calls="it has no format for tools")
     problems: list[str] = []
-    for as_text in (False, True):
-        tried = Draft(
-            draft.writer, draft.source, replace(draft.evidence, arguments_as_text=as_text)
-        )
+    for style in CALL_STYLES:
+        tried = Draft(draft.writer, draft.source, replace(draft.evidence, style=style))
         try:
             rendered = tried.checked(WITH_CALL, Thinking.KEEP)
         except RecordRefusedError as error:
@@ -225,7 +244,7 @@ def _with_calls(draft: Draft) -> Evidence:
         ):
             return replace(tried.evidence, no_calls=None)
         problems.append("a call's name and arguments are not in the learned text just once")
-    return replace(draft.evidence, no_calls=problems[0])
+    return replace(draft.evidence, no_calls="; or ".join(dict.fromkeys(problems)))
 
 
 def _conversation(*messages: Message, tools: Sequence[dict[str, object]] = ()) -> Conversation:
@@ -241,11 +260,15 @@ def _said(role: str) -> Callable[..., Message]:
 
 _FIRST_QUESTION, _FIRST_ANSWER, _THOUGHT = "Vexquib", "Jorplat", "Quimboz"
 _CALL_WORDS = ("Frabjop", "Gwizzel", "Snorvak")
+CALL_STYLES = tuple(
+    CallStyle(has_text_arguments=as_text, has_null_words=as_null)
+    for as_null in (False, True)
+    for as_text in (False, True)
+)
 _user, _answer = _said("user"), _said("assistant")
 
 ONE_TURN = _conversation(_user(_FIRST_QUESTION), _answer(_FIRST_ANSWER))
 TWO_TURNS = _conversation(*ONE_TURN.messages, _user("Wumfitz"), _answer("Dralquo"))
-WITH_SYSTEM = _conversation(Message(role="system", content="Zyltham"), *TWO_TURNS.messages)
 ONE_THOUGHT = _conversation(_user(_FIRST_QUESTION), _answer(_FIRST_ANSWER, thought=_THOUGHT))
 TWO_THOUGHTS = _conversation(
     *ONE_THOUGHT.messages, _user("Wumfitz"), _answer("Dralquo", thought="Plovnix")

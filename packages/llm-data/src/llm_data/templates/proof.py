@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llm_data.records import Reason, RecordRefusedError
 from llm_data.templates.source import Span
 from llm_data.templates.spans import unproven
+from llm_data.templates.turns import CallStyle
 from llm_data.templates.writer import Turn
 
 
@@ -14,16 +15,16 @@ from llm_data.templates.writer import Turn
 class Evidence:
     """What the probes of a template have shown.
 
-    An answer is `lead`, its words and one of `ends`; a thought stands between the two texts of
-    `around`, words after it. What is not proven is None, with the reason beside it.
+    An answer is one of `leads`, its words and one of `ends`; a thought stands between the two texts
+    of `around`, words after it. What is not proven is None, with the reason beside it.
     """
 
     ends: tuple[str, ...]
-    lead: str = ""
+    leads: tuple[str, ...] = ("",)
     around: tuple[str, str] | None = None
     no_thoughts: str = "not tried"
     no_calls: str | None = "not tried"
-    arguments_as_text: bool = False
+    style: CallStyle = field(default_factory=CallStyle)
 
 
 def check_text(
@@ -69,7 +70,7 @@ def _problem(
     if "tool_calls" in turn:
         return _calls_problem(body, turn, evidence)
     words, thought = turn["content"], turn.get("reasoning_content")
-    if body == evidence.lead + words:
+    if any(body == lead + words for lead in evidence.leads):
         # Only what a thought would change can still be wrong.
         return None if not (thought and is_last) else _lost_thought()
     if thought is not None and thought.strip() in body:
@@ -80,14 +81,14 @@ def _problem(
             return None
         if thought:
             return f"its thought does not stand between {around[0]!r} and {around[1]!r}"
-    if body.strip() != (evidence.lead + words).strip():
+    if all(body.strip() != (lead + words).strip() for lead in evidence.leads):
         shown = body if len(body) < 60 else f"{body[:30]}…{body[-30:]}"
         return f"its learned text is {shown!r}, which is not the answer as the record has it"
     return None if not (thought and is_last) else _lost_thought()
 
 
 def _calls_problem(body: str, turn: Turn, evidence: Evidence) -> str | None:
-    for words in (turn.get("reasoning_content", ""), turn["content"]):
+    for words in (turn.get("reasoning_content", ""), turn["content"] or ""):
         if words.strip() not in body:
             return f"its learned text is without {words[:30]!r}"
     at = 0

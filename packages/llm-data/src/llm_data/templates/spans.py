@@ -1,13 +1,13 @@
 """Where answers stand in a rendered text: by a template's own marks, or derived and proven."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from llm_data.records import Reason, RecordRefusedError
-from llm_data.templates.source import Span
+from llm_data.templates.source import THINK, Span
 from llm_data.templates.writer import Turn, Writer, Written
 
-FindSpans = Callable[[Written, Sequence[Turn], Sequence[Mapping[str, object]]], tuple[Span, ...]]
+_OPENING = THINK[0].strip()
 
 
 def marked_spans(name: str, written: Written, turns: Sequence[Turn]) -> tuple[Span, ...]:
@@ -38,6 +38,7 @@ def derived_spans(
     tools: Sequence[Mapping[str, object]],
     *,
     ends: Sequence[str],
+    enable_thinking: bool | None = None,
 ) -> tuple[Span, ...]:
     """What a template without marks writes after the prompt of each answer, up to its end token.
 
@@ -45,7 +46,18 @@ def derived_spans(
     generation prompt: what a model sees at inference. It has to be a beginning of the whole text.
     """
     answers = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
-    starts = [_answer_start(writer, written.text, turns, tools, number) for number in answers]
+    starts: list[int] = []
+    for number in answers:
+        prompt = prompt_of(
+            writer, written.text, turns, tools, number, enable_thinking=enable_thinking
+        )
+        if prompt is None:
+            raise unproven(
+                writer.name,
+                f"what it writes with a generation prompt before message {number} is not how the "
+                "whole conversation begins",
+            )
+        starts.append(len(prompt))
     spans: list[Span] = []
     for number, (start, limit) in zip(answers, pairwise([*starts, len(written.text)]), strict=True):
         said = _after_words(written.text, turns[number], start, limit)
@@ -64,21 +76,24 @@ def prompt_of(
     turns: Sequence[Turn],
     tools: Sequence[Mapping[str, object]],
     number: int,
+    *,
+    enable_thinking: bool | None = None,
 ) -> str | None:
     """What a model sees before it gives answer `number`, None if the text does not begin so.
 
-    Where no thought is to be learned, the prompt of an answer without one is tried first.
+    Where no thought is to be learned, the prompt of an answer without one is tried first; where
+    a prompt opens a thought that the answer does not have, that opening is no part of it.
     """
-    choices: list[bool | None] = [None]
+    choices: list[bool | None] = [enable_thinking]
     if writer.knows_thinking:
-        choices = [True, None] if "reasoning_content" in turns[number] else [False, None]
-    for choice in choices:
-        prompt = writer.write(
-            turns[:number], tools, enable_thinking=choice, add_generation_prompt=True
-        ).text
-        if text.startswith(prompt):
-            return prompt
-    return None
+        choices = [*dict.fromkeys(["reasoning_content" in turns[number], enable_thinking, None])]
+    prompts = [
+        writer.write(turns[:number], tools, enable_thinking=choice, add_generation_prompt=True).text
+        for choice in choices
+    ]
+    bare = [prompt.rstrip().removesuffix(_OPENING) for prompt in prompts]
+    opened = [one for one, prompt in zip(bare, prompts, strict=True) if one != prompt.rstrip()]
+    return next((prompt for prompt in [*prompts, *opened] if text.startswith(prompt)), None)
 
 
 def unproven(name: str, detail: str) -> RecordRefusedError:
@@ -86,28 +101,11 @@ def unproven(name: str, detail: str) -> RecordRefusedError:
     return RecordRefusedError(Reason.UNPROVEN_MASK, f"template {name}: {detail}")
 
 
-def _answer_start(
-    writer: Writer,
-    text: str,
-    turns: Sequence[Turn],
-    tools: Sequence[Mapping[str, object]],
-    number: int,
-) -> int:
-    prompt = prompt_of(writer, text, turns, tools, number)
-    if prompt is None:
-        raise unproven(
-            writer.name,
-            f"what it writes with a generation prompt before message {number} is not how the "
-            "whole conversation begins",
-        )
-    return len(prompt)
-
-
 def _after_words(text: str, turn: Turn, start: int, limit: int) -> int:
     """Where the words of an answer end; its end token cannot come before that."""
     said = start
     calls = [call["function"]["name"] for call in turn.get("tool_calls", ())]
-    for words in (turn.get("reasoning_content", ""), turn["content"], *calls):
+    for words in (turn.get("reasoning_content", ""), turn["content"] or "", *calls):
         at = text.find(words.strip(), said, limit)
         # A template may leave out an earlier thought, or write calls before words; what is found
         # is checked against the whole answer afterwards.

@@ -2,10 +2,21 @@
 
 import json
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from llm_data.messages import Conversation, Message, ToolCall
 from llm_data.templates.source import THINK, Thinking
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallStyle:
+    """How a template wants calls of tools: arguments as an object or as JSON text, and no words
+    as an empty text or as null. transformers' way comes first.
+    """
+
+    has_text_arguments: bool = False
+    has_null_words: bool = False
 
 
 def turns_of(
@@ -13,7 +24,7 @@ def turns_of(
     *,
     thinking: Thinking,
     marks: tuple[str, str] | None,
-    arguments_as_text: bool = False,
+    style: CallStyle | None = None,
 ) -> list[dict[str, Any]]:
     """One dictionary a message, with the keys that transformers documents for chat templates.
 
@@ -25,9 +36,12 @@ def turns_of(
         if message.role == "assistant":
             turn |= _answer(message, thinking=thinking, marks=marks)
         if message.tool_calls:
+            style = style or CallStyle()
             turn["tool_calls"] = [
-                _call(call, as_text=arguments_as_text) for call in message.tool_calls
+                _call(call, as_text=style.has_text_arguments) for call in message.tool_calls
             ]
+            if style.has_null_words and not turn["content"]:
+                turn["content"] = None
         if message.tool_call_id is not None:
             turn["tool_call_id"] = message.tool_call_id
         if message.name is not None:
