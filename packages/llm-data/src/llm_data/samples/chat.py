@@ -54,10 +54,10 @@ class ChatReader:
         for name in names:
             if name in body:
                 return name
+        hint = next(filter(None, (did_you_mean(name, body) for name in names)), "")
         raise RecordRefusedError(
             Reason.MISSING_KEY,
-            f"no key {' or '.join(map(repr, names))}; the record has {listed(body)}"
-            f"{did_you_mean(names[0], body)}",
+            f"no key {' or '.join(map(repr, names))}; the record has {listed(body)}{hint}",
         )
 
     def _read(self, values: list[object], what: str) -> list[Message]:
