@@ -2,7 +2,7 @@
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llm_data.config import Task
@@ -67,6 +67,7 @@ _RECORDS = st.dictionaries(st.sampled_from(_KEYS), _COLUMNS, max_size=7)
 @pytest.mark.parametrize(("task", "layout"), _RUNS)
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(record=_RECORDS)
+@example(record={"chosen": [None, []], "messages": []})
 def test_any_object_gives_a_sample_or_is_refused(task, layout, record):
     read = SampleSpec(task=task, format=layout, extra_keys=("labels", "system")).build()
     body = orjson.loads(orjson.dumps(record))

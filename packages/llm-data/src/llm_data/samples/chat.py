@@ -84,6 +84,8 @@ class ChatReader:
             answer = Message(role="assistant", content=text_of(value, repr(column)))
             return [answer]
         messages = self._read(value if is_list(value) else [value], f"{column!r}, message")
+        if not messages:
+            raise RecordRefusedError(Reason.EMPTY, f"{column!r} has no messages")
         if messages[-1].role != "assistant":
             raise RecordRefusedError(
                 Reason.WRONG_TURNS,
