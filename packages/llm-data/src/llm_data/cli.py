@@ -9,6 +9,7 @@ from llm_data.edge.cli_datasets import blend, merge, split
 from llm_data.edge.cli_options import configs_of, preprocess_options
 from llm_data.edge.cli_sections import SectionCommand
 from llm_data.edge.cli_support import PATH, TOKENIZER, reading, reported
+from llm_data.edge.cli_templates import templates
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -21,7 +22,7 @@ def main() -> None:
     """
 
 
-for _command in (merge, split, blend):
+for _command in (merge, split, blend, templates):
     main.add_command(_command)
 
 

@@ -51,8 +51,8 @@ TASKS_OF_OPTION: Mapping[str, frozenset[Task]] = MappingProxyType(
         "split_sentences": _PRETRAIN,
         "keep_newlines": _PRETRAIN,
         "language": _PRETRAIN,
-        "tokenizer_backend": _PRETRAIN,
         "template": _CHAT,
+        "template_date": _CHAT,
         "thinking": _CHAT,
         "seq_length": _SAMPLES,
         "too_long": _SAMPLES,
@@ -92,6 +92,7 @@ class PreprocessConfig:
     keep_newlines: bool = False
     language: str = "english"
     template: str | None = None
+    template_date: str | None = None
     thinking: ThinkingChoice = "keep"
     mask_history: bool = False
     train_on_prompt: bool = False

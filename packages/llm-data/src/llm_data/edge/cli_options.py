@@ -136,6 +136,11 @@ _OPTIONS = (
         help="A file of templates in MindSpeed-LLM's form; --prompt-type names one of them.",
     ),
     _chat(
+        "--template-date",
+        metavar="YYYY-MM-DD",
+        help="What a template that asks for today gets; without it such a template is refused.",
+    ),
+    _chat(
         "--thinking",
         type=click.Choice(["on", "off", "keep"]),
         help="Thoughts: add an empty one and learn it, strip them, or keep them.  [default: keep]",

@@ -88,6 +88,18 @@ def print_dataset(dataset: TokenDataset) -> None:
     console.print(table)
 
 
+def print_templates() -> None:
+    """A table of the templates that come with the package."""
+    from llm_data.edge.template_report import list_templates
+
+    table = Table("name", "tools", "thoughts", "an answer ends with", "of", box=None)
+    for row in list_templates():
+        ends = " or ".join(row.ends) or "what its text says"
+        thoughts = "yes" if row.has_thinking else ""
+        table.add_row(row.name, row.tools, thoughts, escape(ends), escape(row.about))
+    _console().print(table)
+
+
 def inspect_tokens(prefix: Path, *, tokenizer: Path, documents: int) -> None:
     """Counts of a token dataset, then its first documents as text."""
     dataset = open_token_dataset(prefix)

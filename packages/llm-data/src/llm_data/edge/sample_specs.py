@@ -64,6 +64,7 @@ def sample_plan(config: PreprocessConfig, inputs: Inputs, facts: TokenizerFacts)
         options={
             **reader_options,
             **_special(rendering),
+            **({"template_date": config.template_date} if rendering else {}),
             "too_long": config.too_long if config.seq_length else None,
             **task.options(config),
         },
@@ -82,7 +83,9 @@ def _rendering(config: PreprocessConfig) -> Rendering | None:
     if config.template is None:
         return None
     return Rendering(
-        template=find_template(config.template, tokenizer=config.tokenizer),
+        template=find_template(
+            config.template, tokenizer=config.tokenizer, date=config.template_date
+        ),
         special=read_special_tokens(config.tokenizer),
         thinking=Thinking(config.thinking),
     )
