@@ -75,6 +75,13 @@ def tasks_of_handler(name: str) -> tuple[Task, ...]:
     return handler.tasks if handler else (_task_of(name, _load(_entry_point(name))),)
 
 
+def handler_origin(name: str) -> str:
+    """Where a user's own handler comes from: another version of it may read records differently."""
+    entry = _entry_point(name)
+    package = f" of {entry.dist.name} {entry.dist.version}" if entry.dist else ""
+    return f"{entry.value}{package}"
+
+
 def record_reader(config: PreprocessConfig, batches: Iterable[Batch]) -> RecordReader | None:
     """What reads a run's records, None if a text stands in its key.
 

@@ -67,6 +67,9 @@ def find_entry(info: Body, name: str) -> DatasetEntry:
     file = None if hub else _text(body, "file_name", name)
     if not hub and not file:
         raise UsageError(f"{name}: neither file_name nor hf_hub_url; it has {listed(body)}")
+    inside = {key: _text(body, key, name) for key in ("subset", "split", "folder")}
+    if file:
+        inside = _of_file(inside, name)
     return DatasetEntry(
         name=name,
         file=file,
@@ -74,19 +77,28 @@ def find_entry(info: Body, name: str) -> DatasetEntry:
         format=record_format,
         map_keys=_map_keys(body, name, record_format),
         is_ranking=_ranking(body, name),
-        subset=_text(body, "subset", name),
-        split=_text(body, "split", name),
-        folder=_text(body, "folder", name),
+        **inside,
     )
 
 
+def _of_file(inside: dict[str, str | None], name: str) -> dict[str, str | None]:
+    """What an entry may say of a file: the split that all files are."""
+    for key, value in inside.items():
+        if value is not None and (key, value) != ("split", "train"):
+            raise UsageError(
+                f"{name}: {key} {value!r} has no meaning for file_name, only for hf_hub_url"
+            )
+    return dict.fromkeys(inside)
+
+
 def _format(body: Body, name: str) -> Format:
-    formats = (Format.ALPACA, Format.SHAREGPT, Format.OPENAI)
+    formats = {each.value: each for each in (Format.ALPACA, Format.SHAREGPT, Format.OPENAI)}
     word = _text(body, "formatting", name) or Format.ALPACA.value
     if word not in formats:
-        wanted = listed(each.value for each in formats)
-        raise UsageError(f"{name}: formatting {word!r}, want {wanted}{did_you_mean(word, formats)}")
-    return Format(word)
+        raise UsageError(
+            f"{name}: formatting {word!r}, want {listed(formats)}{did_you_mean(word, formats)}"
+        )
+    return formats[word]
 
 
 def _map_keys(body: Body, name: str, record_format: Format) -> Mapping[str, object]:

@@ -44,6 +44,10 @@ class TurnReader:
         """The message; `where` says in an error which one it is."""
         body = object_of(value, where)
         part = self._part(body, where)
+        text = body.get(self._tags.content_tag)
+        if len(body) == 2 and isinstance(text, str) and part != "call":
+            # Most messages are no more than this.
+            return Message(role=part, content=text)
         calls = _calls(body, where) if part == "assistant" else ()
         thought = _reasoning(body, where) if part in ("assistant", "call") else None
         content = self._content(body, where, may_lack=bool(calls) or thought is not None)
