@@ -47,7 +47,7 @@ def test_a_whole_run_loads_no_torch(corpus, tokenizer, tmp_path):
     assert imported_by(code) == "['numpy', 'tokenizers', 'rich']"
 
 
-@pytest.mark.parametrize("command", ["train-tokenizer", "preprocess", "verify", "inspect"])
+@pytest.mark.parametrize("command", main.commands)
 def test_help_shows_a_runnable_example(command):
     result = run(command, "--help")
     assert result.exit_code == 0

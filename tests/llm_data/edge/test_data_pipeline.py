@@ -4,9 +4,11 @@ import resource
 from dataclasses import replace
 from pathlib import Path
 
+import nltk
 import numpy as np
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
+from nltk.tokenize import punkt
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
@@ -274,3 +276,22 @@ def test_output_inside_the_input_folder_stays_out_of_it(config, corpus, tmp_path
     inside = replace(config, inputs=[folder], output=folder / "train")
     preprocess(inside)
     assert preprocess(inside).already_done
+
+
+def test_sentences_are_sequences_of_a_document(config, tokenizer, tmp_path, monkeypatch):
+    """Names and layout as Megatron's --split-sentences; its own reader tells the documents."""
+    data = tmp_path / "nltk" / "tokenizers" / "punkt_tab" / "english"
+    data.mkdir(parents=True)
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path / "nltk")])
+    punkt.save_punkt_params(punkt.PunktTrainer("Ka lo. Mi ter. Son.").get_params(), dir=str(data))
+    path = lines(tmp_path / "s.jsonl", {"text": "Ka lo. Mi ter."}, {"text": "Son"})
+    split = replace(config, inputs=[path], split_sentences=True, append_eod=True)
+    manifest = preprocess(split).manifest
+    dataset = IndexedDataset(str(split.output.with_name("train_text_sentence")))
+    decode = AutoTokenizer.from_pretrained(tokenizer).decode
+    sentences = [decode(dataset[i]) for i in range(len(dataset))]
+    assert sentences == ["Ka lo.", "Mi ter.<|endoftext|>", "Son<|endoftext|>"]
+    assert dataset.document_indices.tolist() == [0, 2, 3]
+    assert (manifest.level, manifest.options["language"]) == ("sentence", "english")
+    with pytest.raises(DataError, match="keep-newlines was False, is True"):
+        preprocess(replace(split, keep_newlines=True))
