@@ -69,7 +69,7 @@ TALK = _talk(("user", "one"), ("assistant", "two"), ("user", "three"), ("assista
         (
             GOOD.replace(
                 "{% else %}{% generation %}",
-                "{% elif not loop.last %}{{ m.content + '<|im_end|>\n' }}{% else %}{% generation %}",
+                "{% elif not loop.last %}{{ m.content + '<|im_end|>\n' }}{% else %}" + OPEN,
             ),
             "learned text for the messages",
         ),

@@ -159,8 +159,8 @@ def _header(slots: Slots) -> list[str]:
 
 def _opening(slots: Slots) -> list[str]:
     lines = [
-        "{%- set has_system = messages and messages[0].role == 'system' -%}",
-        "{%- set system = messages[0].content if has_system else '' -%}",
+        "{%- set has_system = messages and messages[0]['role'] == 'system' -%}",
+        "{%- set system = messages[0]['content'] if has_system else '' -%}",
     ]
     if slots.default_system:
         lines.append(f"{{%- set system = system or {_quoted(slots.default_system)} -%}}")
@@ -179,27 +179,27 @@ def _opening(slots: Slots) -> list[str]:
 
 
 def _turns(slots: Slots) -> list[str]:
-    content = "message.content"
+    content = "message['content']"
     if slots.system_in_user:
-        content = "(system if loop.first else '') + message.content"
+        content = "(system if loop.first else '') + message['content']"
     stop, user, tool = slots.end, slots.user, slots.tool or slots.user
     lines = ["{%- for message in messages[1 if has_system else 0:] -%}"]
     if slots.separator:
         lines.append(f"{{{{- {_quoted(slots.separator)} if {_AFTER_ANSWER} else '' -}}}}")
     ends_in_next = bool(user) and isinstance(user[0], str) and user[0].startswith(stop)
-    lines += ["{%- if message.role == 'user' -%}", *_turn(user, slots, content, ends_in_next)]
-    lines += ["{%- elif message.role == 'tool' -%}"]
+    lines += ["{%- if message['role'] == 'user' -%}", *_turn(user, slots, content, ends_in_next)]
+    lines += ["{%- elif message['role'] == 'tool' -%}"]
     if not slots.header:
         lines.append(
-            "{%- if loop.previtem is defined and loop.previtem.role == 'tool' -%}\n"
+            "{%- if loop.previtem is defined and loop.previtem['role'] == 'tool' -%}\n"
             "{{- raise_exception('two tool messages in a row have no place in its slots') -}}\n"
             "{%- endif -%}"
         )
-    lines += _turn(tool, slots, "message.content", ends_in_next)
+    lines += _turn(tool, slots, "message['content']", ends_in_next)
     return [*lines, *_answer(slots, ends_in_next)]
 
 
-_AFTER_ANSWER = "loop.previtem is defined and loop.previtem.role == 'assistant'"
+_AFTER_ANSWER = "loop.previtem is defined and loop.previtem['role'] == 'assistant'"
 
 
 def _turn(parts: tuple[Slot, ...], slots: Slots, content: str, ends_in_next: bool) -> list[str]:
@@ -217,18 +217,18 @@ def _turn(parts: tuple[Slot, ...], slots: Slots, content: str, ends_in_next: boo
 
 
 def _answer(slots: Slots, ends_in_next: bool) -> list[str]:
-    lines = ["{%- elif message.role == 'assistant' -%}"]
+    lines = ["{%- elif message['role'] == 'assistant' -%}"]
     if slots.header:
         lines.append(f"{{{{- {_quoted(slots.header)} -}}}}")
     thought = ""
     if slots.marks:
         first, second = map(_quoted, slots.marks)
         lines.append(
-            f"{{{{- {first} + {second} if message.reasoning_content is not defined else '' -}}}}"
+            f"{{{{- {first} + {second} if message['reasoning_content'] is not defined else '' -}}}}"
         )
         thought = (
-            f"{{{{- {first} + message.reasoning_content + {second} "
-            "if message.reasoning_content is defined else '' -}}"
+            f"{{{{- {first} + message['reasoning_content'] + {second} "
+            "if message['reasoning_content'] is defined else '' -}}"
         )
     lines.append("{%- generation -%}")
     if slots.lead and not ends_in_next:
@@ -251,19 +251,20 @@ def _words(slots: Slots, ends_in_next: bool) -> list[str]:
     """An answer's words, or its calls; a call's name follows the header at once in GLM's way."""
     lead = f"{_quoted(slots.lead)} + " if slots.lead and ends_in_next else ""
     if not slots.tools:
-        return [f"{{{{- {lead}message.content -}}}}"]
+        return [f"{{{{- {lead}message['content'] -}}}}"]
     if not slots.call:
-        return [f"{{{{- calls_text(message) if message.tool_calls else {lead}message.content -}}}}"]
+        words = f"{lead}message['content']"
+        return [f"{{{{- calls_text(message) if message['tool_calls'] else {words} -}}}}"]
     call = _expression(slots.call, name="call.function.name", arguments="call.function.arguments")
     return [
-        "{%- if message.tool_calls -%}",
-        "{{- message.content + '\\n' if message.content else '' -}}",
-        "{%- for call in message.tool_calls -%}",
+        "{%- if message['tool_calls'] -%}",
+        "{{- message['content'] + '\\n' if message['content'] else '' -}}",
+        "{%- for call in message['tool_calls'] -%}",
         f"{{{{- {call} -}}}}",
         "{{- '' if loop.last else '\\n' -}}",
         "{%- endfor -%}",
         "{%- else -%}",
-        f"{{{{- {lead}message.content -}}}}",
+        f"{{{{- {lead}message['content'] -}}}}",
         "{%- endif -%}",
     ]
 
@@ -272,8 +273,8 @@ def _end(slots: Slots) -> list[str]:
     if slots.further_ends:
         first, second = _token(slots.end), _token(slots.further_ends[0])
         return [
-            f"{{{{- {second} if (loop.nextitem.role == 'tool' if loop.nextitem is defined else "
-            f"message.tool_calls) else {first} -}}}}"
+            f"{{{{- {second} if (loop.nextitem['role'] == 'tool' if loop.nextitem is defined else "
+            f"message['tool_calls']) else {first} -}}}}"
         ]
     return [f"{{{{- {_token(slots.end)} -}}}}"]
 
@@ -295,7 +296,7 @@ def _expression(parts: Sequence[Slot], **values: str) -> str:
     """Slots as a Jinja expression."""
     pieces: list[str] = []
     values = {
-        "content": "message.content",
+        "content": "message['content']",
         "idx": "(loop.index0 // 2) | string",
         **values,
     }

@@ -53,7 +53,7 @@ def derived_spans(
         )
         if prompt is None:
             raise unproven(
-                writer.name,
+                writer.source.name,
                 f"what it writes with a generation prompt before message {number} is not how the "
                 "whole conversation begins",
             )
@@ -64,7 +64,8 @@ def derived_spans(
         found = [at + len(end) for end in ends if (at := written.text.find(end, said, limit)) >= 0]
         if not found:
             raise unproven(
-                writer.name, f"no end token {_choices(ends)} after the answer in message {number}"
+                writer.source.name,
+                f"no end token {_choices(ends)} after the answer in message {number}",
             )
         spans.append(Span(start, min(found), number))
     return tuple(spans)

@@ -64,39 +64,73 @@ class _Recorder:
             id(turn): number for number, turn in enumerate(turns) if turn["role"] == "assistant"
         }
 
-    def note(self, text: str, variables: Mapping[str, object]) -> None:
-        """A stretch that begins where the text written so far ends."""
+    def note(self, text: str, variables: Mapping[str, object] | None) -> None:
+        """A stretch that begins where the text written so far ends, and what the template calls
+        its values there.
+        """
         self._length += sum(map(len, self.blocks[self._counted :]))
         self._counted = len(self.blocks)
-        found = {self._numbers.get(id(value)) for value in variables.values()} - {None}
+        found: set[int] = set()
+        if variables is not None:
+            numbers = (self._numbers.get(id(value)) for value in variables.values())
+            found = {number for number in numbers if number is not None}
         self.marks.append(Mark(self._length, text, found.pop() if len(found) == 1 else None))
+
+    def written(self) -> Written:
+        """All of it. A stretch for each answer is one in the order of the answers."""
+        numbers = self._numbers.values()
+        marks = self.marks
+        if len(marks) == len(numbers):
+            pairs = zip(marks, numbers, strict=True)
+            marks = [mark._replace(message=number) for mark, number in pairs]
+        return Written("".join(self.blocks), tuple(marks))
 
 
 class _GenerationTag(Extension):
+    """Says where a stretch stands and what it says."""
+
     tags = {"generation"}  # noqa: RUF012 - jinja2's own declaration is a set
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        call = self.call_method("_noted", [nodes.DerivedContextReference()])
+        call = self.call_method("noted", [self.context()])
         return nodes.CallBlock(call, [], [], body).set_lineno(line)
 
-    def _noted(self, context: Context, caller: Callable[[], str]) -> str:
+    def context(self) -> nodes.Expr:
+        """What `noted` is told: here only what the whole template sees."""
+        return nodes.ContextReference()
+
+    def noted(self, context: Context, caller: Callable[[], str]) -> str:
+        """The stretch, written down."""
         text = caller()
         recorder = context.parent.get(_MARKS)
         if isinstance(recorder, _Recorder):
-            recorder.note(text, context.parent)
+            recorder.note(text, self.variables(context))
         return text
+
+    def variables(self, context: Context) -> Mapping[str, object] | None:
+        """The values in sight, where they are asked for."""
+        del context
+
+
+class _TellingTag(_GenerationTag):
+    """Says too whose turn it is, by the variables in sight; copying those takes time."""
+
+    def context(self) -> nodes.Expr:
+        return nodes.DerivedContextReference()
+
+    def variables(self, context: Context) -> Mapping[str, object]:
+        return context.parent
 
 
 class Writer:
     """A compiled template with a tokenizer's special tokens."""
 
     def __init__(self, source: TemplateSource, special: SpecialTokens) -> None:
-        self.name = source.name
+        self.source = source
         self.has_marks = "generation" in source.text and "endgeneration" in source.text
         self.knows_thinking = "enable_thinking" in source.text
-        self._template = _compiled(source.text, source.name, source.date)
         self._asks_for_today = "strftime_now" in source.text and source.date is None
         self._constants = special.named()
 
@@ -109,47 +143,55 @@ class Writer:
         add_generation_prompt: bool = False,
     ) -> Written:
         """The text; RecordRefusedError with the template's own words if it does not take this."""
-        recorder = _Recorder(turns)
         variables: dict[str, Any] = {
             **self._constants,
             "messages": list(turns),
             "tools": list(tools) or None,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
-            _MARKS: recorder,
         }
         if enable_thinking is not None:
             variables["enable_thinking"] = enable_thinking
+        written = self._written(variables, turns, _GenerationTag)
+        if any(mark.message is None for mark in written.marks):
+            written = self._written(variables, turns, _TellingTag)
+        return written
+
+    def _written(
+        self, variables: dict[str, Any], turns: Sequence[Turn], tag: type[_GenerationTag]
+    ) -> Written:
+        recorder = variables[_MARKS] = _Recorder(turns)
+        template = _compiled(self.source, tag)
         try:
-            for block in self._template.generate(variables):
+            for block in template.generate(variables):
                 recorder.blocks.append(block)
         except _REFUSALS as error:
-            detail = f"template {self.name}: {error}"
+            detail = f"template {self.source.name}: {error}"
             if self._asks_for_today and "strftime_now" in str(error):
                 detail += (
                     "; it asks for today's date, which would change the output from day to day: "
                     "want a template with a fixed date"
                 )
             raise RecordRefusedError(Reason.NOT_IN_TEMPLATE, detail) from None
-        return Written("".join(recorder.blocks), tuple(recorder.marks))
+        return recorder.written()
 
 
 @lru_cache(maxsize=64)
-def _compiled(text: str, name: str, date: str | None) -> jinja2.Template:
+def _compiled(source: TemplateSource, tag: type[_GenerationTag]) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,
-        extensions=[_GenerationTag, "jinja2.ext.loopcontrols"],
+        extensions=[tag, "jinja2.ext.loopcontrols"],
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
-    if date is not None:
-        day = datetime.fromisoformat(date)
+    if source.date is not None:
+        day = datetime.fromisoformat(source.date)
         environment.globals["strftime_now"] = day.strftime
     try:
-        return environment.from_string(text)
+        return environment.from_string(source.text)
     except jinja2.TemplateSyntaxError as error:
-        raise UsageError(f"template {name}: line {error.lineno}: {error.message}") from None
+        raise UsageError(f"template {source.name}: line {error.lineno}: {error.message}") from None
 
 
 def _to_json(
