@@ -2,7 +2,9 @@
 
 import json
 import pickle
+import re
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,7 +119,7 @@ def test_the_key_names_the_column_of_messages_to_pretrain_on():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"handler": "AlpacaStyleHandler"}, "no such handler; did you mean 'Alpaca.*want General"),
+        ({"handler": "AlpacaStyleHandler"}, "no such handler; want General.*mean 'AlpacaStyle"),
         ({"handler": "AlpacaStylePairwiseHandler"}, "no meaning with --task sft, want --task pair"),
         (
             {"handler": "AlpacaStyleInstructionHandler", "format": "openai"},
@@ -126,6 +128,7 @@ def test_the_key_names_the_column_of_messages_to_pretrain_on():
         ({"handler": "LlamaFactoryInstructionHandler"}, "needs --dataset-dir"),
         ({"map_keys": {"system": "sytem"}}, "none of the first 1 records has 'sytem'.*'system'"),
         ({"map_keys": {"prompt": "instruction", "response": "answer"}}, "has 'answer'; they have"),
+        ({"map_keys": {"kto_tag": "x"}}, "kto_tag marks single answers"),
         ({"format": "openai", "map_keys": {"query": "x"}}, "none of the first 1 records has 'x'"),
     ],
 )
@@ -334,3 +337,15 @@ def test_own_handlers_are_told_their_tasks_and_their_mistakes():
         _read({"riddle": "x"}, task=Task.SFT, handler="wrong")
     with pytest.raises(UsageError, match="--format and --map-keys have no meaning for it"):
         _read({"riddle": "x"}, task=Task.SFT, handler="riddles", format="openai")
+
+
+def test_the_guide_names_every_handler_with_its_tasks():
+    guide = (Path(__file__).parents[3] / "packages/llm-data/RECORDS.md").read_text()
+    rows = [line.split("|") for line in guide.split("## Handlers")[1].splitlines() if "`" in line]
+    told = {
+        name: tuple(row[2].replace(" ", "").split(","))
+        for row in rows
+        if len(row) > 3
+        for name in re.findall(r"`(\w+Handler)`", row[1])
+    }
+    assert told == {name: tasks_of_handler(name) for name in _NAMES}

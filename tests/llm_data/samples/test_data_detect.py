@@ -45,3 +45,10 @@ def test_a_later_record_of_another_format_says_what_was_detected():
     read = SampleSpec(task=Task.SFT, format=Format.SHAREGPT, is_detected=True).build()
     with pytest.raises(RecordRefusedError, match="--format auto took sharegpt for all"):
         read({"instruction": "a", "output": "b"})
+
+
+def test_a_format_that_was_named_is_not_blamed_on_detection():
+    read = SampleSpec(task=Task.SFT, format=Format.SHAREGPT).build()
+    with pytest.raises(RecordRefusedError) as caught:
+        read({"instruction": "a", "output": "b"})
+    assert "--format auto" not in caught.value.detail

@@ -38,6 +38,11 @@ def test_rewards_come_from_a_list_or_from_the_labelled_text(record, text):
     assert _read(record) == StepRewards(text=text, rewards=("+", "-"))
 
 
+def test_rewards_in_a_labelled_text_may_be_longer_words():
+    found = _read({"input": _TEXT, "label": _TEXT.replace("ки", "good", 1).replace("ки", "bad")})
+    assert found == StepRewards(text=_TEXT, rewards=("good", "bad"))
+
+
 def test_columns_and_placeholder_have_names_of_their_own():
     found = _read(
         {"solution": "a <step> b <step>", "scores": ["good", "bad"]},

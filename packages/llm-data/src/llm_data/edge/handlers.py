@@ -285,9 +285,9 @@ def _entry_point(name: str) -> EntryPoint:
         return found[0]
     known = [*HANDLERS, *sorted({entry.name for entry in own})]
     raise UsageError(
-        f"--handler-name {name}: no such handler{did_you_mean(name, known)}; want "
-        f"{listed(known, most=len(known))}, or an entry point of the group {ENTRY_POINT_GROUP!r} "
-        "in an installed package"
+        f"--handler-name {name}: no such handler; want {listed(known, most=len(known))}, or an "
+        f"entry point of the group {ENTRY_POINT_GROUP!r} in an installed package"
+        f"{did_you_mean(name, known)}"
     )
 
 

@@ -134,8 +134,12 @@ def columns_of(record_format: Format, map_keys: Mapping[str, object]) -> Columns
 
 
 def mapped_columns(map_keys: Mapping[str, object]) -> list[str]:
-    """The columns that `--map-keys` asks for by name."""
-    return [name for name in map_keys.values() if isinstance(name, str) and name]
+    """The columns that `--map-keys` asks to be read, by name."""
+    return [
+        name
+        for key, name in map_keys.items()
+        if isinstance(name, str) and name and key != "kto_tag"
+    ]
 
 
 def _renamed(columns: Columns, record_format: Format, map_keys: Mapping[str, object]) -> Columns:
