@@ -114,6 +114,8 @@ def test_the_key_names_the_column_of_messages_to_pretrain_on():
     record = {"talk": [{"value": "a"}, {"content": "b"}]}
     options = {"task": Task.PRETRAIN, "handler": "SharegptPretrainHandler", "key": "talk"}
     assert _read(record, **options) == "ab"
+    both = {"talk": [], "turns": record["talk"]}
+    assert _read(both, map_keys={"messages": "turns"}, **options) == "ab"
 
 
 @pytest.mark.parametrize(
