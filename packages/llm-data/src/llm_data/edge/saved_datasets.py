@@ -35,7 +35,6 @@ def saved_files(folder: Path, *, split: str | None) -> list[Path]:
                 f"{folder}: no split {wanted!r}; it has {listed(splits)}; --split chooses"
             )
         return _files(folder / wanted, _object(folder / wanted / _STATE))
-        return saved_files(folder / wanted, split=wanted)
     state = _object(folder / _STATE)
     there = state.get("_split")
     if split is not None and there != split:
