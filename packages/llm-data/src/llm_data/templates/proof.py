@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from llm_data.records import Reason, RecordRefusedError
 from llm_data.templates.source import Span
@@ -56,7 +57,8 @@ def check_text(
     first = text[: spans[0].start] if spans else text
     for tool in tools:
         function = tool.get("function")
-        title = function.get("name") if isinstance(function, Mapping) else None
+        fields = cast("Mapping[str, object]", function) if isinstance(function, Mapping) else {}
+        title = fields.get("name")
         if isinstance(title, str) and title not in first:
             raise _left_out(name, f"the tool {title!r}")
 
