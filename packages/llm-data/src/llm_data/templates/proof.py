@@ -57,8 +57,9 @@ def check_text(
     first = text[: spans[0].start] if spans else text
     for tool in tools:
         function = tool.get("function")
-        fields = cast("Mapping[str, object]", function) if isinstance(function, Mapping) else {}
-        title = fields.get("name")
+        title = None
+        if isinstance(function, Mapping):
+            title = cast("Mapping[str, object]", function).get("name")
         if isinstance(title, str) and title not in first:
             raise _left_out(name, f"the tool {title!r}")
 
