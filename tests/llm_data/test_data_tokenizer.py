@@ -71,7 +71,7 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(body=st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), JSON))
 @example(
     body={"vocab": {"\x7f\x1f\n": 1, "é\U0001f600": 2, "\uffff": 3, '"\\/': 4}, "f": [1e-5, 1e16]}
