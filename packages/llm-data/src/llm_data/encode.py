@@ -46,7 +46,9 @@ class EncodedBatch:
 class Encoder(Protocol):
     """A tokenizer with the choices of one run."""
 
-    def __call__(self, batch: Batch, /) -> EncodedBatch: ...
+    def __call__(self, batch: Batch, /) -> EncodedBatch:
+        """The batch's documents in order."""
+        ...
 
 
 @runtime_checkable
@@ -54,6 +56,10 @@ class EncoderSpec(Protocol):
     """How to make an encoder in another process: small, and it can be pickled."""
 
     @property
-    def columns(self) -> tuple[Column, ...]: ...
+    def columns(self) -> tuple[Column, ...]:
+        """What its encoder's batches hold, in this order."""
+        ...
 
-    def build(self) -> Encoder: ...
+    def build(self) -> Encoder:
+        """The encoder, loaded in this process."""
+        ...

@@ -5,7 +5,6 @@ from functools import partial
 
 import click
 
-
 # `--help`, which click itself adds.
 _OTHER = "Other options"
 
