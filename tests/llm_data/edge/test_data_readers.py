@@ -360,31 +360,58 @@ def test_a_quote_that_is_never_closed_swallows_no_rows(tmp_path, key):
     first, broken = read([tmp_path / "a.csv"], key=key)
     assert isinstance(first, Record)
     assert broken.reason is Reason.BROKEN_FILE
-    assert "damaged after row 1: the quote opened in row 2 is never closed" in broken.detail
+    assert "damaged after line 2: the quote opened in line 3 is never closed" in broken.detail
 
 
-def test_a_row_longer_than_a_block_is_whole_and_nothing_comes_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr(csv_files, "CSV_BLOCK_BYTES", (64, 256, 20 << 10))
+def test_a_field_beyond_reason_is_an_open_quote(tmp_path, monkeypatch):
+    """Memory is bounded: the rest of a large file is not collected."""
+    monkeypatch.setattr(csv_files, "FIELD_BYTES", 1000)
+    (tmp_path / "a.csv").write_text('text\na\n"b\n' + "c\n" * 1000 + '"\nd\n')
+    first, broken = read([tmp_path / "a.csv"])
+    assert isinstance(first, Record)
+    assert "line 3: field larger than field limit (1000)" in broken.detail
+
+
+def test_a_row_longer_than_any_buffer_is_whole(tmp_path):
+    text = 'é"\n' * (3 << 20)
+    with (tmp_path / "a.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([["text", "id"], [text, 1], ["b", 2]])
+    assert texts(read([tmp_path / "a.csv"])) == [text, "b"]
+
+
+def test_csv_places_are_lines_of_the_file(tmp_path):
+    """As an editor counts them, blank ones and those inside of quotes too."""
+    text = 'id,text\r\n\r\n1,"two\r\nlines"\r\n2,b\r\n\r\n3,too,much\r\n4,d'
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf\r\n" + text.encode())
+    items = read([tmp_path / "a.csv"])
+    assert [item.place.number for item in items] == [4, 6, 8, 9]
+    assert texts(items) == ["two\r\nlines", "b", "d"]
+    (broken,) = [item for item in items if isinstance(item, Reject)]
+    assert (broken.place.number, broken.raw) == (8, "3,too,much")
+
+
+@pytest.mark.parametrize("key", ["text", None])
+def test_csv_rows_that_are_not_utf8_cost_only_themselves(tmp_path, key):
+    (tmp_path / "a.csv").write_bytes(b"id,text\n1,a\n2,\xff\n3\xfe\n4,d\n")
+    items = read([tmp_path / "a.csv"], key=key)
+    found = [text_of(item, key="text") if isinstance(item, Record) else item for item in items]
+    assert [each if isinstance(each, str) else each.reason for each in found] == [
+        "a",
+        Reason.INVALID_UTF8,
+        Reason.BROKEN_ROW,
+        "d",
+    ]
+
+
+def test_reading_csv_leaves_pythons_limit_as_it_was(tmp_path):
     write_csv(tmp_path / "a.csv")
-    items = read([tmp_path / "a.csv"])
-    assert texts(items) == TEXTS
-    assert [item.place.number for item in items] == [1, 2, 3, 4, 5, 6, 7]
+    before = csv.field_size_limit()
+    read([tmp_path / "a.csv"])
+    assert csv.field_size_limit() == before
 
 
-def test_a_broken_csv_row_stands_where_it_is_in_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(csv_files, "CSV_BLOCK_BYTES", (1 << 10,))
-    lines = [f"{number},text {number}" for number in range(1, 1001)]
-    for number in (1, 2, 500, 501, 1000):
-        lines[number - 1] += ",too,much"
-    (tmp_path / "a.csv").write_text("\n\nid,text\n\n" + "\n\n".join(lines))
-    items = read([tmp_path / "a.csv"])
-    assert [item.place.number for item in items] == list(range(1, 1001))
-    broken = [item.place.number for item in items if isinstance(item, Reject)]
-    assert broken == [1, 2, 500, 501, 1000]
-    assert texts(items)[:2] == ["text 3", "text 4"]
-
-
-def test_a_header_beyond_reason_is_damage(tmp_path):
-    (tmp_path / "a.csv").write_text('"' + "x" * 200_000 + '"\n1\n')
+def test_a_header_that_never_ends_is_damage(tmp_path):
+    (tmp_path / "a.csv").write_text('"text\na\n')
     (reject,) = read([tmp_path / "a.csv"])
     assert reject.reason is Reason.BROKEN_FILE
+    assert "the quote opened in line 1 is never closed" in reject.detail

@@ -23,7 +23,7 @@ UNITS = MappingProxyType(
         Kind.TEXT: "file",
         Kind.JSONL: "line",
         Kind.JSON: "element",
-        Kind.CSV: "row",
+        Kind.CSV: "line",
         Kind.PARQUET: "row",
         Kind.ARROW: "row",
     }

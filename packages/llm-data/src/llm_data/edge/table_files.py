@@ -2,20 +2,19 @@
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import BinaryIO
 
 from llm_data.edge.reading import Item, Job, wrong_columns
 from llm_data.edge.rows import row_item, values_of
 from llm_data.edge.streams import seekable_file
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from llm_data.errors import FormatError
 
 # What is decoded at once: so many rows, fewer if they are long.
 _ROWS = 1024
 _DECODED_BYTES = 8 << 20
 
 _ARROW_FILE_MAGIC = b"ARROW1"
+_ARROW_STREAM_START = 8
 
 
 def read_parquet(job: Job) -> Iterator[Item]:
@@ -52,27 +51,33 @@ def read_arrow(job: Job) -> Iterator[Item]:
 
     with seekable_file(job.file.path) as stream:
         is_file = stream.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
-        stream.seek(0)
-        reader = ipc.open_file(stream) if is_file else ipc.open_stream(stream)
+        # A file is a stream between a magic and a footer.
+        stream.seek(_ARROW_STREAM_START if is_file else 0)
+        reader = ipc.open_stream(stream)
         job.meter.current = stream.tell
         if wrong := wrong_columns(job, reader.schema.names):
             yield wrong
             return
-        first = 0
-        for batch in _record_batches(reader):
-            if first + batch.num_rows > job.skip:
-                skipped = max(0, job.skip - first)
-                values = values_of(batch.slice(skipped), key=job.key)
-                for number, value in enumerate(values, start=first + skipped + 1):
+        number = batches = 0
+        for batch in reader:
+            batches += 1
+            if number + batch.num_rows > job.skip:
+                skipped = max(0, job.skip - number)
+                number += skipped
+                for value in islice(values_of(batch, key=job.key), skipped, None):
+                    number += 1
                     yield row_item(job, job.place(number, number), value)
-            first += batch.num_rows
+            else:
+                number += batch.num_rows
+        if is_file:
+            _check_footer(stream, batches=batches)
 
 
-def _record_batches(
-    reader: "pa.RecordBatchFileReader | pa.RecordBatchStreamReader",
-) -> "Iterator[pa.RecordBatch]":
-    count = getattr(reader, "num_record_batches", None)
-    if count is None:
-        yield from reader
-    else:
-        yield from (reader.get_batch(number) for number in range(count))
+def _check_footer(stream: BinaryIO, *, batches: int) -> None:
+    """An error if the footer of an IPC file is damaged, or lists other batches than were found."""
+    from pyarrow import ipc
+
+    stream.seek(0)
+    listed = ipc.open_file(stream).num_record_batches
+    if listed != batches:
+        raise FormatError(f"its footer lists {listed} record batches, found {batches}")
