@@ -259,17 +259,11 @@ def _template(options: Mapping[str, object]) -> str | None:
 
 def _described(config: PreprocessConfig, folder: Path | None) -> PreprocessConfig:
     """The configuration with what a dataset_info.json says of its inputs."""
-    if folder is not None:
-        from llm_data.edge.handlers import with_dataset_info
+    if folder is None:
+        return config
+    from llm_data.edge.handlers import with_dataset_info
 
-        return with_dataset_info(config, folder)
-    if config.handler is not None:
-        from llm_data.samples.handlers import HANDLERS
-
-        known = HANDLERS.get(config.handler)
-        if known is not None and known.reads_dataset_info:
-            raise UsageError(f"--handler-name {config.handler} needs --dataset-dir")
-    return config
+    return with_dataset_info(config, folder)
 
 
 def _thinking(options: Mapping[str, object]) -> str:

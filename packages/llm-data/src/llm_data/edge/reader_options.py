@@ -5,7 +5,7 @@ from typing import cast
 
 from llm_data.config import PreprocessConfig
 from llm_data.edge.dataset_manifests import Options
-from llm_data.edge.handlers import RecordReader, record_reader
+from llm_data.edge.handlers import RecordReader, handler_origin, record_reader
 from llm_data.edge.inputs import Inputs
 from llm_data.edge.readers import Meter, read_batches
 from llm_data.errors import UsageError
@@ -44,4 +44,5 @@ def _options(config: PreprocessConfig, reader: RecordReader) -> Options:
     if isinstance(reader, SampleSpec | TextSpec):
         map_keys = json.dumps(dict(reader.map_keys), ensure_ascii=False, sort_keys=True)
         return {"format": reader.format.value, "map_keys": map_keys}
-    return {"handler": config.handler}
+    assert config.handler is not None
+    return {"handler": f"{config.handler}: {handler_origin(config.handler)}"}
