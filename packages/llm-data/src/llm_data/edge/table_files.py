@@ -15,6 +15,8 @@ _DECODED_BYTES = 8 << 20
 
 _ARROW_FILE_MAGIC = b"ARROW1"
 _ARROW_STREAM_START = 8
+_ARROW_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
+_OLD_ARROW_STREAM_END = b"\0\0\0\0"
 
 
 def read_parquet(job: Job) -> Iterator[Item]:
@@ -71,6 +73,8 @@ def read_arrow(job: Job) -> Iterator[Item]:
                 number += batch.num_rows
         if is_file:
             _check_footer(stream, batches=batches)
+        else:
+            _check_end(stream)
 
 
 def _check_footer(stream: BinaryIO, *, batches: int) -> None:
@@ -81,3 +85,15 @@ def _check_footer(stream: BinaryIO, *, batches: int) -> None:
     listed = ipc.open_file(stream).num_record_batches
     if listed != batches:
         raise FormatError(f"its footer lists {listed} record batches, found {batches}")
+
+
+def _check_end(stream: BinaryIO) -> None:
+    """An error if an IPC stream stops without saying so, or goes on after it has."""
+    at = stream.tell()
+    stream.seek(0)
+    mark = _ARROW_STREAM_END if stream.read(4) == _ARROW_STREAM_END[:4] else _OLD_ARROW_STREAM_END
+    stream.seek(at - len(mark))
+    if stream.read(len(mark)) != mark:
+        raise FormatError("the stream has no end mark: cut short, or its writer was not closed")
+    if stream.read(1):
+        raise FormatError(f"found more bytes after the stream's end at byte {at}")
