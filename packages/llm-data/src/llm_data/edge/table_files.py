@@ -1,6 +1,7 @@
 """Readers of Parquet and Arrow files."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import BinaryIO
 
@@ -24,6 +25,7 @@ def read_parquet(job: Job) -> Iterator[Item]:
     from pyarrow import parquet
 
     with (
+        _lies_told(),
         seekable_file(job.file.path) as stream,
         parquet.ParquetFile(stream, page_checksum_verification=True) as file,
     ):
@@ -36,6 +38,8 @@ def read_parquet(job: Job) -> Iterator[Item]:
         first = 0
         for group in range(file.metadata.num_row_groups):
             held = file.metadata.row_group(group)
+            if held.num_rows < 0:
+                raise FormatError(f"row group {group + 1} has {held.num_rows} rows")
             if first + held.num_rows > number:
                 row_bytes = held.total_byte_size // held.num_rows
                 rows = max(1, min(_ROWS, _DECODED_BYTES // (row_bytes or 1)))
@@ -45,13 +49,17 @@ def read_parquet(job: Job) -> Iterator[Item]:
                     number += 1
                     yield row_item(job, job.place(number, number), value)
             first += held.num_rows
+            if number < first:
+                raise FormatError(f"row group {group + 1} ends before its {held.num_rows} rows")
+        if number != file.metadata.num_rows:
+            raise FormatError(f"the file counts {file.metadata.num_rows} rows, found {number}")
 
 
 def read_arrow(job: Job) -> Iterator[Item]:
     """Record batches of an IPC file, or of an IPC stream such as `datasets` saves."""
     from pyarrow import ipc
 
-    with seekable_file(job.file.path) as stream:
+    with _lies_told(), seekable_file(job.file.path) as stream:
         is_file = stream.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
         # A file is a stream between a magic and a footer.
         stream.seek(_ARROW_STREAM_START if is_file else 0)
@@ -75,6 +83,17 @@ def read_arrow(job: Job) -> Iterator[Item]:
             _check_footer(stream, batches=batches)
         else:
             _check_end(stream)
+
+
+@contextmanager
+def _lies_told() -> Iterator[None]:
+    """What Arrow meets only by believing the sizes and names of a damaged file."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise FormatError(f"a column's name is not UTF-8: {error}") from None
+    except MemoryError as error:
+        raise FormatError(f"it asks for more memory than there is {error}".rstrip()) from None
 
 
 def _check_footer(stream: BinaryIO, *, batches: int) -> None:
