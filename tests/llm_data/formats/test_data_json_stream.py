@@ -1,5 +1,6 @@
 import io
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -64,3 +65,30 @@ def test_broken_structure_is_refused_with_the_byte(data, says):
     with pytest.raises(FormatError, match=r"f\.json: byte \d+") as error:
         cut(data, 3)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize("depth", range(1, 9))
+def test_values_of_any_depth_are_whole(depth):
+    value = "[" * depth + '{"a": "]}"}' + "]" * depth
+    assert cut(f"[{value}, {value}]".encode(), 7) == [value.encode()] * 2
+    assert cut(f'{{"a": {value}}} {{"b": {value}}}'.encode(), 1 << 20) == [
+        f'{{"{key}": {value}}}'.encode() for key in "ab"
+    ]
+
+
+@settings(deadline=None, max_examples=500)
+@given(data=st.text('{}[]",:\\ 1a').map(str.encode), block=st.integers(1, 40))
+def test_the_quick_way_finds_what_the_slow_one_finds(data, block):
+    """Of sound and of broken structure, with every error."""
+
+    def found():
+        try:
+            return cut(data, block)
+        except FormatError as error:
+            return str(error)
+
+    quick = found()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_USUAL_VALUE", "_USUAL_ELEMENT"):
+            patch.setattr(json_stream, name, re.compile(b"(?!)"))
+        assert found() == quick

@@ -11,6 +11,20 @@ _BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 # A whole string, an unfinished one, or a character that changes depth.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["{}\[\],]', re.DOTALL)
+# A whole value of usual depth, brackets of either kind: one match instead of one for each bracket.
+_USUAL_DEPTH = 4
+_STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+
+
+def _nested(depth: int) -> str:
+    inner = f"|{_nested(depth - 1)}" if depth > 1 else ""
+    return rf'[{{\[][^"{{}}\[\]]*+(?:(?:{_STRING}{inner})[^"{{}}\[\]]*+)*+[}}\]]'
+
+
+_USUAL_VALUE = re.compile(_nested(_USUAL_DEPTH).encode(), re.DOTALL)
+_USUAL_ELEMENT = re.compile(
+    rf"(?:{_nested(_USUAL_DEPTH)}|{_STRING})[ \t\r\n]*+[,\]]".encode(), re.DOTALL
+)
 _OPEN = frozenset(b"{[")
 _CLOSE = frozenset(b"}]")
 _SEPARATORS = frozenset(b",]")
@@ -91,6 +105,13 @@ class _Cutter:
 
     def _scan(self, *, element: bool) -> int:
         """Length of the value at `_at`; with its separator if it is a list's element."""
+        usual = (_USUAL_ELEMENT if element else _USUAL_VALUE).match(self._window, self._at)
+        if usual:
+            return usual.end() - self._at
+        return self._scan_slowly(element=element)
+
+    def _scan_slowly(self, *, element: bool) -> int:
+        """The same bracket by bracket, for any depth and beyond the window."""
         depth = position = 0
         while True:
             match = _TOKEN.search(self._window, self._at + position)
