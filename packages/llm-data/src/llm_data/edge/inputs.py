@@ -49,6 +49,7 @@ class InputFile:
     path: Path
     kind: Kind
     bytes: int
+    modified_ns: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,13 +182,14 @@ def _folder(folder: Path, choice: _Choice) -> _Found:
     files: list[InputFile] = []
     passed: Counter[str] = Counter()
     origin = _Origin.PATH
-    for path in sorted(_walk(folder), key=lambda path: path.relative_to(folder).parts):
+    for relative in sorted(_walk(folder), key=lambda relative: relative.split("/")):
+        path = folder / relative.removesuffix("/")
         if choice.output_stem and _is_output(path, choice.output_stem):
             continue
-        if path.is_dir():
+        if relative.endswith("/"):
             origin = _Origin.SAVED
             files += _saved(path, choice).files
-        elif kind := _kind_wanted(path, path.relative_to(folder).as_posix(), choice.patterns):
+        elif kind := _kind_wanted(path, relative, choice.patterns):
             files.append(_input(path, kind))
         else:
             passed[_bare_suffix(path) or path.name] += 1
@@ -204,26 +206,29 @@ def _folder(folder: Path, choice: _Choice) -> _Found:
     )
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Every file below, and in their stead the folders that are saved datasets."""
+def _walk(folder: Path) -> Iterator[str]:
+    """Every file below, and in their stead, ending in `/`, the folders that are saved datasets."""
     for where, folders, names in os.walk(folder):
         inner = [name for name in folders if not name.startswith(".")]
         datasets = [name for name in inner if is_saved_dataset(Path(where, name))]
         folders[:] = [name for name in inner if name not in datasets]
-        for name in (*names, *datasets):
+        beside = Path(where).relative_to(folder).as_posix()
+        prefix = "" if beside == "." else f"{beside}/"
+        for name in (*names, *(f"{name}/" for name in datasets)):
             if not name.startswith("."):
-                yield Path(where, name)
+                yield prefix + name
 
 
 def _kind_wanted(path: Path, relative: str, patterns: Sequence[str]) -> Kind | None:
-    is_matched = _matches(path.name, relative, patterns)
+    is_matched = bool(patterns) and _matches(path.name, relative, patterns)
     if not is_matched and (patterns or path.name in METADATA_NAMES):
         return None
     return kind_of(path) or (Kind.TEXT if is_matched else None)
 
 
 def _input(path: Path, kind: Kind) -> InputFile:
-    return InputFile(path=path, kind=kind, bytes=path.stat().st_size)
+    stat = path.stat()
+    return InputFile(path=path, kind=kind, bytes=stat.st_size, modified_ns=stat.st_mtime_ns)
 
 
 def _is_output(path: Path, stem: Path) -> bool:
@@ -247,7 +252,7 @@ def _source(found: _Found) -> Source:
     """Digest of names, sizes and modification times: quick, and it moves when a file does."""
     digest = hashlib.sha256(found.fingerprint.encode())
     for file, name in zip(found.files, found.names, strict=True):
-        digest.update(f"{name}\t{file.bytes}\t{file.path.stat().st_mtime_ns}\n".encode())
+        digest.update(f"{name}\t{file.bytes}\t{file.modified_ns}\n".encode())
     return Source(
         path=found.argument,
         files=len(found.files),
