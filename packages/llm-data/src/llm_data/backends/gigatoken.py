@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 # A worker forgets its words when it has grown by so much since its first text: 90 MB of English
 # take 30 MB, so do 15 MB of Chinese.
-CACHE_BYTES = 40 << 20
+CACHE_BYTES = 64 << 20
 # Characters between two such moments at least: not all freed memory can be given back at once.
-LEAST_TEXT = 8 << 20
+LEAST_TEXT = 6 << 20
 # Characters between two such moments where a process cannot see its own size.
 _BLIND_TEXT = 32 << 20
 
