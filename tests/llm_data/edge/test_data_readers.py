@@ -3,6 +3,8 @@ import gzip
 import io
 import json
 import math
+import random
+import tracemalloc
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -415,3 +417,57 @@ def test_a_header_that_never_ends_is_damage(tmp_path):
     (reject,) = read([tmp_path / "a.csv"])
     assert reject.reason is Reason.BROKEN_FILE
     assert "the quote opened in line 1 is never closed" in reject.detail
+
+
+def test_a_folder_of_several_formats_is_read_completely(tmp_path):
+    for name, write in WRITERS.items():
+        write(tmp_path / name)
+    assert texts(read([tmp_path])) == TEXTS * len(WRITERS)
+
+
+def test_a_row_group_larger_than_memory_is_read_bit_by_bit(tmp_path):
+    """Arrow's own default reads a column of a row group at once: here 48 MB."""
+    rows = [random.Random(number).randbytes(2 << 10).hex() for number in range(12 << 10)]
+    table = pa.table({"text": rows})
+    parquet.write_table(table, tmp_path / "a.parquet", compression="none", use_dictionary=False)
+    assert parquet.ParquetFile(tmp_path / "a.parquet").metadata.num_row_groups == 1
+    files = find_inputs([tmp_path / "a.parquet"]).files
+    tracemalloc.start()
+    try:
+        for item in read_records(files, key="text", start=None, meter=Meter()):
+            assert isinstance(item, Record)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 24 << 20
+
+
+LINES = [
+    (b'{"text": "a\\u0000b"}', "a\0b"),
+    (b'{"text": "a", "n": 123456789012345678901234567890}', "a"),
+    (b'{"text": "a", "text": "b"}', "b"),
+    (b'{"text": "a\0b"}', Reason.INVALID_JSON),
+    (b'{"text": "a", "n": NaN}', Reason.INVALID_JSON),
+    (b'{"text": "a", "n": -Infinity}', Reason.INVALID_JSON),
+    (b'{"text": "\\ud800"}', Reason.INVALID_JSON),
+    (b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", Reason.INVALID_JSON),
+    (b'{"text": "a"', Reason.INVALID_JSON),
+    (b'{"text": "\xe9"}', Reason.INVALID_UTF8),
+    (b'["text"]', Reason.WRONG_TYPE),
+    (b'{"text": ["a"]}', Reason.WRONG_TYPE),
+    (b'{"texts": "a"}', Reason.MISSING_KEY),
+    (b'{"text": ""}', Reason.EMPTY),
+    (b"\xef\xbb\xbf{}", Reason.INVALID_JSON),
+]
+
+
+def test_every_bad_line_costs_itself_alone_under_its_own_number(tmp_path):
+    good = b'{"text": "good"}'
+    pairs = [part for line, _ in LINES for part in (good, line)]
+    (tmp_path / "a.jsonl").write_bytes(b"\r\n".join(pairs))
+    items = read([tmp_path / "a.jsonl"])
+    found = [text_of(item, key="text") for item in items]
+    said = [each if isinstance(each, str) else each.reason for each in found]
+    assert said[::2] == ["good"] * len(LINES)
+    assert said[1::2] == [expected for _, expected in LINES]
+    assert [item.place.number for item in items] == list(range(1, len(pairs) + 1))

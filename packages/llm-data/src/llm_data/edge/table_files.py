@@ -13,6 +13,8 @@ from llm_data.errors import FormatError
 # What is decoded at once: so many rows, fewer if they are long.
 _ROWS = 1024
 _DECODED_BYTES = 8 << 20
+# Without it the whole of a row group's column is read first.
+_BUFFERED_BYTES = 1 << 20
 
 _ARROW_FILE_MAGIC = b"ARROW1"
 _ARROW_STREAM_START = 8
@@ -27,7 +29,12 @@ def read_parquet(job: Job) -> Iterator[Item]:
     with (
         _lies_told(),
         seekable_file(job.file.path) as stream,
-        parquet.ParquetFile(stream, page_checksum_verification=True) as file,
+        parquet.ParquetFile(
+            stream,
+            pre_buffer=False,
+            buffer_size=_BUFFERED_BYTES,
+            page_checksum_verification=True,
+        ) as file,
     ):
         if wrong := wrong_columns(job, file.schema_arrow.names):
             yield wrong
