@@ -121,7 +121,7 @@ def test_kill_and_rerun_is_byte_identical(config, big_corpus, tmp_path, workers)
         assert process.returncode == -signal.SIGKILL
         done = _documents(progress)
         assert not config.stem.with_name(config.stem.name + ".bin").exists()
-        wait_for(lambda tag=tag: not processes_with(tag), seconds=20)
+        wait_for(lambda tag=tag: not processes_with(tag), seconds=120)
     result = preprocess(config)
     assert result.resumed_documents == done > 0
     assert outputs(config.stem) == outputs(whole.stem)
