@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llm_data.backends.memory import give_back_memory, resident_bytes
+from llm_data.backends.memory import give_back_memory, map_large_blocks, resident_bytes
 from llm_data.encode import ColumnDtype
 from llm_data.errors import DataError
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from llm_data.backends.backend import TokenIds
 
-# A worker forgets its words when it has grown by so much since its first text: 90 MB of English
-# take 30 MB, so do 15 MB of Chinese.
-CACHE_BYTES = 64 << 20
-# Characters between two such moments at least: not all freed memory can be given back at once.
-LEAST_TEXT = 6 << 20
+# A worker forgets its words when it has grown by so much since it knew none: English comes to it
+# after 50 to 90 MB, Chinese after 25.
+CACHE_BYTES = 40 << 20
+# Characters between two such moments at least: forgetting takes a quarter of a second.
+LEAST_TEXT = 8 << 20
 # Characters between two such moments where a process cannot see its own size.
 _BLIND_TEXT = 32 << 20
 
@@ -50,17 +50,18 @@ class GigatokenBackend:
         self._cache_bytes = cache_bytes
         self._least_text = least_text
         self.num_builds = 0
+        map_large_blocks()
         self._build()
-        self._first_bytes = resident_bytes()
 
     def encode(self, texts: Sequence[str], /) -> "Sequence[TokenIds]":
         """The ids of each text, as arrays."""
+        # Before the old tokenizer has a second name here, which would keep it beside the new one.
+        if self._has_grown():
+            self._build()
         encode = self._encode
         assert encode is not None
         found: list[NDArray[np.uint32]] = [encode(text) for text in texts]
         self._text += sum(map(len, texts))
-        if self._has_grown():
-            self._build()
         if self._before or self._after:
             return [self._wrapped(ids) for ids in found]
         return found
@@ -92,11 +93,12 @@ class GigatokenBackend:
         give_back_memory()
         self.num_builds += 1
         self._text = 0
+        self._built_bytes = resident_bytes()
 
     def _has_grown(self) -> bool:
         if self._text < self._least_text:
             return False
         now = resident_bytes()
-        if now is None or self._first_bytes is None:
+        if now is None or self._built_bytes is None:
             return self._text >= _BLIND_TEXT
-        return now - self._first_bytes > self._cache_bytes
+        return now - self._built_bytes > self._cache_bytes

@@ -3,6 +3,10 @@
 import ctypes
 import mmap
 
+# glibc's own name for it is M_MMAP_THRESHOLD, in malloc.h.
+_MAPPED_FROM = -3
+_MAPPED_FROM_BYTES = 1 << 20
+
 
 def resident_bytes() -> int | None:
     """This process's memory now, None where the system does not say."""
@@ -18,3 +22,13 @@ def give_back_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def map_large_blocks() -> None:
+    """Let glibc take large blocks from the system one by one, so that freeing them frees memory.
+
+    By itself it stops doing so for sizes that were freed once: then they leave holes.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(_MAPPED_FROM, _MAPPED_FROM_BYTES)
