@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_data.edge.sample_dataset import open_sample_dataset, verify_samples
+from llm_data.edge.datasets.sample_dataset import open_sample_dataset, verify_samples
 from llm_data.errors import FormatError
 
 HERE = Path(__file__).parent

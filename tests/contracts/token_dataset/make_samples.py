@@ -141,7 +141,7 @@ def byte_ids(text: str) -> list[int]:
 
 def make_golden(folder: Path) -> None:
     from llm_data.config import PreprocessConfig, TrainingConfig
-    from llm_data.edge.pipeline import preprocess
+    from llm_data.edge.runs.pipeline import preprocess
     from llm_data.edge.tokenizer_training import train_tokenizer
 
     shutil.rmtree(folder, ignore_errors=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_data.edge.token_dataset import open_token_dataset, verify
+from llm_data.edge.datasets.token_dataset import open_token_dataset, verify
 from llm_data.errors import FormatError
 
 HERE = Path(__file__).parent

@@ -7,8 +7,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer
 
 from llm_data.config import PreprocessConfig
-from llm_data.edge.pipeline import preprocess
-from llm_data.edge.specs import WORTH_A_PROOF_BYTES
+from llm_data.edge.runs.pipeline import preprocess
+from llm_data.edge.runs.specs import WORTH_A_PROOF_BYTES
 from llm_data.errors import DataError, UsageError
 
 

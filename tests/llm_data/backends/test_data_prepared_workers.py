@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from llm_data.backends.backend import BackendName, BackendSpec
-from llm_data.edge.workers import Crew
+from llm_data.edge.runs.workers import Crew
 from llm_data.errors import DataError
 from llm_data.tasks.pretrain import PretrainSpec
 from task_batches import batch_of

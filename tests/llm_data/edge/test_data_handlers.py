@@ -11,15 +11,15 @@ import pytest
 from tokenizers import Tokenizer
 
 from llm_data.config import PreprocessConfig, Task
+from llm_data.edge.datasets.sample_dataset import verify_samples
+from llm_data.edge.datasets.token_dataset import open_token_dataset
 from llm_data.edge.handlers import (
     handler_origin,
     record_reader,
     tasks_of_handler,
     with_dataset_info,
 )
-from llm_data.edge.pipeline import preprocess
-from llm_data.edge.sample_dataset import verify_samples
-from llm_data.edge.token_dataset import open_token_dataset
+from llm_data.edge.runs.pipeline import preprocess
 from llm_data.errors import DataError, UsageError
 from llm_data.messages import Conversation
 from llm_data.records import RecordRefusedError

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from llm_data.edge.console.template_report import list_templates, marked
 from llm_data.edge.template_files import find_template, read_special_tokens
-from llm_data.edge.template_report import list_templates, marked
 from llm_data.errors import FormatError, UsageError
 from llm_data.messages import Conversation, Message
 from llm_data.templates import SpecialTokens, Template, library_names, library_template

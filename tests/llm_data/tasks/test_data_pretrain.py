@@ -12,7 +12,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 from transformers import PreTrainedTokenizerFast
 
 from llm_data.backends.backend import BackendName, BackendSpec
-from llm_data.edge.spool import Spool, SpoolMark
+from llm_data.edge.datasets.spool import Spool, SpoolMark
 from llm_data.errors import DataError
 from llm_data.records import Batch, Place, Reason, Record, RecordRefusedError, Reject, Shape
 from llm_data.tasks.pretrain import PretrainSpec
@@ -175,7 +175,8 @@ def test_specs_survive_the_way_to_a_worker(spec, texts):
 
 
 def test_encoding_and_its_worker_need_no_heavy_library():
-    code = "import llm_data.tasks.pretrain, llm_data.edge.worker_process, sys; print(*sys.modules)"
+    modules = "llm_data.tasks.pretrain, llm_data.edge.runs.worker_process"
+    code = f"import {modules}, sys; print(*sys.modules)"
     loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
     assert not {"numpy", "pyarrow", "gigatoken", "torch", "transformers", "rich"} & set(loaded)
 

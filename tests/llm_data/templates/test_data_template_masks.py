@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from llm_data.edge.template_report import PLACEHOLDERS, show_template
+from llm_data.edge.console.template_report import PLACEHOLDERS, show_template
 from llm_data.messages import Conversation, Message, ToolCall
 from llm_data.records import Reason, RecordRefusedError
 from llm_data.templates import Template, Thinking, library_names, library_template

@@ -1,14 +1,14 @@
 """The Python API: the same names as the commands, importable without torch."""
 
 from llm_data.config import OnError, PreprocessConfig, Task, TrainingConfig
-from llm_data.edge.blending import blend, plan_blend
+from llm_data.edge.datasets.blending import blend, plan_blend
+from llm_data.edge.datasets.merging import merge, merge_groups
+from llm_data.edge.datasets.sample_dataset import open_sample_dataset, verify_samples
+from llm_data.edge.datasets.splitting import equal_parts, named_parts, split
+from llm_data.edge.datasets.token_dataset import TokenDatasetWriter, open_token_dataset, verify
 from llm_data.edge.handlers import with_dataset_info
-from llm_data.edge.merging import merge, merge_groups
-from llm_data.edge.pipeline import RunResult, preprocess
-from llm_data.edge.sample_dataset import open_sample_dataset, verify_samples
-from llm_data.edge.splitting import equal_parts, named_parts, split
+from llm_data.edge.runs.pipeline import RunResult, preprocess
 from llm_data.edge.template_files import find_template, read_special_tokens
-from llm_data.edge.token_dataset import TokenDatasetWriter, open_token_dataset, verify
 from llm_data.edge.tokenizer_training import TrainingResult, train_tokenizer
 from llm_data.errors import DataError, FormatError, UsageError
 from llm_data.formats.manifest import Manifest

@@ -5,11 +5,11 @@ from pathlib import Path
 import click
 
 from llm_data.config import OnError, TrainingConfig
-from llm_data.edge.cli_datasets import blend, merge, split
-from llm_data.edge.cli_options import configs_of, preprocess_options
-from llm_data.edge.cli_sections import SectionCommand
-from llm_data.edge.cli_support import PATH, TOKENIZER, reading, reported
-from llm_data.edge.cli_templates import templates
+from llm_data.edge.console.datasets import blend, merge, split
+from llm_data.edge.console.options import configs_of, preprocess_options
+from llm_data.edge.console.sections import SectionCommand
+from llm_data.edge.console.support import PATH, TOKENIZER, reading, reported
+from llm_data.edge.console.templates import templates
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -52,8 +52,8 @@ def train_tokenizer(
 ) -> None:
     """Train a byte-level BPE tokenizer that decodes every text exactly."""
     with reported():
-        from llm_data.edge.progress import terminal_progress
-        from llm_data.edge.report import print_training
+        from llm_data.edge.console.progress import terminal_progress
+        from llm_data.edge.console.report import print_training
         from llm_data.edge.tokenizer_training import train_tokenizer as train
 
         config = TrainingConfig(
@@ -81,13 +81,13 @@ def preprocess(**options: object) -> None:
     """Tokenize INPUT into a dataset; the bytes are the same for any --workers."""
     with reported():
         configs = configs_of(options)
-        from llm_data.edge.pipeline import preprocess as run
-        from llm_data.edge.progress import terminal_progress
+        from llm_data.edge.console.progress import terminal_progress
+        from llm_data.edge.runs.pipeline import preprocess as run
 
         for config in configs:
             with terminal_progress("preprocess") as progress:
                 result = run(config, progress=progress)
-            from llm_data.edge.report import print_run
+            from llm_data.edge.console.report import print_run
 
             print_run(result, config)
 
@@ -98,7 +98,7 @@ def preprocess(**options: object) -> None:
 def verify(prefix: Path, index_only: bool) -> None:
     """Check every table, token, label and checksum of a dataset; exit 1 with the reason."""
     with reported():
-        from llm_data.edge.any_dataset import verified
+        from llm_data.edge.datasets.any_dataset import verified
 
         click.echo(f"ok: {verified(prefix, index_only=index_only)}")
 
@@ -118,6 +118,6 @@ def verify(prefix: Path, index_only: bool) -> None:
 def inspect(prefix: Path, tokenizer: Path, documents: int) -> None:
     """Print a dataset's counts and its first documents or rows as text, what is learned marked."""
     with reported():
-        from llm_data.edge.any_dataset import inspect as show
+        from llm_data.edge.datasets.any_dataset import inspect as show
 
         show(prefix, tokenizer=tokenizer, count=documents)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llm_data.config import OnError, PreprocessConfig
+from llm_data.edge.console.progress import terminal_progress
 from llm_data.edge.durable import with_suffix
-from llm_data.edge.pipeline import preprocess
-from llm_data.edge.progress import terminal_progress
+from llm_data.edge.runs.pipeline import preprocess
 from llm_data.errors import DataError
 
 

@@ -7,10 +7,10 @@ from importlib.metadata import version
 from typing import cast
 
 from llm_data.config import EOS_TOKEN, PAD_TOKEN, OnError, TrainingConfig
+from llm_data.edge.console.progress import Progress, Silent
 from llm_data.edge.durable import write_whole
-from llm_data.edge.inputs import Inputs, find_inputs
-from llm_data.edge.progress import Progress, Silent
-from llm_data.edge.readers import UNITS, Meter, read_batches
+from llm_data.edge.sources.inputs import Inputs, find_inputs
+from llm_data.edge.sources.readers import UNITS, Meter, read_batches
 from llm_data.errors import DataError
 from llm_data.records import Reason, Reject, text_of
 

@@ -1,0 +1,1 @@
+"""Datasets on disk: opened, written, verified, merged, split, blended."""

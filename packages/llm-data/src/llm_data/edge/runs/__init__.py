@@ -1,0 +1,1 @@
+"""A run: planned, encoded in workers, packed, resumed, published."""

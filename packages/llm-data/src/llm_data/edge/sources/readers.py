@@ -1,0 +1,108 @@
+"""Readers of every input format, as streams of records that can begin anywhere."""
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from types import MappingProxyType
+
+from llm_data.edge.sources.csv_files import read_csv
+from llm_data.edge.sources.inputs import InputFile, Kind
+from llm_data.edge.sources.reading import Item, Job, Meter
+from llm_data.edge.sources.table_files import read_arrow, read_parquet
+from llm_data.edge.sources.text_files import read_json, read_lines, read_text
+from llm_data.errors import DataError, FormatError
+from llm_data.records import Batch, Place, Reason, Record, Reject
+
+__all__ = ["UNITS", "Item", "Meter", "read_batches", "read_records"]
+
+BATCH_RECORDS = 512
+BATCH_BYTES = 256 << 10
+
+# What one record is called in messages.
+UNITS = MappingProxyType(
+    {
+        Kind.TEXT: "file",
+        Kind.JSONL: "line",
+        Kind.JSON: "element",
+        Kind.CSV: "line",
+        Kind.PARQUET: "row",
+        Kind.ARROW: "row",
+    }
+)
+
+_READERS: MappingProxyType[Kind, Callable[[Job], Iterator[Item]]] = MappingProxyType(
+    {
+        Kind.TEXT: read_text,
+        Kind.JSONL: read_lines,
+        Kind.JSON: read_json,
+        Kind.CSV: read_csv,
+        Kind.PARQUET: read_parquet,
+        Kind.ARROW: read_arrow,
+    }
+)
+
+
+def read_batches(
+    files: Sequence[InputFile], *, key: str | None, start: Place | None, meter: Meter
+) -> Iterator[Batch]:
+    """All records after `start`, cut into batches by rules that no option changes.
+
+    Of tables only the column `key` is read; without a key every row is a record in JSON.
+    """
+    items: list[Item] = []
+    payload_bytes = 0
+    for item in read_records(files, key=key, start=start, meter=meter):
+        items.append(item)
+        payload_bytes += len(item.payload) if isinstance(item, Record) else 0
+        if len(items) >= BATCH_RECORDS or payload_bytes >= BATCH_BYTES:
+            yield Batch(items=items, payload_bytes=payload_bytes)
+            items, payload_bytes = [], 0
+    if items:
+        yield Batch(items=items, payload_bytes=payload_bytes)
+
+
+def read_records(
+    files: Sequence[InputFile], *, key: str | None, start: Place | None, meter: Meter
+) -> Iterator[Item]:
+    """The records of all files in order, from the one after `start`."""
+    first = start.source if start else 0
+    meter.finished = sum(file.bytes for file in files[:first])
+    for source, file in enumerate(files[first:], start=first):
+        resumed = start if start and start.source == source else None
+        meter.current = lambda: 0
+        if resumed is None or resumed.resume is not None:
+            yield from _read_file(
+                Job(source=source, file=file, key=key, start=resumed, meter=meter)
+            )
+        meter.current = lambda: 0
+        meter.finished += file.bytes
+
+
+def _read_file(job: Job) -> Iterator[Item]:
+    """The file's records; damage becomes a last Reject, a file that cannot be opened an error."""
+    number = job.start.number if job.start else 0
+    try:
+        for item in _READERS[job.file.kind](job):
+            number = item.place.number
+            yield item
+    except (EOFError, zlib.error, FormatError) as error:
+        yield _broken(job, number, str(error))
+    except OSError as error:
+        if error.errno is not None:
+            raise DataError(f"{job.file.path}: {error.strerror}") from None
+        yield _broken(job, number, str(error))
+    except Exception as error:
+        # Arrow's own errors, without importing Arrow for files that do not need it.
+        if type(error).__module__ != "pyarrow.lib":
+            raise
+        yield _broken(job, number, str(error))
+    else:
+        if number == 0:
+            detail = "the file has no records"
+            yield Reject(place=job.place(0, None), reason=Reason.EMPTY, detail=detail)
+
+
+def _broken(job: Job, number: int, what: str) -> Reject:
+    detail = f"the file is damaged after {UNITS[job.file.kind]} {number}: {what}"
+    if job.file.kind is Kind.TEXT:
+        detail = f"the file is damaged: {what}"
+    return Reject(place=job.place(number + 1, None), reason=Reason.BROKEN_FILE, detail=detail)
