@@ -3,7 +3,7 @@
 import pytest
 
 from llm_ckpt.arch import parse_arch
-from llm_ckpt.errors import ArchError, CheckpointError
+from llm_ckpt.errors import CheckpointError
 from llm_ckpt.families import dense
 from llm_ckpt.params import EMBEDDING, OUTPUT, expected_params
 from llm_ckpt.rules import Same
@@ -62,22 +62,6 @@ def test_shapes_are_those_of_the_architecture(llama):
     assert shapes["decoder.layers.0.self_attention.linear_qkv.weight"] == ((4 + 2 * 2) * 16, 64)
     assert shapes["decoder.layers.0.mlp.linear_fc1.weight"] == (256, 64)
     assert shapes["decoder.layers.0.self_attention.linear_proj.weight"] == (64, 64)
-
-
-@pytest.mark.parametrize(
-    ("section", "key", "value", "named"),
-    [
-        ("norm", "placement", "sandwich", r"norm\.placement sandwich"),
-        ("attention", "sinks", True, r"attention\.sinks"),
-        ("attention", "shared_kv", 2, r"attention\.shared_kv"),
-        ("attention", "qk_norm", "full", r"attention\.qk_norm full"),
-    ],
-)
-def test_primitives_not_yet_converted_are_refused(golden_arch, section, key, value, named):
-    document = golden_arch("llama_tiny")
-    document[section][key] = value
-    with pytest.raises(ArchError, match=f"does not convert {named}"):
-        expected_params(parse_arch(document, where="t"))
 
 
 def test_layer_norm_brings_biases(golden_arch):

@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -22,7 +23,7 @@ from pydantic_core import ErrorDetails
 
 from llm_ckpt.errors import ArchError, suggest
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu2"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2"]
 
 
 class _Strict(BaseModel):
@@ -56,7 +57,7 @@ class LayerRun(_Strict):
 
     count: PositiveInt
     mixer: Literal["attention", "mla", "gdn", "mamba2", "none"]
-    feed_forward: Literal["dense", "moe", "none"]
+    feed_forward: Literal["dense", "moe", "dense_shortcut_moe", "none"]
     window: PositiveInt | None
     rope: bool
 
@@ -69,7 +70,7 @@ class Attention(_Strict):
     head_dim: PositiveInt
     qkv_bias: bool
     out_bias: bool
-    qk_norm: Literal["none", "head", "full"]
+    qk_norm: Literal["none", "head", "full", "head_after_rope"]
     softcap: PositiveFloat | None
     sinks: bool
     scale: PositiveFloat | None
@@ -91,6 +92,7 @@ class Indexer(_Strict):
     heads: PositiveInt
     head_dim: PositiveInt
     top_k: PositiveInt
+    rope_interleaved: bool
 
 
 class Mla(_Strict):
@@ -103,7 +105,36 @@ class Mla(_Strict):
     qk_rope_head_dim: PositiveInt
     v_head_dim: PositiveInt
     scale: PositiveFloat | None
+    norm_eps: PositiveFloat
+    down_bias: bool
+    out_bias: bool
+    q_scale: PositiveFloat
+    kv_scale: PositiveFloat
     indexer: Indexer | None
+
+
+class Gdn(_Strict):
+    """Gated delta net (https://arxiv.org/abs/2412.06464), a linear attention."""
+
+    key_heads: PositiveInt
+    value_heads: PositiveInt
+    key_head_dim: PositiveInt
+    value_head_dim: PositiveInt
+    conv_kernel: PositiveInt
+
+
+class Mamba2(_Strict):
+    """Mamba2 mixer (https://arxiv.org/abs/2405.21060); inner width `heads * head_dim`."""
+
+    heads: PositiveInt
+    head_dim: PositiveInt
+    groups: PositiveInt
+    state_dim: PositiveInt
+    conv_kernel: PositiveInt
+    chunk: PositiveInt
+    conv_bias: bool
+    proj_bias: bool
+    gated_norm: bool
 
 
 class FactorScaling(_Strict):
@@ -173,6 +204,7 @@ class Mlp(_Strict):
     ffn_hidden_size: PositiveInt
     bias: bool
     clamp: PositiveFloat | None
+    glu_offset: float
 
 
 class SharedExpert(_Strict):
@@ -192,6 +224,9 @@ class Router(_Strict):
     bias: bool
     groups: PositiveInt | None
     top_groups: PositiveInt | None
+    group_score: Literal["max", "top2"]
+    linear_bias: bool
+    zero_experts: NonNegativeInt
 
 
 class Moe(_Strict):
@@ -204,6 +239,7 @@ class Moe(_Strict):
     gated: bool
     bias: bool
     clamp: PositiveFloat | None
+    glu_offset: float
     shared: SharedExpert | None
     router: Router
 
@@ -234,10 +270,14 @@ class Arch(_Strict):
     max_position_embeddings: PositiveInt
     tie_embeddings: bool
     output_bias: bool
+    output_normalized: bool
+    embedding_norm: bool
     norm: Norm
     layers: Annotated[tuple[LayerRun, ...], Field(strict=False, min_length=1)]
     attention: Attention | None
     mla: Mla | None
+    gdn: Gdn | None
+    mamba2: Mamba2 | None
     position: Annotated[Rope | OtherPosition, Field(discriminator="kind")]
     mlp: Mlp | None
     moe: Moe | None
@@ -251,8 +291,10 @@ class Arch(_Strict):
         needed = {
             "attention": "attention" in mixers,
             "mla": "mla" in mixers,
-            "mlp": "dense" in feeds,
-            "moe": "moe" in feeds,
+            "gdn": "gdn" in mixers,
+            "mamba2": "mamba2" in mixers,
+            "mlp": bool(feeds & {"dense", "dense_shortcut_moe"}),
+            "moe": bool(feeds & {"moe", "dense_shortcut_moe"}),
         }
         for key, is_needed in needed.items():
             if (getattr(self, key) is not None) != is_needed:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from llm_ckpt.formats.dist_metadata import Chunk
@@ -51,7 +50,7 @@ def write_planned(source: WeightSource, job: Job, on_bytes: OnBytes) -> Written:
             _write_v1(source, job, job.file, stream, on_bytes)
             chunks = []
         else:
-            chunks = list(_write_dist(source, job.file, stream, job.plan.target.dtype, on_bytes))
+            chunks = list(_write_dist(source, job.file, stream, on_bytes))
         return Written(job.file.path, stream.commit(), tuple(chunks))
 
 
@@ -72,14 +71,17 @@ def rank_args(source: WeightSource, job: Job) -> dict[str, Any]:
 
 
 def _write_hf(source: WeightSource, file: HfFile, stream: NewFile, on_bytes: OnBytes) -> None:
-    tensors = [tensor for _, parts in file.entries for tensor in parts]
-    stream.write(header_bytes([(t.name, t.dtype, t.shape) for t in tensors]))
-    for name, parts in file.entries:
-        rule = source.table.entries[name].rule
-        whole = source.read(name)
-        for tensor, part in zip(parts, rule.split(whole, source.architecture), strict=True):
-            stream.write_tensor(part.to(tensor.dtype))
-        on_bytes(whole.nbytes)
+    stream.write(header_bytes([(t.name, t.dtype, t.shape) for t in file.tensors]))
+    parts: tuple[Tensor, ...] = ()
+    held: str | None = None  # the parameter that `parts` are of: neighbours share one reading
+    for tensor in file.tensors:
+        for name, number in tensor.pieces:
+            if name != held:
+                rule = source.table.entries[name].rule
+                parts, held = rule.split(source.read(name), source.architecture), name
+            part = parts[number].to(tensor.dtype)
+            stream.write_tensor(part)
+            on_bytes(part.nbytes)
 
 
 def _write_v1(
@@ -90,10 +92,10 @@ def _write_v1(
     states: list[Mapping[str, StoredTensor]] = []
     for chunk in file.chunks:
         state: dict[str, StoredTensor] = {}
-        for local, name in chunk:
-            piece = source.read(name, shard, padded_vocab_size=job.plan.padded_vocab_size)
-            kept = piece.to(job.plan.target.dtype or piece.dtype)
-            state[local] = writer.tensor([kept], kept.dtype, tuple(kept.shape))
+        for tensor in chunk:
+            piece = source.read(tensor.name, shard, padded_vocab_size=job.plan.padded_vocab_size)
+            kept = piece.to(tensor.dtype)
+            state[tensor.local] = writer.tensor([kept], kept.dtype, tuple(kept.shape))
             on_bytes(kept.nbytes)
         states.append(state)
     keys = ["model"] if len(states) == 1 else [f"model{i}" for i in range(len(states))]
@@ -111,12 +113,10 @@ def _write_dist(
     source: WeightSource,
     file: DistFile,
     stream: NewFile,
-    dtype: torch.dtype | None,
     on_bytes: OnBytes,
 ) -> Iterator[tuple[str, Chunk]]:
     for planned in file.tensors:
-        tensor = source.read(planned.name)
-        tensor = tensor.to(dtype or tensor.dtype)
+        tensor = source.read(planned.name).to(planned.dtype)
         for box, rows in _row_blocks(planned, tensor):
             start = stream.position
             writer = TorchZipWriter(stream)

@@ -7,7 +7,7 @@ overlap of the boxes they want with the boxes they have, so any layout reads any
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from itertools import accumulate
 from math import prod
 
 import torch
@@ -18,14 +18,25 @@ from llm_ckpt.errors import LayoutError
 Shape = tuple[int, ...]
 
 
-class Cut(StrEnum):
-    """How tensor parallelism divides a parameter."""
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How tensor parallelism divides a parameter: an axis, or None when every rank holds it whole.
 
-    WHOLE = "whole"  # every rank holds all of it
-    ROWS = "rows"  # column-parallel layers: axis 0
-    COLUMNS = "columns"  # row-parallel layers: axis 1
-    GATED = "gated"  # axis 0 of each half: rank r holds [gate_r; up_r]
-    VOCAB = "vocab"  # axis 0, padded with zero rows to a common multiple
+    With `sections` the axis is a run of parts whose extents are in these proportions, and each is
+    divided by itself: rank r holds its piece of every section, in order. A `padded` axis is the
+    vocabulary's, filled with zero rows up to a common multiple.
+    """
+
+    axis: int | None
+    sections: tuple[int, ...] = (1,)
+    padded: bool = False
+
+
+WHOLE = Cut(None)
+ROWS = Cut(0)  # column-parallel layers
+COLUMNS = Cut(1)  # row-parallel layers
+GATED = Cut(0, (1, 1))  # rank r holds [gate_r; up_r]
+VOCAB = Cut(0, padded=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,20 +97,29 @@ def padded_vocab(vocab_size: int, *, multiple: int, tp: int) -> int:
 def piece_boxes(shape: Shape, cut: Cut, shard: Shard, *, where: str) -> tuple[Box, ...]:
     """The boxes of `shape` that `shard` holds, in the order it stores them.
 
-    For `VOCAB` pass the padded shape.
+    For a padded cut pass the padded shape.
     """
-    if cut is Cut.WHOLE or shard.size == 1:
+    if cut.axis is None or shard.size == 1:
         return (whole(shape),)
-    if cut is Cut.GATED:
-        half = _divide(shape[0] // 2, shard, where=where, what="rows of each half")
-        starts = (shard.rank * half, shape[0] // 2 + shard.rank * half)
-        return tuple(_rows(shape, start, start + half) for start in starts)
-    if cut is Cut.COLUMNS:
-        width = _divide(shape[1], shard, where=where, what="columns")
-        start = shard.rank * width
-        return (Box((0, start), (shape[0], start + width)),)
-    height = _divide(shape[0], shard, where=where, what="rows")
-    return (_rows(shape, shard.rank * height, (shard.rank + 1) * height),)
+    boxes: list[Box] = []
+    for start, stop in section_ranges(shape[cut.axis], cut.sections, where=where):
+        extent = _divide(stop - start, shard, cut, where=where)
+        first = start + shard.rank * extent
+        boxes.append(_span(shape, cut.axis, first, first + extent))
+    if len(boxes) > 1 and cut.axis != 0:
+        raise LayoutError(f"{where}: sections lie on axis {cut.axis}, want axis 0")
+    return tuple(boxes)
+
+
+def section_ranges(
+    extent: int, sections: Sequence[int], *, where: str
+) -> tuple[tuple[int, int], ...]:
+    """Half-open ranges of an axis of `extent` whose lengths are in proportion to `sections`."""
+    total = sum(sections)
+    if any(n * extent % total for n in sections):
+        raise LayoutError(f"{where}: {extent} rows are not in the proportions {tuple(sections)}")
+    ends = list(accumulate(n * extent // total for n in sections))
+    return tuple(zip([0, *ends[:-1]], ends, strict=True))
 
 
 def piece_shape(boxes: Sequence[Box]) -> Shape:
@@ -129,7 +149,7 @@ def assemble(
 
 
 def cut(tensor: Tensor, how: Cut, shard: Shard, *, where: str = "tensor") -> Tensor:
-    """Rank `shard.rank`'s piece of a whole (for `VOCAB`: padded) tensor."""
+    """Rank `shard.rank`'s piece of a whole (for a padded cut: padded) tensor."""
     boxes = piece_boxes(tuple(tensor.shape), how, shard, where=where)
     parts = [tensor[box.within(whole(tuple(tensor.shape)))] for box in boxes]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -137,14 +157,11 @@ def cut(tensor: Tensor, how: Cut, shard: Shard, *, where: str = "tensor") -> Ten
 
 def join(pieces: Sequence[Tensor], how: Cut) -> Tensor:
     """The whole tensor from every rank's piece; the inverse of `cut`."""
-    if how is Cut.WHOLE or len(pieces) == 1:
+    if how.axis is None or len(pieces) == 1:
         return pieces[0]
-    if how is Cut.COLUMNS:
-        return torch.cat(list(pieces), dim=1)
-    if how is Cut.GATED:
-        halves = [piece.chunk(2) for piece in pieces]
-        return torch.cat([gate for gate, _ in halves] + [up for _, up in halves])
-    return torch.cat(list(pieces))
+    extent, axis = pieces[0].shape[how.axis], how.axis
+    ranges = section_ranges(extent, how.sections, where="piece")
+    return torch.cat([p.narrow(axis, a, b - a) for a, b in ranges for p in pieces], dim=axis)
 
 
 def missing_part(shape: Shape, boxes: Sequence[Box]) -> str | None:
@@ -159,12 +176,15 @@ def missing_part(shape: Shape, boxes: Sequence[Box]) -> str | None:
     return None if found == wanted else f"{found} of {wanted} elements are stored"
 
 
-def _rows(shape: Shape, start: int, stop: int) -> Box:
-    return Box((start, *(0,) * (len(shape) - 1)), (stop, *shape[1:]))
+def _span(shape: Shape, axis: int, start: int, stop: int) -> Box:
+    low, high = [0] * len(shape), list(shape)
+    low[axis], high[axis] = start, stop
+    return Box(tuple(low), tuple(high))
 
 
-def _divide(extent: int, shard: Shard, *, where: str, what: str) -> int:
+def _divide(extent: int, shard: Shard, cut: Cut, *, where: str) -> int:
     if extent % shard.size:
+        what = "columns" if cut.axis else "rows of each half" if cut == GATED else "rows"
         raise LayoutError(
             f"{where}: {extent} {what} do not divide by tp({shard.size}): "
             f"{extent} % {shard.size} = {extent % shard.size}"

@@ -1,101 +1,72 @@
 """The parameters an architecture has in megatron-core: canonical name, shape, tensor-parallel cut.
 
-Canonical names are those of megatron-core's local layer spec with global layer numbers. They are
-what a `WeightSource` speaks; every reader and writer translates at its own border.
+Canonical names are those of megatron-core's local layer spec, layers and experts counted globally.
+They are what a `WeightSource` speaks; every reader and writer translates at its own border.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
-from llm_ckpt.arch import Arch, Attention, LayerRun, Mlp
-from llm_ckpt.errors import ArchError
-from llm_ckpt.layout import Cut, Shape
+from llm_ckpt.arch import Arch, LayerRun
+from llm_ckpt.blocks import Param, feed_forward, mixer, norm
+from llm_ckpt.layout import ROWS, VOCAB, WHOLE
 
 EMBEDDING = "embedding.word_embeddings.weight"
+POSITIONS = "embedding.position_embeddings.weight"
 OUTPUT = "output_layer.weight"
 OUTPUT_BIAS = "output_layer.bias"
 FINAL_NORM = "decoder.final_layernorm.weight"
 LAYER = "decoder.layers.{i}."
-
-
-@dataclass(frozen=True, slots=True)
-class Param:
-    """One parameter: full unpadded shape, and how ranks divide it."""
-
-    name: str
-    shape: Shape
-    cut: Cut
+EXPERT = "mlp.experts.local_experts.{e}."
+MTP = "mtp.layers.{m}."
+MTP_LAYER = MTP + "transformer_layer."
 
 
 def expected_params(arch: Arch) -> tuple[Param, ...]:
     """Every parameter of `arch`, in the order a model runs them."""
-    _refuse_unsupported(arch)
     hidden, vocab = arch.hidden_size, arch.vocab_size
-    params = [Param(EMBEDDING, (vocab, hidden), Cut.VOCAB)]
+    params = [Param(EMBEDDING, (vocab, hidden), VOCAB)]
+    if arch.position.kind == "learned":
+        params.append(Param(POSITIONS, (arch.max_position_embeddings, hidden), WHOLE))
+    if arch.embedding_norm:
+        params += norm("embedding.norm", hidden, arch)
     for index, run in enumerate(arch.each_layer()):
-        prefix = LAYER.format(i=index)
-        params += [Param(prefix + p.name, p.shape, p.cut) for p in _layer(arch, run)]
-    params += _norm("decoder.final_layernorm", hidden, arch)
+        params += _prefixed(LAYER.format(i=index), _layer(arch, run, index))
+    params += norm("decoder.final_layernorm", hidden, arch)
     if not arch.tie_embeddings:
-        params.append(Param(OUTPUT, (vocab, hidden), Cut.VOCAB))
+        params.append(Param(OUTPUT, (vocab, hidden), VOCAB))
     if arch.output_bias:
-        params.append(Param(OUTPUT_BIAS, (vocab,), Cut.VOCAB))
+        params.append(Param(OUTPUT_BIAS, (vocab,), VOCAB))
+    for index in range(arch.mtp.layers if arch.mtp else 0):
+        params += _prefixed(MTP.format(m=index), _mtp_layer(arch))
     return tuple(params)
 
 
-def _layer(arch: Arch, run: LayerRun) -> Iterator[Param]:
-    if run.mixer == "attention" and arch.attention:
-        yield from _norm("input_layernorm", arch.hidden_size, arch)
-        yield from _attention(arch.attention, arch.hidden_size)
-    if run.feed_forward == "dense" and arch.mlp:
-        yield from _norm("pre_mlp_layernorm", arch.hidden_size, arch)
-        yield from _mlp(arch.mlp, arch.hidden_size)
+def _prefixed(prefix: str, params: Iterator[Param]) -> Iterator[Param]:
+    return (replace(param, name=prefix + param.name) for param in params)
 
 
-def _attention(attention: Attention, hidden: int) -> Iterator[Param]:
-    rows = (attention.heads + 2 * attention.query_groups) * attention.head_dim
-    width = attention.heads * attention.head_dim
-    yield Param("self_attention.linear_qkv.weight", (rows, hidden), Cut.ROWS)
-    if attention.qkv_bias:
-        yield Param("self_attention.linear_qkv.bias", (rows,), Cut.ROWS)
-    if attention.qk_norm == "head":
-        for name in ("q_layernorm", "k_layernorm"):
-            yield Param(f"self_attention.{name}.weight", (attention.head_dim,), Cut.WHOLE)
-    yield Param("self_attention.linear_proj.weight", (hidden, width), Cut.COLUMNS)
-    if attention.out_bias:
-        yield Param("self_attention.linear_proj.bias", (hidden,), Cut.WHOLE)
+def _layer(arch: Arch, run: LayerRun, index: int) -> Iterator[Param]:
+    is_pre, is_post = arch.norm.placement != "post", arch.norm.placement != "pre"
+    if run.mixer != "none":
+        if is_pre:
+            yield from norm("input_layernorm", arch.hidden_size, arch)
+        yield from mixer(arch, run, layer=index)
+        if is_post:
+            yield from norm("post_self_attn_layernorm", arch.hidden_size, arch)
+    if run.feed_forward != "none":
+        if is_pre:
+            yield from norm("pre_mlp_layernorm", arch.hidden_size, arch)
+        yield from feed_forward(arch, run)
+        if is_post:
+            yield from norm("post_mlp_layernorm", arch.hidden_size, arch)
 
 
-def _mlp(mlp: Mlp, hidden: int) -> Iterator[Param]:
-    rows = mlp.ffn_hidden_size * (2 if mlp.gated else 1)
-    how = Cut.GATED if mlp.gated else Cut.ROWS
-    yield Param("mlp.linear_fc1.weight", (rows, hidden), how)
-    if mlp.bias:
-        yield Param("mlp.linear_fc1.bias", (rows,), how)
-    yield Param("mlp.linear_fc2.weight", (hidden, mlp.ffn_hidden_size), Cut.COLUMNS)
-    if mlp.bias:
-        yield Param("mlp.linear_fc2.bias", (hidden,), Cut.WHOLE)
-
-
-def _norm(name: str, size: int, arch: Arch) -> list[Param]:
-    weight = Param(f"{name}.weight", (size,), Cut.WHOLE)
-    bias = Param(f"{name}.bias", (size,), Cut.WHOLE)
-    return [weight, bias] if arch.norm.kind == "layer" else [weight]
-
-
-def _refuse_unsupported(arch: Arch) -> None:
-    attention = arch.attention
-    facts = {
-        f"mixer {run.mixer}": run.mixer not in ("attention", "none") for run in arch.layers
-    } | {
-        "moe": arch.moe is not None,
-        "mtp": arch.mtp is not None,
-        f"norm.placement {arch.norm.placement}": arch.norm.placement != "pre",
-        "position learned": arch.position.kind == "learned",
-        "attention.sinks": attention is not None and attention.sinks,
-        "attention.output_gate": attention is not None and attention.output_gate,
-        "attention.qk_norm full": attention is not None and attention.qk_norm == "full",
-        "attention.shared_kv": attention is not None and attention.shared_kv != 1,
-    }
-    if found := [name for name, is_used in facts.items() if is_used]:
-        raise ArchError(f"arch: this version of llm-ckpt does not convert {', '.join(found)}")
+def _mtp_layer(arch: Arch) -> Iterator[Param]:
+    """A prediction layer (DeepSeek-V3, arXiv 2412.19437 §2.2): a layer of the last kind."""
+    hidden = arch.hidden_size
+    yield from norm("enorm", hidden, arch)
+    yield from norm("hnorm", hidden, arch)
+    yield Param("eh_proj.weight", (hidden, 2 * hidden), ROWS)
+    yield from _prefixed("transformer_layer.", _layer(arch, arch.layers[-1], 0))
+    yield from norm("final_layernorm", hidden, arch)

@@ -10,7 +10,7 @@ import torch
 from llm_ckpt.formats.hf import shard_name
 from llm_ckpt.formats.megatron_v1 import rank_entries, rank_path
 from llm_ckpt.formats.torch_dist import key_of
-from llm_ckpt.layout import Cut, Shape, Shard, padded_vocab, piece_boxes, piece_shape
+from llm_ckpt.layout import Shape, Shard, padded_vocab, piece_boxes, piece_shape
 from llm_ckpt.placement import Pipeline
 from llm_ckpt.table import Entry, Table
 
@@ -34,30 +34,45 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class HfTensor:
-    """A tensor of a Hugging Face file."""
+    """A tensor of a Hugging Face file, its pieces end to end: (parameter, which of its parts)."""
 
     name: str
     dtype: torch.dtype
     shape: Shape
+    pieces: tuple[tuple[str, int], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Length in bytes."""
+        return _nbytes(self.shape, self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class HfFile:
-    """A safetensors file: whole parameters, each with the tensors it splits into."""
+    """A safetensors file."""
 
     path: str
     nbytes: int
-    entries: tuple[tuple[str, tuple[HfTensor, ...]], ...]
+    tensors: tuple[HfTensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class V1Tensor:
+    """An entry of a rank's state dict: its name there, the parameter, the dtype written."""
+
+    local: str
+    name: str
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True, slots=True)
 class V1File:
-    """A rank's file: for each virtual chunk the (local name, parameter) pairs."""
+    """A rank's file: the tensors of each virtual chunk."""
 
     path: str
     nbytes: int
     shard: Shard
-    chunks: tuple[tuple[tuple[str, str], ...], ...]
+    chunks: tuple[tuple[V1Tensor, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +80,7 @@ class DistTensor:
     """A parameter of a `.distcp` file: its key, the key's shape, and its place on stacked axes."""
 
     name: str
+    dtype: torch.dtype
     key: str
     shape: Shape
     lead: Shape
@@ -102,7 +118,10 @@ def make_plan(table: Table, dtypes: Mapping[str, torch.dtype], target: Target) -
     padded = table.arch.vocab_size
     if target.layout == "v1":
         padded = padded_vocab(padded, multiple=target.vocab_multiple, tp=target.tp)
-    kept = {name: target.dtype or dtype for name, dtype in dtypes.items()}
+    kept = {
+        name: (target.dtype if entry.param.is_cast else None) or dtypes[name]
+        for name, entry in table.entries.items()
+    }
     make = {"hf": _hf_files, "v1": _v1_files, "v2": _dist_files}[target.layout]
     files = tuple(make(table, kept, target, padded))
     largest = max(_nbytes(e.param.shape, kept[n]) for n, e in table.entries.items())
@@ -113,19 +132,23 @@ def _hf_files(
     table: Table, dtypes: Mapping[str, torch.dtype], target: Target, padded: int
 ) -> Iterator[HfFile]:
     del padded
-    entries = list(table.entries.values())
-    sizes = [_nbytes(e.param.shape, dtypes[e.param.name]) for e in entries]
+    tensors = _hf_tensors(table, dtypes)
+    sizes = [tensor.nbytes for tensor in tensors]
     groups = list(_pack(sizes, target.max_shard_bytes))
     for index, (start, stop) in enumerate(groups):
-        members = tuple(
-            (e.param.name, tuple(_hf_tensors(e, dtypes[e.param.name]))) for e in entries[start:stop]
-        )
+        members = tuple(tensors[start:stop])
         yield HfFile(shard_name(index, len(groups)), sum(sizes[start:stop]), members)
 
 
-def _hf_tensors(entry: Entry, dtype: torch.dtype) -> Iterator[HfTensor]:
-    for part in entry.parts:
-        yield HfTensor(part.name, dtype, part.shape)
+def _hf_tensors(table: Table, dtypes: Mapping[str, torch.dtype]) -> list[HfTensor]:
+    """In model order; a tensor that holds all experts stands where its first one does."""
+    tensors: dict[str, HfTensor] = {}
+    for name, entry in table.entries.items():
+        for number, part in enumerate(entry.parts):
+            before = tensors[part.name].pieces if part.name in tensors else ()
+            pieces = (*before, (name, number))
+            tensors[part.name] = HfTensor(part.name, dtypes[name], part.stored_shape, pieces)
+    return list(tensors.values())
 
 
 def _v1_files(
@@ -137,11 +160,15 @@ def _v1_files(
         chunks = rank_entries(table.arch, slots, pp=pipeline.pp, vpp=pipeline.vpp, stage=stage)
         for rank in range(target.tp):
             shard = Shard(rank, target.tp)
+            tensors = tuple(
+                tuple(V1Tensor(local, name, dtypes[name]) for local, name in chunk)
+                for chunk in chunks
+            )
             size = 0
-            for _, name in (pair for chunk in chunks for pair in chunk):
-                size += _piece_bytes(table.entries[name], shard, padded, dtypes[name])
+            for tensor in (tensor for chunk in tensors for tensor in chunk):
+                size += _piece_bytes(table.entries[tensor.name], shard, padded, tensor.dtype)
             path = rank_path(tp=rank, pp=stage, is_pipelined=pipeline.pp > 1)
-            yield V1File(path, size, shard, chunks)
+            yield V1File(path, size, shard, tensors)
 
 
 def _dist_files(
@@ -151,8 +178,9 @@ def _dist_files(
     tensors: list[DistTensor] = []
     for name, entry in table.entries.items():
         key, extents, lead = key_of(name, table.arch.num_layers, is_per_layer=target.is_per_layer)
-        tensors.append(DistTensor(name, key, (*extents, *entry.param.shape), lead))
-    sizes = [_nbytes(table.entries[t.name].param.shape, dtypes[t.name]) for t in tensors]
+        shape = (*extents, *entry.param.shape)
+        tensors.append(DistTensor(name, dtypes[name], key, shape, lead))
+    sizes = [_nbytes(table.entries[t.name].param.shape, t.dtype) for t in tensors]
     for index, (start, stop) in enumerate(_pack(sizes, MAX_DIST_FILE_BYTES)):
         members = tuple(tensors[start:stop])
         yield DistFile(f"__0_{index}.distcp", sum(sizes[start:stop]), members)
@@ -160,7 +188,7 @@ def _dist_files(
 
 def _piece_bytes(entry: Entry, shard: Shard, padded: int, dtype: torch.dtype) -> int:
     shape = entry.param.shape
-    if entry.param.cut is Cut.VOCAB:
+    if entry.param.cut.padded:
         shape = (padded, *shape[1:])
     boxes = piece_boxes(shape, entry.param.cut, shard, where=entry.param.name)
     return _nbytes(piece_shape(boxes), dtype)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llm_ckpt.arch import Arch
+from llm_ckpt.blocks import Param
 from llm_ckpt.edge.folder import Located, companions, locate, read_arch
 from llm_ckpt.errors import CheckpointError, FormatError, suggest
 from llm_ckpt.families import family_named
@@ -22,8 +23,7 @@ from llm_ckpt.formats.megatron_v1 import read_v1
 from llm_ckpt.formats.slab import Files, Slab
 from llm_ckpt.formats.tiled import Tiled
 from llm_ckpt.formats.torch_dist import read_v2
-from llm_ckpt.layout import Box, Cut, Shape, Shard, assemble, cut, piece_boxes
-from llm_ckpt.params import Param
+from llm_ckpt.layout import Box, Shape, Shard, assemble, cut, piece_boxes
 from llm_ckpt.table import Entry, Table
 
 
@@ -99,7 +99,7 @@ class WeightSource:
         """
         param = self._param(name)
         padded = param.shape
-        if padded_vocab_size is not None and param.cut is Cut.VOCAB:
+        if padded_vocab_size is not None and param.cut.padded:
             if padded_vocab_size < param.shape[0]:
                 raise CheckpointError(
                     f"padded_vocab_size({padded_vocab_size}) < vocab_size({param.shape[0]})"
@@ -160,10 +160,10 @@ class HfTensors:
     def __init__(self, table: Table, stored: Mapping[str, Slab], *, where: str) -> None:
         table.check_hf_names(stored, where=where)
         for part in table.hf_parts():
-            if stored[part.name].shape != part.shape:
+            if stored[part.name].shape != part.stored_shape:
                 raise FormatError(
                     f"{stored[part.name].path}: {part.name} has shape "
-                    f"{list(stored[part.name].shape)}, want {list(part.shape)}"
+                    f"{list(stored[part.name].shape)}, want {list(part.stored_shape)}"
                 )
         self._table, self._stored, self._files = table, stored, Files()
         self._check_copies()
@@ -186,7 +186,9 @@ class HfTensors:
         pieces: list[Tensor] = []
         for part in entry.parts:
             slab = self._stored[part.name]
-            shape = padded if part.cut is Cut.VOCAB else part.shape
+            if part.index is not None:
+                slab = slab.entry(part.index)
+            shape = padded if part.cut.padded else part.shape
             boxes = piece_boxes(shape, part.cut, shard, where=part.name)
             pieces.append(assemble(boxes, slab.shape, slab.dtype, _Reader(self._files, slab)))
         return entry.rule.merge(pieces, arch)

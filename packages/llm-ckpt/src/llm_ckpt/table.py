@@ -7,19 +7,30 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from llm_ckpt.arch import Arch
+from llm_ckpt.blocks import Param
 from llm_ckpt.errors import CheckpointError, first_few, suggest
 from llm_ckpt.layout import Cut, Shape
-from llm_ckpt.params import LAYER, Param, expected_params
+from llm_ckpt.params import expected_params
 from llm_ckpt.rules import Rule
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One Hugging Face tensor: its name, full shape and cut."""
+    """One Hugging Face tensor, or entry `index` of its axis 0: name, full shape and cut.
+
+    `count` is the extent of that axis; shape and cut are those of the entry.
+    """
 
     name: str
     shape: Shape
     cut: Cut
+    index: int | None = None
+    count: int | None = None
+
+    @property
+    def stored_shape(self) -> Shape:
+        """Shape of the tensor under this name."""
+        return self.shape if self.count is None else (self.count, *self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,25 +81,30 @@ def compile_table(
     A rule whose parameter the architecture lacks (a bias that is off) stays unused. No rule or two
     rules for one parameter, or one Hugging Face name used twice, is an error.
     """
-    by_name = _expand(rules, arch)
+    by_pattern: dict[str, list[Rule]] = {}
+    for rule in rules:
+        by_pattern.setdefault(rule.mcore, []).append(rule)
     params = expected_params(arch)
+    patterns = {param.name: _pattern(param.name) for param in params}
+    found = {name: by_pattern.get(pattern.text, []) for name, pattern in patterns.items()}
     where = f"family {arch.family}"
-    unmade = [p.name for p in params if not by_name.get(p.name)]
-    if unmade:
-        found = f"{len(unmade)} parameters have no rule: {first_few(unmade)}"
-        raise CheckpointError(f"{where}: {found}")
-    twice = [p.name for p in params if len(by_name[p.name]) > 1]
-    if twice:
-        found = f"{len(twice)} parameters have more than one rule: {first_few(twice)}"
-        raise CheckpointError(f"{where}: {found}")
-    entries = {p.name: _bind(p, *by_name[p.name][0], arch) for p in params}
-    used = Counter(part.name for entry in entries.values() for part in entry.parts)
-    shared = [name for name, count in used.items() if count > 1]
+    if unmade := [name for name, made_by in found.items() if not made_by]:
+        raise CheckpointError(
+            f"{where}: {len(unmade)} parameters have no rule: {first_few(unmade)}"
+        )
+    if twice := [name for name, made_by in found.items() if len(made_by) > 1]:
+        raise CheckpointError(
+            f"{where}: {len(twice)} parameters have more than one rule: {first_few(twice)}"
+        )
+    entries = {p.name: _bind(p, found[p.name][0], patterns[p.name], arch) for p in params}
+    used = Counter((part.name, part.index) for e in entries.values() for part in e.parts)
+    shared = [name for (name, _), count in used.items() if count > 1]
     if shared:
         raise CheckpointError(
             f"{where}: {len(shared)} Hugging Face names are used twice: {first_few(shared)}"
         )
-    kept = {a: b for a, b in (copies or {}).items() if a not in used and b in used}
+    names = {name for name, _ in used}
+    kept = {a: b for a, b in (copies or {}).items() if a not in names and b in names}
     return Table(arch, MappingProxyType(entries), MappingProxyType(kept), buffers)
 
 
@@ -106,15 +122,45 @@ def check_names(
         raise CheckpointError(f"{where}: " + "; ".join(problems))
 
 
-def _expand(rules: Sequence[Rule], arch: Arch) -> dict[str, list[tuple[Rule, int]]]:
-    by_name: dict[str, list[tuple[Rule, int]]] = {}
-    for rule in rules:
-        for layer in range(arch.num_layers) if LAYER in rule.mcore else (0,):
-            by_name.setdefault(rule.mcore.format(i=layer), []).append((rule, layer))
-    return by_name
+@dataclass(frozen=True, slots=True)
+class _Pattern:
+    """A parameter's name as rules write it, and the numbers taken out of it."""
+
+    text: str
+    numbers: Mapping[str, int]
 
 
-def _bind(param: Param, rule: Rule, layer: int, arch: Arch) -> Entry:
-    names = [pattern.format(i=layer) for pattern in rule.parts]
-    shapes, cuts = rule.part_shapes(param.shape, arch), rule.part_cuts(param.cut)
-    return Entry(param, rule, tuple(map(Part, names, shapes, cuts)))
+_NUMBERED = re.compile(
+    r"(?<=decoder\.layers\.)(?P<i>\d+)|(?<=mtp\.layers\.)(?P<m>\d+)|(?<=local_experts\.)(?P<e>\d+)"
+)
+_INDEXED = re.compile(r"(.+)\[(\d+)\]")
+
+
+def _pattern(name: str) -> _Pattern:
+    numbers: dict[str, int] = {}
+
+    def take(match: re.Match[str]) -> str:
+        key = str(match.lastgroup)
+        numbers[key] = int(match[0])
+        return f"{{{key}}}"
+
+    return _Pattern(_NUMBERED.sub(take, name), numbers)
+
+
+def _bind(param: Param, rule: Rule, pattern: _Pattern, arch: Arch) -> Entry:
+    numbers = dict(pattern.numbers)
+    if "m" in numbers:
+        numbers["n"] = arch.num_layers + numbers["m"]
+    names = [part.format(**numbers) for part in rule.parts]
+    shapes, cuts = rule.part_shapes(param.shape, arch), rule.part_cuts(param.cut, arch)
+    parts = (_part(*facts, arch) for facts in zip(names, shapes, cuts, strict=True))
+    return Entry(param, rule, tuple(parts))
+
+
+def _part(name: str, shape: Shape, cut: Cut, arch: Arch) -> Part:
+    match = _INDEXED.fullmatch(name)
+    if match is None:
+        return Part(name, shape, cut)
+    if arch.moe is None:
+        raise CheckpointError(f"family {arch.family}: {name} is an expert, but arch has no moe")
+    return Part(match[1], shape, cut, int(match[2]), arch.moe.experts)

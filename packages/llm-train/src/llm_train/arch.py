@@ -7,11 +7,20 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu2"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2"]
 
 
 class ArchError(ValueError):
@@ -36,7 +45,7 @@ class LayerRun(_Part):
 
     count: PositiveInt
     mixer: Literal["attention", "mla", "gdn", "mamba2", "none"]
-    feed_forward: Literal["dense", "moe", "none"]
+    feed_forward: Literal["dense", "moe", "dense_shortcut_moe", "none"]
     window: PositiveInt | None
     rope: bool
 
@@ -49,7 +58,7 @@ class Attention(_Part):
     head_dim: PositiveInt
     qkv_bias: bool
     out_bias: bool
-    qk_norm: Literal["none", "head", "full"]
+    qk_norm: Literal["none", "head", "full", "head_after_rope"]
     softcap: float | None
     sinks: bool
     scale: float | None
@@ -71,6 +80,7 @@ class Indexer(_Part):
     heads: PositiveInt
     head_dim: PositiveInt
     top_k: PositiveInt
+    rope_interleaved: bool
 
 
 class Mla(_Part):
@@ -83,7 +93,36 @@ class Mla(_Part):
     qk_rope_head_dim: PositiveInt
     v_head_dim: PositiveInt
     scale: float | None
+    norm_eps: float
+    down_bias: bool
+    out_bias: bool
+    q_scale: float
+    kv_scale: float
     indexer: Indexer | None
+
+
+class Gdn(_Part):
+    """Gated delta net (https://arxiv.org/abs/2412.06464), a linear attention."""
+
+    key_heads: PositiveInt
+    value_heads: PositiveInt
+    key_head_dim: PositiveInt
+    value_head_dim: PositiveInt
+    conv_kernel: PositiveInt
+
+
+class Mamba2(_Part):
+    """Mamba2 mixer (https://arxiv.org/abs/2405.21060); inner width `heads * head_dim`."""
+
+    heads: PositiveInt
+    head_dim: PositiveInt
+    groups: PositiveInt
+    state_dim: PositiveInt
+    conv_kernel: PositiveInt
+    chunk: PositiveInt
+    conv_bias: bool
+    proj_bias: bool
+    gated_norm: bool
 
 
 class LinearScaling(_Part):
@@ -155,6 +194,7 @@ class Mlp(_Part):
     ffn_hidden_size: PositiveInt
     bias: bool
     clamp: float | None
+    glu_offset: float
 
 
 class SharedExpert(_Part):
@@ -174,6 +214,9 @@ class Router(_Part):
     bias: bool
     groups: PositiveInt | None
     top_groups: PositiveInt | None
+    group_score: Literal["max", "top2"]
+    linear_bias: bool
+    zero_experts: NonNegativeInt
 
 
 class Moe(_Part):
@@ -186,6 +229,7 @@ class Moe(_Part):
     gated: bool
     bias: bool
     clamp: float | None
+    glu_offset: float
     shared: SharedExpert | None
     router: Router
 
@@ -216,10 +260,14 @@ class Arch(_Part):
     max_position_embeddings: PositiveInt
     tie_embeddings: bool
     output_bias: bool
+    output_normalized: bool
+    embedding_norm: bool
     norm: Norm
     layers: tuple[LayerRun, ...]
     attention: Attention | None
     mla: Mla | None
+    gdn: Gdn | None
+    mamba2: Mamba2 | None
     position: Annotated[Rope | OtherPosition, Field(discriminator="kind")]
     mlp: Mlp | None
     moe: Moe | None
@@ -240,19 +288,30 @@ class Arch(_Part):
     @model_validator(mode="after")
     def _parts_match_layers(self) -> "Arch":
         used = {run.mixer for run in self.layers} | {run.feed_forward for run in self.layers}
-        for kind, part in (("attention", "attention"), ("mla", "mla"), ("dense", "mlp")):
-            _require_exactly(kind in used, getattr(self, part) is not None, part, kind)
-        _require_exactly("moe" in used, self.moe is not None, "moe", "moe")
+        for part, kinds in _KINDS_OF_PARTS.items():
+            _require_exactly(bool(used & kinds), getattr(self, part) is not None, part, kinds)
         return self
 
 
-def _require_exactly(used: bool, present: bool, part: str, kind: str) -> None:
+_KINDS_OF_PARTS: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "attention": frozenset({"attention"}),
+        "mla": frozenset({"mla"}),
+        "gdn": frozenset({"gdn"}),
+        "mamba2": frozenset({"mamba2"}),
+        "mlp": frozenset({"dense", "dense_shortcut_moe"}),
+        "moe": frozenset({"moe", "dense_shortcut_moe"}),
+    }
+)
+
+
+def _require_exactly(used: bool, present: bool, part: str, kinds: frozenset[str]) -> None:
     if used != present:
         state = "null" if used else "an object"
         wanted = "an object" if used else "null"
         raise ValueError(
             f"{part} is {state}, want {wanted}: "
-            f"{'some' if used else 'no'} layer uses {kind!r} (arch.json v1)"
+            f"{'some' if used else 'no'} layer uses {' or '.join(sorted(kinds))} (arch.json v1)"
         )
 
 

@@ -82,7 +82,7 @@ def _companion_config(source: WeightSource) -> dict[str, Any] | None:
 def _complete_hf(source: WeightSource, plan: Plan, root: Path, *, has_config: bool) -> None:
     files = [file for file in plan.files if isinstance(file, HfFile)]
     if len(files) > 1:
-        weight_map = {t.name: f.path for f in files for _, parts in f.entries for t in parts}
+        weight_map = {t.name: f.path for f in files for t in f.tensors}
         write_file(root / INDEX, index_bytes(weight_map, plan.total_bytes))
     if not has_config:
         dtype = plan.target.dtype or source.dtype(source.names()[0])
@@ -139,8 +139,7 @@ def _complete_v2(
     tensors: dict[str, StoredKey] = {}
     for file in plan.files:
         for tensor in file.tensors if isinstance(file, DistFile) else ():
-            dtype = plan.target.dtype or source.dtype(tensor.name)
-            tensors[tensor.key] = StoredKey(dtype, tensor.shape, tuple(chunks[tensor.key]))
+            tensors[tensor.key] = StoredKey(tensor.dtype, tensor.shape, tuple(chunks[tensor.key]))
     facts = dict[str, FileFact]()
     objects, facts[_EXTRA_FILE] = _write_extra_state(source, plan, job)
     facts[COMMON] = _write_common(source, plan, job)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from llm_ckpt.arch import parse_arch_text
+from llm_ckpt.blocks import Param
 from llm_ckpt.edge.folder import Located, arch_from_file, companions
 from llm_ckpt.errors import CheckpointError
 from llm_ckpt.families import family_named
 from llm_ckpt.families.family import RUNTIME_KEYS
 from llm_ckpt.formats.hf import CONFIG, read_json
-from llm_ckpt.layout import Cut, Shape, Shard, cut
-from llm_ckpt.params import Param
+from llm_ckpt.layout import Shape, Shard, cut
 from llm_ckpt.source import WeightSource
 
 DEFAULT_STD = 0.02
@@ -79,7 +79,7 @@ class InitialTensors:
     def _whole(self, param: Param) -> Tensor:
         if param.name.endswith(".bias"):
             return torch.zeros(param.shape, dtype=self.stored_dtype)
-        if len(param.shape) == 1 and param.cut is Cut.WHOLE:
+        if len(param.shape) == 1 and param.cut.axis is None:
             return torch.ones(param.shape, dtype=self.stored_dtype)
         digest = hashlib.sha256(f"{self.seed}:{param.name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -12,6 +12,8 @@ ACTIVATIONS = {"silu": "silu", "swish": "silu"}
 # Facts of arch.json that no such family's config.json can say.
 CONSTANTS: Mapping[str, Json] = {
     "output_bias": False,
+    "output_normalized": False,
+    "embedding_norm": False,
     "norm.kind": "rms",
     "norm.zero_centered": False,
     "norm.placement": "pre",
@@ -22,9 +24,12 @@ CONSTANTS: Mapping[str, Json] = {
     "attention.output_gate": False,
     "attention.shared_kv": 1,
     "mla": None,
+    "gdn": None,
+    "mamba2": None,
     "mlp.gated": True,
     "mlp.bias": False,
     "mlp.clamp": None,
+    "mlp.glu_offset": 0.0,
     "moe": None,
     "mtp": None,
     "scalars.embedding": 1.0,

@@ -14,14 +14,15 @@ from typing import Any, cast
 import torch
 
 from llm_ckpt.arch import Arch
+from llm_ckpt.blocks import Param
 from llm_ckpt.errors import FormatError, LayoutError, first_few
 from llm_ckpt.formats import names
 from llm_ckpt.formats.slab import Tile, check_length
 from llm_ckpt.formats.tiled import Tiled, check_tiles, clip_rows
 from llm_ckpt.formats.torch_zip import TorchZip, read_torch_zip
 from llm_ckpt.formats.unpickle import Lazy
-from llm_ckpt.layout import Cut, Shape, Shard, piece_boxes, piece_shape
-from llm_ckpt.params import EMBEDDING, OUTPUT, Param, expected_params
+from llm_ckpt.layout import Shape, Shard, piece_boxes, piece_shape
+from llm_ckpt.params import EMBEDDING, OUTPUT, expected_params
 from llm_ckpt.placement import Slot, slots_of
 
 RANK_FILE = "model_optim_rng.pt"
@@ -215,7 +216,7 @@ def _global_name(local: str, pp: int, chunk: int, layers: Mapping[Slot, int]) ->
 def _tiles_of(
     rank: RankFile, local: str, lazy: Lazy, param: Param | None, *, tp: int
 ) -> list[Tile]:
-    if param is None or (param.cut is Cut.WHOLE and rank.tp > 0):
+    if param is None or (param.cut.axis is None and rank.tp > 0):
         return []
     where = f"{rank.zip.path}: {local}"
     full = _stored_shape(param, lazy.shape, tp)
@@ -237,6 +238,6 @@ def _tiles_of(
 
 def _stored_shape(param: Param, piece: Shape, tp: int) -> Shape:
     """The full shape on disk: vocabulary tensors carry their padding."""
-    if param.cut is Cut.VOCAB and piece and piece[0] * tp >= param.shape[0]:
+    if param.cut.padded and piece and piece[0] * tp >= param.shape[0]:
         return (piece[0] * tp, *param.shape[1:])
     return param.shape

@@ -43,6 +43,12 @@ class Slab:
         shape = (stop - start, *self.shape[1:])
         return replace(self, offset=self.offset + start * row, shape=shape)
 
+    def entry(self, index: int) -> "Slab":
+        """The slab of entry `index` of axis 0."""
+        shape = self.shape[1:]
+        size = prod(shape) * self.dtype.itemsize
+        return replace(self, offset=self.offset + index * size, shape=shape)
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llm_ckpt.blocks import Param
 from llm_ckpt.errors import CheckpointError, FormatError
 from llm_ckpt.formats.slab import Files, Slab, Tile
 from llm_ckpt.layout import Box, Shape, missing_part, whole
-from llm_ckpt.params import Param
 from llm_ckpt.table import check_names
 
 

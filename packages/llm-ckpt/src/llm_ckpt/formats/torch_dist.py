@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from llm_ckpt.arch import Arch
+from llm_ckpt.blocks import Param
 from llm_ckpt.errors import FormatError
 from llm_ckpt.formats import names
 from llm_ckpt.formats.dist_metadata import Chunk, DistMetadata, StoredKey, read_metadata
@@ -23,7 +24,7 @@ from llm_ckpt.formats.tiled import Tiled, check_tiles
 from llm_ckpt.formats.torch_zip import TorchZipWriter, read_torch_zip
 from llm_ckpt.formats.unpickle import Lazy
 from llm_ckpt.layout import Box, Shape, whole
-from llm_ckpt.params import OUTPUT, Param, expected_params
+from llm_ckpt.params import OUTPUT, expected_params
 
 MARK = "metadata.json"
 COMMON = "common.pt"
@@ -131,7 +132,7 @@ def _tile(
     box = Box(chunk.box.start[lead:], chunk.box.stop[lead:])
     if param is not None:
         is_padded = shape != param.shape and shape[1:] == param.shape[1:]
-        if is_padded and param.cut == "vocab" and shape[0] > param.shape[0]:
+        if is_padded and param.cut.padded and shape[0] > param.shape[0]:
             clipped = box.overlap(whole(param.shape))
             if clipped is None:
                 return None
@@ -167,8 +168,7 @@ def _slab(
     slab = opened.slab(lazy)
     check_length([slab])
     if lead:
-        inner = Slab(slab.path, slab.offset, slab.dtype, chunk.box.shape[1:])
-        slab = Slab(slab.path, slab.offset + index * inner.nbytes, slab.dtype, inner.shape)
+        slab = slab.entry(index)
     return slab.rows(0, box.shape[0]) if slab.shape else slab
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from llm_train.arch import Arch
+from llm_train.arch import Arch, Moe
 
 
 class UnsupportedArchError(ValueError):
@@ -56,12 +56,23 @@ def _relu_squared(x: torch.Tensor) -> torch.Tensor:
     return F.relu(x).square()
 
 
+def _quick_gelu(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
 def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
     return F.gelu(x, approximate="tanh")
 
 
 ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = MappingProxyType(
-    {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": _gelu_tanh, "relu2": _relu_squared}
+    {
+        "silu": F.silu,
+        "gelu": F.gelu,
+        "gelu_tanh": _gelu_tanh,
+        "quick_gelu": _quick_gelu,
+        "relu": F.relu,
+        "relu2": _relu_squared,
+    }
 )
 NORMALIZATIONS: Mapping[str, str] = MappingProxyType({"rms": "RMSNorm", "layer": "LayerNorm"})
 
@@ -74,6 +85,8 @@ TABLE: tuple[Config | Module | Only | Ignored, ...] = (
     Module("max_position_embeddings", "GPTModel.max_sequence_length"),
     Module("tie_embeddings", "GPTModel.share_embeddings_and_output_weights"),
     Only("output_bias", (False,)),
+    Only("output_normalized", (False,)),
+    Only("embedding_norm", (False,)),
     Config("norm.kind", "normalization", NORMALIZATIONS.__getitem__),
     Config("norm.eps", "layernorm_epsilon"),
     Config("norm.zero_centered", "layernorm_zero_centered_gamma"),
@@ -95,6 +108,8 @@ TABLE: tuple[Config | Module | Only | Ignored, ...] = (
     Only("attention.output_gate", (False,)),
     Only("attention.shared_kv", (1,)),
     Only("mla", (None,)),
+    Only("gdn", (None,)),
+    Only("mamba2", (None,)),
     Only("position.kind", ("rope",)),
     Module("position.base", "llm_train.model.rope"),
     Module("position.fraction", "llm_train.model.rope and GPTModel.rotary_percent"),
@@ -105,6 +120,7 @@ TABLE: tuple[Config | Module | Only | Ignored, ...] = (
     Config("mlp.ffn_hidden_size", "ffn_hidden_size"),
     Config("mlp.bias", "add_bias_linear"),
     Only("mlp.clamp", (None,)),
+    Only("mlp.glu_offset", (0.0,)),
     Config("moe.experts", "num_moe_experts"),
     Config("moe.top_k", "moe_router_topk"),
     Config("moe.ffn_hidden_size", "moe_ffn_hidden_size"),
@@ -112,6 +128,7 @@ TABLE: tuple[Config | Module | Only | Ignored, ...] = (
     Module("moe.gated", "TransformerConfig.gated_linear_unit, with mlp.gated"),
     Only("moe.bias", (False,)),
     Only("moe.clamp", (None,)),
+    Only("moe.glu_offset", (0.0,)),
     Config("moe.shared.ffn_hidden_size", "moe_shared_expert_intermediate_size"),
     Config("moe.shared.gated", "moe_shared_expert_gate"),
     Only("moe.router.score", ("softmax", "sigmoid")),
@@ -121,6 +138,9 @@ TABLE: tuple[Config | Module | Only | Ignored, ...] = (
     Config("moe.router.bias", "moe_router_enable_expert_bias"),
     Config("moe.router.groups", "moe_router_num_groups"),
     Config("moe.router.top_groups", "moe_router_group_topk"),
+    Module("moe.router.group_score", "implied by top_k and top_groups; checked"),
+    Only("moe.router.linear_bias", (False,)),
+    Only("moe.router.zero_experts", (0,)),
     Only("mtp", (None,)),
     Only("scalars.embedding", (1.0,)),
     Only("scalars.residual", (1.0,)),
@@ -199,6 +219,7 @@ def _router_fields(arch: Arch) -> dict[str, Any]:
             f"moe.router: score={router.score}, pre_softmax={router.pre_softmax} gives "
             f"normalize={normalizes}, arch.json says {router.normalize}"
         )
+    _check_group_score(arch.moe)
     return {
         "moe_router_score_function": router.score,
         "moe_router_topk_scaling_factor": None if router.scaling == 1.0 else router.scaling,
@@ -207,3 +228,16 @@ def _router_fields(arch: Arch) -> dict[str, Any]:
         "moe_router_dtype": "fp32",
         "moe_router_load_balancing_type": "none",
     }
+
+
+def _check_group_score(moe: Moe) -> None:
+    """megatron-core ranks a group by the sum of its best top_k / top_groups scores."""
+    groups, top_groups = moe.router.groups, moe.router.top_groups
+    if groups is None or top_groups is None or groups == top_groups:
+        return
+    summed = moe.top_k // top_groups
+    if {"max": 1, "top2": 2}[moe.router.group_score] != summed:
+        raise UnsupportedArchError(
+            f"moe.router.group_score={moe.router.group_score}, but top_k({moe.top_k}) // "
+            f"top_groups({top_groups}) = {summed} scores of a group would be summed"
+        )

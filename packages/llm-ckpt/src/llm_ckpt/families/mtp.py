@@ -1,0 +1,46 @@
+"""Rules of multi-token-prediction layers, made from those of an ordinary layer."""
+
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import cast
+
+from llm_ckpt.params import LAYER, MTP, MTP_LAYER
+from llm_ckpt.rules import Rule, Same, Transposed
+
+
+def prediction_layers(layer_rules: Sequence[Rule], *, hf_layer: str, hf: str) -> tuple[Rule, ...]:
+    """A prediction layer under `hf` (a pattern with `{n}` or `{m}`) as DeepSeek-V3 names its parts.
+
+    `layer_rules` are those of an ordinary layer, whose Hugging Face names begin with `hf_layer`.
+    """
+    inner = tuple(
+        _moved(rule, hf_layer, hf) for rule in layer_rules if rule.mcore.startswith(LAYER)
+    )
+    return (
+        Same(MTP + "enorm.weight", hf + "enorm.weight"),
+        Same(MTP + "hnorm.weight", hf + "hnorm.weight"),
+        Same(MTP + "eh_proj.weight", hf + "eh_proj.weight"),
+        *inner,
+        Same(MTP + "final_layernorm.weight", hf + "shared_head.norm.weight"),
+    )
+
+
+def _moved(rule: Rule, hf_layer: str, hf: str) -> Rule:
+    """The rule with every name in a prediction layer."""
+    if isinstance(rule, Transposed):
+        return Transposed(_moved(rule.rule, hf_layer, hf))
+    if not is_dataclass(rule):
+        raise TypeError(f"rule {rule!r} is no dataclass")
+    names = {
+        field.name: _renamed(value, hf_layer, hf)
+        for field in fields(rule)
+        if isinstance(value := getattr(rule, field.name), str)
+    }
+    return cast("Rule", replace(rule, **names))
+
+
+def _renamed(name: str, hf_layer: str, hf: str) -> str:
+    for old, new in ((LAYER, MTP_LAYER), (hf_layer, hf)):
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    raise ValueError(f"rule name {name!r} begins with neither {LAYER!r} nor {hf_layer!r}")

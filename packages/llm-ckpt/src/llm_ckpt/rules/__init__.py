@@ -1,0 +1,26 @@
+"""Conversion rules: frozen values, each a pure pair merge (HF tensors → one) and split (back).
+
+The law that lets a rank read only its slice: for every rule that `commutes` and every rank,
+`merge(cut(part) for part in parts) == cut(merge(parts))`, where `part_cuts` says how each Hugging
+Face part is cut. Rules know no process group.
+
+In a name `{i}` stands for the layer, `{e}` for the expert, `{m}` for the prediction layer and `{n}`
+for that one's number when it is counted on from the decoder's. A Hugging Face name that ends in
+`[{e}]` is entry e of a tensor that holds all experts on axis 0.
+"""
+
+from llm_ckpt.rules.attention import PackedQkv, Qkv
+from llm_ckpt.rules.feed_forward import Glu, InterleavedGlu
+from llm_ckpt.rules.linear_attention import GdnIn
+from llm_ckpt.rules.rule import Rule, Same, Transposed
+
+__all__ = [
+    "GdnIn",
+    "Glu",
+    "InterleavedGlu",
+    "PackedQkv",
+    "Qkv",
+    "Rule",
+    "Same",
+    "Transposed",
+]
