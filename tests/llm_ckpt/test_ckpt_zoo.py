@@ -38,7 +38,7 @@ def test_the_architecture_and_the_weights_give_the_logits_of_others(name, folder
     tokens = torch.randint(0, 250, (2, 24), generator=torch.Generator().manual_seed(1))
     wanted = case.expected_logits(folder, tokens)
     with open_source(folder) as source:
-        found = decode(source.arch, source.read, tokens)
+        found = decode(source.arch, source.read, source.names(), tokens)
     difference = (found - wanted).abs().max().item()
     print(f"{name}: max logits difference {difference:.1e}, scale {wanted.abs().max():.1f}")
     assert difference <= LOGITS_TOLERANCE

@@ -31,7 +31,7 @@ class Qkv:
         return (self.q, self.k, self.v)
 
     def part_shapes(self, shape: Shape, arch: Arch) -> tuple[Shape, ...]:
-        """`heads * head_dim` rows of q, twice that with a gate; `query_groups * head_dim` of k, v."""
+        """`heads * head_dim` rows of q, twice that if gated; `query_groups * head_dim` of k, v."""
         return tuple((rows, *shape[1:]) for rows in _row_counts(_attention(arch)))
 
     def part_cuts(self, cut: Cut, arch: Arch) -> tuple[Cut, ...]:

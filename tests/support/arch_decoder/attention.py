@@ -1,0 +1,6 @@
+"""Softmax attention."""
+
+
+def attention(layer, x):
+    """Causal attention over x [B, T, H]."""
+    raise NotImplementedError
