@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from arch_decoder import decode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from arch_decoder import decode
 from ckpt_models import assert_same_folder
 from ckpt_zoo import CASES
 from llm_ckpt.edge.folder import arch_from_file
