@@ -6,6 +6,7 @@ megatron-core's local-spec names with global layer numbers; only the wanted byte
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -18,9 +19,10 @@ from llm_ckpt.blocks import Param
 from llm_ckpt.edge.folder import Located, companions, locate, read_arch
 from llm_ckpt.errors import CheckpointError, FormatError, suggest
 from llm_ckpt.families import family_named
-from llm_ckpt.formats.hf import read_folder
+from llm_ckpt.formats.hf import CONFIG, read_folder, read_json
 from llm_ckpt.formats.megatron_v1 import read_v1
-from llm_ckpt.formats.slab import Files, Slab
+from llm_ckpt.formats.quantized import Stored, dequantized
+from llm_ckpt.formats.slab import Files
 from llm_ckpt.formats.tiled import Tiled
 from llm_ckpt.formats.torch_dist import read_v2
 from llm_ckpt.layout import Box, Shape, Shard, assemble, cut, piece_boxes
@@ -146,7 +148,9 @@ def open_source(
     table = family_named(model.family, where=str(located.root)).table(model)
     tensors: Tensors
     if located.layout == "hf":
-        tensors = HfTensors(table, read_folder(located.root), where=str(located.root))
+        where, config = str(located.root), read_json(located.root / CONFIG)
+        stored = dequantized(read_folder(located.root), config, where=where)
+        tensors = HfTensors(table, stored, where=where)
     else:
         read = read_v1 if located.layout == "v1" else read_v2
         tensors = MegatronTensors(read(located.weights, model))
@@ -157,7 +161,7 @@ def open_source(
 class HfTensors:
     """Parameters made from Hugging Face tensors by the family's rules."""
 
-    def __init__(self, table: Table, stored: Mapping[str, Slab], *, where: str) -> None:
+    def __init__(self, table: Table, stored: Mapping[str, Stored], *, where: str) -> None:
         table.check_hf_names(stored, where=where)
         for part in table.hf_parts():
             if stored[part.name].shape != part.stored_shape:
@@ -185,12 +189,12 @@ class HfTensors:
             return cut(merged, param.cut, shard, where=param.name)
         pieces: list[Tensor] = []
         for part in entry.parts:
-            slab = self._stored[part.name]
+            stored = self._stored[part.name]
             if part.index is not None:
-                slab = slab.entry(part.index)
+                stored = stored.entry(part.index)
             shape = padded if part.cut.padded else part.shape
             boxes = piece_boxes(shape, part.cut, shard, where=part.name)
-            pieces.append(assemble(boxes, slab.shape, slab.dtype, _Reader(self._files, slab)))
+            pieces.append(assemble(boxes, stored.shape, stored.dtype, _Reader(self._files, stored)))
         return entry.rule.merge(pieces, arch)
 
     def close(self) -> None:
@@ -212,14 +216,13 @@ class HfTensors:
         a, b = self._stored[left], self._stored[right]
         if (a.shape, a.dtype) != (b.shape, b.dtype):
             return False
-        blocks = [slab.rows(0, slab.shape[0]) for slab in (a, b)]
-        step = max(1, (8 << 20) // max(1, a.nbytes // a.shape[0]))
+        step = max(1, (8 << 20) // max(1, prod(a.shape[1:]) * a.dtype.itemsize))
         for start in range(0, a.shape[0], step):
             stop = min(start + step, a.shape[0])
             box = Box((start, 0), (stop, a.shape[1]))
-            pair = [torch.empty(box.shape, dtype=a.dtype) for _ in blocks]
-            for slab, out in zip(blocks, pair, strict=True):
-                self._files.read(slab, box, out)
+            pair = [torch.empty(box.shape, dtype=a.dtype) for _ in (a, b)]
+            for stored, out in zip((a, b), pair, strict=True):
+                stored.read(self._files, box, out)
             if not torch.equal(pair[0].view(torch.uint8), pair[1].view(torch.uint8)):
                 return False
         return True
@@ -252,7 +255,7 @@ class MegatronTensors:
 @dataclass(frozen=True, slots=True)
 class _Reader:
     files: Files
-    slab: Slab
+    stored: Stored
 
     def __call__(self, box: Box, out: Tensor) -> None:
-        self.files.read(self.slab, box, out)
+        self.stored.read(self.files, box, out)

@@ -17,6 +17,7 @@ from llm_ckpt.edge.folder import ARCH, CHECKPOINT, TRACKER, arch_from_file
 from llm_ckpt.errors import ArchError
 from llm_ckpt.execute import Job, Written, rank_args
 from llm_ckpt.families import family_named
+from llm_ckpt.families.family import QUANTIZATION
 from llm_ckpt.formats.dist_metadata import (
     METADATA,
     Chunk,
@@ -63,7 +64,9 @@ def config_document(source: WeightSource, dtype: torch.dtype) -> dict[str, Any]:
     if companion is None:
         family = family_named(arch.family, where=str(source.located.root))
         return family.write_config(arch, dtype=name)
-    config = {key: value for key, value in companion.items() if key != "torch_dtype"}
+    # What is written is neither quantised nor of the dtype that the source named.
+    left_out = ("torch_dtype", QUANTIZATION)
+    config = {key: value for key, value in companion.items() if key not in left_out}
     return config | {"dtype": name}
 
 

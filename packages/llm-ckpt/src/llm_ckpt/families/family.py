@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from llm_ckpt.arch import Arch, differences, parse_arch
 from llm_ckpt.errors import ArchError, first_few, suggest
@@ -40,6 +41,10 @@ WRITTEN_KEYS = (
     "pad_token_id",
     "use_cache",
 )
+
+# Quantisations whose tensors formats/quantized.py reads.
+QUANTIZATION = "quantization_config"
+QUANT_METHODS = ("fp8", "mxfp4")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +89,23 @@ class Family:
 
     def _check_keys(self, config: Mapping[str, Json], *, where: str) -> None:
         known = {key for field in self.fields for key in field.keys} | RUNTIME_KEYS.keys()
+        known |= {QUANTIZATION}
+        _check_quantization(config.get(QUANTIZATION), where=where)
         if unknown := sorted(config.keys() - known):
             found = ", ".join(f"{key}={json.dumps(config[key])[:60]}" for key in unknown[:5])
             raise ArchError(
                 f"{where}: {len(unknown)} keys that family {self.name} does not know: {found}"
                 f"{suggest(unknown[0], known)}"
             )
+
+
+def _check_quantization(facts: Json, *, where: str) -> None:
+    if facts is None:
+        return
+    is_object = isinstance(facts, dict)
+    method = cast("Mapping[str, Json]", facts).get("quant_method") if is_object else facts
+    if method not in QUANT_METHODS:
+        raise ArchError(
+            f"{where}: {QUANTIZATION}.quant_method {method!r} cannot be read, want one of "
+            f"{', '.join(QUANT_METHODS)}"
+        )

@@ -49,6 +49,10 @@ class Slab:
         size = prod(shape) * self.dtype.itemsize
         return replace(self, offset=self.offset + index * size, shape=shape)
 
+    def read(self, files: "Files", box: Box, out: Tensor) -> None:
+        """Copy a box of it into `out`, which has the box's shape and any strides."""
+        files.read(self, box, out)
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
