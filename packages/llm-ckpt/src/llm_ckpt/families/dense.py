@@ -9,34 +9,39 @@ from llm_ckpt.rules import Glu, Qkv, Rule, Same
 HF = "model.layers.{i}."
 ACTIVATIONS = {"silu": "silu", "swish": "silu"}
 
-# Facts of arch.json that no such family's config.json can say.
-CONSTANTS: Mapping[str, Json] = {
+# Facts of arch.json that no such family's config.json can say: neutral values, to be overridden
+# one by one ({**CONSTANTS, "norm.kind": "layer"}) or by a field. A part that no layer has (`mlp`
+# of a model of experts alone, `attention` of one with latent attention) becomes null by itself.
+MODEL: Mapping[str, Json] = {
     "output_bias": False,
     "output_normalized": False,
     "embedding_norm": False,
     "norm.kind": "rms",
     "norm.zero_centered": False,
     "norm.placement": "pre",
-    "attention.qk_norm": "none",
-    "attention.softcap": None,
-    "attention.sinks": False,
-    "attention.scale": None,
-    "attention.output_gate": False,
-    "attention.shared_kv": 1,
-    "mla": None,
-    "gdn": None,
-    "mamba2": None,
-    "mlp.gated": True,
-    "mlp.bias": False,
-    "mlp.clamp": None,
-    "mlp.glu_offset": 0.0,
-    "moe": None,
     "mtp": None,
     "scalars.embedding": 1.0,
     "scalars.residual": 1.0,
     "scalars.logits": 1.0,
     "scalars.logit_softcap": None,
 }
+ATTENTION: Mapping[str, Json] = {
+    "attention.qkv_bias": False,
+    "attention.out_bias": False,
+    "attention.qk_norm": "none",
+    "attention.softcap": None,
+    "attention.sinks": False,
+    "attention.scale": None,
+    "attention.output_gate": False,
+    "attention.shared_kv": 1,
+}
+MLP: Mapping[str, Json] = {
+    "mlp.gated": True,
+    "mlp.bias": False,
+    "mlp.clamp": None,
+    "mlp.glu_offset": 0.0,
+}
+CONSTANTS: Mapping[str, Json] = {**MODEL, **ATTENTION, **MLP}
 
 SIZES: tuple[Codec, ...] = (
     Field("vocab_size", ("vocab_size",)),
@@ -56,38 +61,58 @@ def all_heads(config: Mapping[str, Json]) -> Json:
     return config.get("num_attention_heads")
 
 
-RULES: tuple[Rule, ...] = (
+# RULES has biases of attention, as SIZES has its key; MLP_BIAS is for families with that key too.
+ENDS: tuple[Rule, ...] = (
     Same(EMBEDDING, "model.embed_tokens.weight"),
+    Same(FINAL_NORM, "model.norm.weight"),
+    Same(OUTPUT, "lm_head.weight"),
+)
+NORMS: tuple[Rule, ...] = (
     Same(LAYER + "input_layernorm.weight", HF + "input_layernorm.weight"),
-    *(
-        Qkv(
-            LAYER + f"self_attention.linear_qkv.{kind}",
-            q=HF + f"self_attn.q_proj.{kind}",
-            k=HF + f"self_attn.k_proj.{kind}",
-            v=HF + f"self_attn.v_proj.{kind}",
-        )
-        for kind in ("weight", "bias")
-    ),
-    *(
-        Same(LAYER + f"self_attention.linear_proj.{kind}", HF + f"self_attn.o_proj.{kind}")
-        for kind in ("weight", "bias")
-    ),
     Same(LAYER + "pre_mlp_layernorm.weight", HF + "post_attention_layernorm.weight"),
-    *(
+)
+
+
+def qkv(kind: str) -> Rule:
+    """The rule of query, key and value weights or biases."""
+    return Qkv(
+        LAYER + f"self_attention.linear_qkv.{kind}",
+        q=HF + f"self_attn.q_proj.{kind}",
+        k=HF + f"self_attn.k_proj.{kind}",
+        v=HF + f"self_attn.v_proj.{kind}",
+    )
+
+
+def proj(kind: str) -> Rule:
+    """The rule of attention's output weight or bias."""
+    return Same(LAYER + f"self_attention.linear_proj.{kind}", HF + f"self_attn.o_proj.{kind}")
+
+
+def mlp(kind: str) -> tuple[Rule, ...]:
+    """The rules of a gated feed-forward's weights or biases."""
+    return (
         Glu(
             LAYER + f"mlp.linear_fc1.{kind}",
             gate=HF + f"mlp.gate_proj.{kind}",
             up=HF + f"mlp.up_proj.{kind}",
-        )
-        for kind in ("weight", "bias")
-    ),
-    *(
-        Same(LAYER + f"mlp.linear_fc2.{kind}", HF + f"mlp.down_proj.{kind}")
-        for kind in ("weight", "bias")
-    ),
-    Same(FINAL_NORM, "model.norm.weight"),
-    Same(OUTPUT, "lm_head.weight"),
+        ),
+        Same(LAYER + f"mlp.linear_fc2.{kind}", HF + f"mlp.down_proj.{kind}"),
+    )
+
+
+ATTENTION_WEIGHTS: tuple[Rule, ...] = (qkv("weight"), proj("weight"))
+ATTENTION_BIAS: tuple[Rule, ...] = (qkv("bias"), proj("bias"))
+QK_NORMS: tuple[Rule, ...] = tuple(
+    Same(
+        LAYER + f"self_attention.{part}_layernorm.weight",
+        HF + f"self_attn.{part}_norm.weight",
+    )
+    for part in ("q", "k")
 )
+MLP_WEIGHTS: tuple[Rule, ...] = mlp("weight")
+MLP_BIAS: tuple[Rule, ...] = mlp("bias")
+PLAIN_RULES: tuple[Rule, ...] = (*ENDS, *NORMS, *ATTENTION_WEIGHTS, *MLP_WEIGHTS)
+RULES: tuple[Rule, ...] = (*PLAIN_RULES, *ATTENTION_BIAS)
 
 # A tied model's folder may still hold the head; it must then equal the embedding.
 COPIES = {"lm_head.weight": "model.embed_tokens.weight"}

@@ -171,6 +171,17 @@ class FullAttention:
         }
 
 
+# Parts of arch.json and the kinds of layers that have them.
+_PARTS: Mapping[str, frozenset[str]] = {
+    "attention": frozenset({"attention"}),
+    "mla": frozenset({"mla"}),
+    "gdn": frozenset({"gdn"}),
+    "mamba2": frozenset({"mamba2"}),
+    "mlp": frozenset({"dense", "dense_shortcut_moe"}),
+    "moe": frozenset({"moe", "dense_shortcut_moe"}),
+}
+
+
 def look_up(arch: Arch, path: str) -> Json:
     """The value under a dotted key."""
     value: Json = arch.document()
@@ -180,14 +191,21 @@ def look_up(arch: Arch, path: str) -> Json:
 
 
 def nest(facts: Facts) -> dict[str, Json]:
-    """Dotted keys → nested objects."""
+    """Dotted keys → nested objects; a part that no layer has is null whatever is said of it."""
     document: dict[str, Json] = {}
     for path, value in facts.items():
         *parents, last = path.split(".")
         target = document
         for key in parents:
-            target = target.setdefault(key, {})
+            if target.get(key) is None:
+                target[key] = {}
+            target = target[key]
         target[last] = value
+    runs = cast("list[dict[str, str]]", document["layers"])
+    used = {kind for run in runs for kind in (run["mixer"], run["feed_forward"])}
+    for part, kinds in _PARTS.items():
+        if not used & kinds:
+            document[part] = None
     return document
 
 

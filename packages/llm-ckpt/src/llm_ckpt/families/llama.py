@@ -21,8 +21,8 @@ FAMILY = Family(
         Field("mlp_bias", ("mlp.bias",), default=False),
         Fixed("pretraining_tp", (1, None)),
     ),
-    constants={key: value for key, value in dense.CONSTANTS.items() if key != "mlp.bias"},
-    rules=dense.RULES,
+    constants=dense.CONSTANTS,
+    rules=(*dense.RULES, *dense.MLP_BIAS),
     copies=dense.COPIES,
     # Written by old transformers releases; computed from rope_theta, never read back.
     buffers=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),

@@ -4,8 +4,6 @@ from llm_ckpt.families import dense
 from llm_ckpt.families.family import Family
 from llm_ckpt.families.fields import Field, FullAttention, UniformLayers
 from llm_ckpt.families.rope import RopeFields
-from llm_ckpt.params import LAYER
-from llm_ckpt.rules import Same
 
 FAMILY = Family(
     name="qwen3",
@@ -24,15 +22,6 @@ FAMILY = Family(
         Field("head_dim", ("attention.head_dim",), default=128),
     ),
     constants={**dense.CONSTANTS, "attention.qk_norm": "head"},
-    rules=(
-        *dense.RULES,
-        *(
-            Same(
-                LAYER + f"self_attention.{name}_layernorm.weight",
-                dense.HF + f"self_attn.{name}_norm.weight",
-            )
-            for name in ("q", "k")
-        ),
-    ),
+    rules=(*dense.RULES, *dense.QK_NORMS),
     copies=dense.COPIES,
 )
