@@ -132,6 +132,7 @@ def test_the_key_names_the_column_of_messages_to_pretrain_on():
         ({"map_keys": {"prompt": "instruction", "response": "answer"}}, "has 'answer'; they have"),
         ({"map_keys": {"kto_tag": "x"}}, "kto_tag marks single answers"),
         ({"format": "openai", "map_keys": {"query": "x"}}, "none of the first 1 records has 'x'"),
+        ({"map_keys": {"promt": "x"}}, "no key 'promt' in any format, want .*mean 'prompt'"),
     ],
 )
 def test_names_that_fit_nothing_are_errors_of_usage(options, message):
@@ -148,7 +149,25 @@ def test_the_first_record_that_can_be_read_tells_the_format():
 
 def test_an_input_without_records_tells_no_format():
     with pytest.raises(DataError, match="no record to tell the format from; --format names it"):
-        record_reader(_config(task=Task.SFT), [batch_of(b"{broken")])
+        record_reader(_config(task=Task.SFT), [])
+
+
+def test_what_hides_the_format_is_named_by_file_and_line(tmp_path, bytes_tokenizer):
+    path = tmp_path / "chats.jsonl"
+    config = _config(
+        task=Task.SFT, inputs=[path], tokenizer=bytes_tokenizer, output=tmp_path / "out"
+    )
+    path.write_text('{broken\n{"foo": 1}\n')
+    with pytest.raises(
+        UsageError, match=r"--format auto: .*chats\.jsonl: line 2: .* has foo; want"
+    ):
+        preprocess(config)
+    path.write_text("{broken\n[]\n")
+    told = (
+        r"no record to tell the format from; .*chats\.jsonl: line 1: not JSON: .*--format names it"
+    )
+    with pytest.raises(DataError, match=told):
+        preprocess(config)
 
 
 def _info(tmp_path, **entries):

@@ -32,13 +32,13 @@ _SHAREGPT = [{"from": "human", "value": "Q"}]
     ],
 )
 def test_keys_tell_the_format(record, task, map_keys, wanted):
-    assert detect_format(record, task=task, map_keys=map_keys) is wanted
+    assert detect_format(record, task=task, map_keys=map_keys, where="x") is wanted
 
 
 @pytest.mark.parametrize("record", [{}, {"text": "x"}, {"messages": "x"}, {"messages": [[]]}])
 def test_a_record_of_no_format_is_an_error_of_usage(record):
     with pytest.raises(UsageError, match=r"the first record has .*; want 'messages' with 'role'"):
-        detect_format(record, task=Task.SFT, map_keys={})
+        detect_format(record, task=Task.SFT, map_keys={}, where="x")
 
 
 def test_a_later_record_of_another_format_says_what_was_detected():

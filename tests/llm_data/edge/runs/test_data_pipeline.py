@@ -197,7 +197,7 @@ def test_a_damaged_file_is_skipped_and_the_next_one_read(config, corpus, tmp_pat
     broken = tmp_path / "a.jsonl.gz"
     broken.write_bytes(b"\x1f\x8b\x08\x00rubbish")
     good = lines(tmp_path / "b.jsonl", {"text": "good"})
-    with pytest.raises(DataError, match=r"a\.jsonl\.gz: line 1: the file is damaged after line 0"):
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz: line 1: the file is damaged: Compressed"):
         preprocess(replace(config, inputs=[broken, good]))
     result = preprocess(replace(config, inputs=[broken, good], on_error=OnError.SKIP))
     assert (result.manifest.num_documents, result.manifest.drops) == (1, {"broken_file": 1})
@@ -209,6 +209,20 @@ def test_only_empty_input_is_an_error_and_leaves_nothing(config, tmp_path):
     with pytest.raises(DataError, match="no documents in 2 files: 2 empty"):
         preprocess(replace(config, inputs=[tmp_path / "a.txt", path]))
     assert names(config.stem.parent) == []
+
+
+def test_input_without_one_good_record_is_an_error_that_quotes_the_first_bad_one(config, tmp_path):
+    empty = lines(tmp_path / "a.jsonl", {"text": ""})
+    bad = lines(tmp_path / "b.jsonl", {"text": ""}, b"{broken", {"txt": "x"})
+    told = (
+        r"no documents in 2 files: 2 empty, 1 invalid_json, 1 missing_key; "
+        r"the first error: .*b\.jsonl: line 2: not JSON: "
+    )
+    with pytest.raises(DataError, match=told):
+        preprocess(replace(config, inputs=[empty, bad], on_error=OnError.SKIP))
+    assert names(config.stem.parent) == []
+    with pytest.raises(DataError, match=r"^no documents in .*a\.jsonl: 1 empty$"):
+        preprocess(replace(config, inputs=[empty]))
 
 
 def test_appending_needs_a_token_to_append(config, bytes_tokenizer):

@@ -3,10 +3,9 @@
 The readers travel to worker processes; a user's own handler travels by its name.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
-from itertools import islice
 from pathlib import Path
 from typing import Generic, TypeVar, cast
 
@@ -15,8 +14,8 @@ import orjson
 from llm_data.config import FormatChoice, PreprocessConfig, Task
 from llm_data.errors import DataError, FormatError, UsageError, did_you_mean, listed
 from llm_data.messages import Conversation, Preference, Prompt, StepRewards
-from llm_data.records import Batch, Record, Reject, object_of
-from llm_data.samples.columns import Format, mapped_columns
+from llm_data.records import Batch, Place, Record, Reject, object_of
+from llm_data.samples.columns import Format, check_known, mapped_columns
 from llm_data.samples.dataset_info import DatasetEntry, find_entry
 from llm_data.samples.detect import detect_format
 from llm_data.samples.handlers import ENTRY_POINT_GROUP, HANDLERS, Handler, RecordHandler
@@ -58,6 +57,15 @@ class OwnHandlerSpec(Generic[Made]):
         return read
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _First:
+    """A run's first records that are objects, where the first of them is, and the first error."""
+
+    bodies: Sequence[Body] = ()
+    where: str = ""
+    refused: str = ""
+
+
 RecordReader = (
     SampleSpec
     | TextSpec
@@ -82,11 +90,16 @@ def handler_origin(name: str) -> str:
     return f"{entry.value}{package}"
 
 
-def record_reader(config: PreprocessConfig, batches: Iterable[Batch]) -> RecordReader | None:
+def record_reader(
+    config: PreprocessConfig,
+    batches: Iterable[Batch],
+    *,
+    where: Callable[[Place], str] = lambda place: f"record {place.number}",
+) -> RecordReader | None:
     """What reads a run's records, None if a text stands in its key.
 
     `batches` are the run's, from its beginning, as whole records; only the first are taken, and
-    only where `--format auto` or `--map-keys` needs to see some.
+    only where `--format auto` or `--map-keys` needs to see some. `where` says a place in messages.
     """
     if config.handler is not None:
         tasks = tasks_of_handler(config.handler)
@@ -103,8 +116,9 @@ def record_reader(config: PreprocessConfig, batches: Iterable[Batch]) -> RecordR
                 f"--handler-name {config.handler} needs --dataset-dir: the folder of "
                 f"{DATASET_INFO}; INPUT names entries of it"
             )
-    first = tuple(islice(_bodies(batches), _FIRST_RECORDS)) if _must_look(config) else ()
-    _check_mapped(config.map_keys, first)
+    check_known(config.map_keys)
+    first = _look(batches, where) if _must_look(config) else _First()
+    _check_mapped(config.map_keys, first.bodies)
     record_format = _format(config, first)
     if record_format is None:
         return None
@@ -209,7 +223,7 @@ def _handler(config: PreprocessConfig) -> Handler:
     return Handler(tasks=(config.task,)) if config.handler is None else HANDLERS[config.handler]
 
 
-def _format(config: PreprocessConfig, first: Sequence[Body]) -> Format | None:
+def _format(config: PreprocessConfig, first: _First) -> Format | None:
     """The format, None for a text in the run's key; from the first record if nothing says it."""
     fixed = _handler(config).format
     if fixed is not None:
@@ -229,11 +243,15 @@ def _format(config: PreprocessConfig, first: Sequence[Body]) -> Format | None:
         return Format(config.format)
     if config.task is Task.PRETRAIN:
         return None
-    if not first:
+    if not first.bodies:
+        refused = f"{first.refused}; " if first.refused else ""
         raise DataError(
-            "--format auto: the input has no record to tell the format from; --format names it"
+            f"--format auto: the input has no record to tell the format from; {refused}"
+            "--format names it"
         )
-    return detect_format(first[0], task=config.task, map_keys=config.map_keys)
+    return detect_format(
+        first.bodies[0], task=config.task, map_keys=config.map_keys, where=first.where
+    )
 
 
 def _must_look(config: PreprocessConfig) -> bool:
@@ -254,12 +272,20 @@ def _check_mapped(map_keys: Mapping[str, object], first: Sequence[Body]) -> None
             )
 
 
-def _bodies(batches: Iterable[Batch]) -> Iterator[Body]:
-    for batch in batches:
-        for item in batch.items:
-            body = object_of(item) if isinstance(item, Record) else item
-            if not isinstance(body, Reject):
-                yield body
+def _look(batches: Iterable[Batch], where: Callable[[Place], str]) -> _First:
+    """The first records, as many as a misspelled column must be missing from."""
+    bodies: list[Body] = []
+    place = refused = ""
+    for item in (item for batch in batches for item in batch.items):
+        body = object_of(item) if isinstance(item, Record) else item
+        if isinstance(body, Reject):
+            refused = refused or f"{where(body.place)}: {body.detail}"
+            continue
+        place = place or where(item.place)
+        bodies.append(body)
+        if len(bodies) == _FIRST_RECORDS:
+            break
+    return _First(bodies=bodies, where=place, refused=refused)
 
 
 def _reading(entry: DatasetEntry) -> tuple[object, ...]:

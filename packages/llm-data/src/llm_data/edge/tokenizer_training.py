@@ -10,7 +10,7 @@ from llm_data.config import EOS_TOKEN, PAD_TOKEN, OnError, TrainingConfig
 from llm_data.edge.console.progress import Progress, Silent
 from llm_data.edge.durable import write_whole
 from llm_data.edge.sources.inputs import Inputs, find_inputs
-from llm_data.edge.sources.readers import UNITS, Meter, read_batches
+from llm_data.edge.sources.readers import Meter, read_batches, where
 from llm_data.errors import DataError
 from llm_data.records import Reason, Reject, text_of
 
@@ -91,9 +91,8 @@ class _Texts:
 
     def _skip(self, reject: Reject) -> None:
         if reject.reason is not Reason.EMPTY and self._config.on_error is OnError.STOP:
-            file = self._inputs.files[reject.place.source]
             raise DataError(
-                f"{file.path}: {UNITS[file.kind]} {reject.place.number}: {reject.detail} "
+                f"{where(self._inputs.files, reject.place)}: {reject.detail} "
                 "(--on-error skip leaves such records out)"
             )
         self.num_skipped += 1

@@ -133,6 +133,17 @@ def columns_of(record_format: Format, map_keys: Mapping[str, object]) -> Columns
     return _renamed(_DEFAULTS.get(record_format, FixedColumns()), record_format, map_keys)
 
 
+def check_known(map_keys: Mapping[str, object]) -> None:
+    """UsageError for a key of `--map-keys` that no format has."""
+    known = dict.fromkeys(field.name for columns in _DEFAULTS.values() for field in fields(columns))
+    for key in map_keys:
+        if key not in known:
+            raise UsageError(
+                f"--map-keys: no key {key!r} in any format, want {listed(known, most=20)}"
+                f"{did_you_mean(key, known)}"
+            )
+
+
 def mapped_columns(map_keys: Mapping[str, object]) -> list[str]:
     """The columns that `--map-keys` asks to be read, by name."""
     return [

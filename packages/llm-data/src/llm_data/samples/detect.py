@@ -12,8 +12,8 @@ _ALPACA_KEYS = frozenset({"prompt", "query", "response", "history"})
 _CHAT_KEYS = frozenset({"messages", "tags"})
 
 
-def detect_format(body: Body, *, task: Task, map_keys: Mapping[str, object]) -> Format:
-    """The format of a run whose first record this is; UsageError if it is none of ours.
+def detect_format(body: Body, *, task: Task, map_keys: Mapping[str, object], where: str) -> Format:
+    """The format of a run whose first record this is, at `where`; UsageError if it is none of ours.
 
     Messages with `role` are OpenAI's, those with `from` ShareGPT's; keys of `--map-keys` that only
     one format has decide as well.
@@ -35,9 +35,9 @@ def detect_format(body: Body, *, task: Task, map_keys: Mapping[str, object]) -> 
     if AlpacaColumns().prompt in body and not _CHAT_KEYS & map_keys.keys():
         return Format.ALPACA
     raise UsageError(
-        f"--format auto: the first record has {listed(body)}; want 'messages' with 'role', "
-        "'conversations' with 'from', or 'instruction'. --format names the format, --map-keys "
-        "other columns"
+        f"--format auto: {where}: the first record has {listed(body)}; want 'messages' with "
+        "'role', 'conversations' with 'from', or 'instruction'. --format names the format, "
+        "--map-keys other columns"
     )
 
 

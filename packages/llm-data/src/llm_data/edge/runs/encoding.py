@@ -13,7 +13,7 @@ from llm_data.edge.runs.columns import Columns
 from llm_data.edge.runs.planning import Plan
 from llm_data.edge.runs.run_folder import RejectFile, RunFolder, RunState, add_counts
 from llm_data.edge.runs.workers import Crew
-from llm_data.edge.sources.readers import UNITS, Meter, read_batches
+from llm_data.edge.sources.readers import UNITS, Meter, read_batches, where
 from llm_data.encode import EncodedBatch
 from llm_data.errors import DataError
 from llm_data.records import COUNTED, Reject
@@ -27,6 +27,13 @@ def encode_chunks(
     rejects = folder.open_rejects(state.rejects_bytes)
     with closing(columns), closing(rejects):
         yield from _Encoding(plan, columns, rejects, progress).run(state, crew)
+
+
+def quarantined_place(line: bytes) -> str:
+    """What a line of the quarantine says, in words."""
+    found = orjson.loads(line)
+    place = "" if found["unit"] == "file" else f": {found['unit']} {found['number']}"
+    return f"{found['file']}{place}: {found['detail']}"
 
 
 class _Encoding:
@@ -67,7 +74,8 @@ class _Encoding:
             if reject.reason not in COUNTED:
                 if self._plan.config.on_error is OnError.STOP:
                     hint = "--on-error skip sets such records aside and counts them"
-                    raise DataError(f"{_where(self._plan, reject)}: {reject.detail} ({hint})")
+                    place = where(self._plan.inputs.files, reject.place)
+                    raise DataError(f"{place}: {reject.detail} ({hint})")
                 self._rejects.append(_quarantined(self._plan, reject))
             self._drops[reject.reason.value] += 1
         self._notes.update(batch.notes)
@@ -84,12 +92,6 @@ class _Encoding:
             notes=notes,
             rejects_bytes=self._rejects.mark(),
         )
-
-
-def _where(plan: Plan, reject: Reject) -> str:
-    file = plan.inputs.files[reject.place.source]
-    unit = UNITS[file.kind]
-    return str(file.path) if unit == "file" else f"{file.path}: {unit} {reject.place.number}"
 
 
 def _quarantined(plan: Plan, reject: Reject) -> bytes:

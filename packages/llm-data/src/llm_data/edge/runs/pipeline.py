@@ -15,7 +15,7 @@ from llm_data.edge.datasets.dataset_manifests import (
 )
 from llm_data.edge.durable import with_suffix
 from llm_data.edge.runs.columns import Columns
-from llm_data.edge.runs.encoding import encode_chunks
+from llm_data.edge.runs.encoding import encode_chunks, quarantined_place
 from llm_data.edge.runs.planning import Plan, inputs_of, worker_count
 from llm_data.edge.runs.run_folder import RunFolder, RunState
 from llm_data.edge.runs.specs import make_plan, with_backend
@@ -180,13 +180,20 @@ def _read(
             folder.remove()
         raise
     if not state.num_documents:
+        first = folder.first_reject()
         folder.remove()
-        told = ", ".join(f"{count} {reason}" for reason, count in state.drops.items())
-        raise DataError(
-            f"no {plan.unit} in {len(plan.inputs.files)} files: {told or 'nothing was read'}"
-        )
+        raise DataError(_nothing_made(plan, state, first_reject=first))
     _check_unchanged(plan)
     return state
+
+
+def _nothing_made(plan: Plan, state: RunState, *, first_reject: bytes) -> str:
+    """Why a run gave no dataset, in words; the quarantine goes with it, so its first is quoted."""
+    files = plan.inputs.files
+    where = str(files[0].path) if len(files) == 1 else f"{len(files)} files"
+    told = ", ".join(f"{count} {reason}" for reason, count in state.drops.items())
+    quoted = f"; the first error: {quarantined_place(first_reject)}" if first_reject else ""
+    return f"no {plan.unit} in {where}: {told or 'nothing was read'}{quoted}"
 
 
 def _check_unchanged(plan: Plan) -> None:

@@ -7,7 +7,7 @@ from llm_data.config import PreprocessConfig
 from llm_data.edge.datasets.dataset_manifests import Options
 from llm_data.edge.handlers import RecordReader, handler_origin, record_reader
 from llm_data.edge.sources.inputs import Inputs
-from llm_data.edge.sources.readers import Meter, read_batches
+from llm_data.edge.sources.readers import Meter, read_batches, where
 from llm_data.errors import UsageError
 from llm_data.samples.spec import SampleSpec
 from llm_data.samples.texts import TextSpec
@@ -36,7 +36,11 @@ def sample_reader(config: PreprocessConfig, inputs: Inputs) -> tuple[SampleReade
 
 
 def _reader(config: PreprocessConfig, inputs: Inputs) -> RecordReader | None:
-    return record_reader(config, read_batches(inputs.files, key=None, start=None, meter=Meter()))
+    return record_reader(
+        config,
+        read_batches(inputs.files, key=None, start=None, meter=Meter()),
+        where=lambda place: where(inputs.files, place),
+    )
 
 
 def _options(config: PreprocessConfig, reader: RecordReader) -> Options:

@@ -170,6 +170,13 @@ class RunFolder:
         """The quarantine, cut back to `size` bytes."""
         return RejectFile(self._rejects, size)
 
+    def first_reject(self) -> bytes:
+        """The quarantine's first line, empty if there is none."""
+        if not self._rejects.exists():
+            return b""
+        with self._rejects.open("rb") as lines:
+            return lines.readline()
+
     @property
     def is_ready(self) -> bool:
         """Only publishing is left."""

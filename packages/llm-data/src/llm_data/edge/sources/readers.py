@@ -12,7 +12,7 @@ from llm_data.edge.sources.text_files import read_json, read_lines, read_text
 from llm_data.errors import DataError, FormatError
 from llm_data.records import Batch, Place, Reason, Record, Reject
 
-__all__ = ["UNITS", "Item", "Meter", "read_batches", "read_records"]
+__all__ = ["UNITS", "Item", "Meter", "read_batches", "read_records", "where"]
 
 BATCH_RECORDS = 512
 BATCH_BYTES = 256 << 10
@@ -77,6 +77,13 @@ def read_records(
         meter.finished += file.bytes
 
 
+def where(files: Sequence[InputFile], place: Place) -> str:
+    """A place in words, for messages."""
+    file = files[place.source]
+    unit = UNITS[file.kind]
+    return str(file.path) if unit == "file" else f"{file.path}: {unit} {place.number}"
+
+
 def _read_file(job: Job) -> Iterator[Item]:
     """The file's records; damage becomes a last Reject, a file that cannot be opened an error."""
     number = job.start.number if job.start else 0
@@ -103,6 +110,6 @@ def _read_file(job: Job) -> Iterator[Item]:
 
 def _broken(job: Job, number: int, what: str) -> Reject:
     detail = f"the file is damaged after {UNITS[job.file.kind]} {number}: {what}"
-    if job.file.kind is Kind.TEXT:
+    if number == 0 or job.file.kind is Kind.TEXT:
         detail = f"the file is damaged: {what}"
     return Reject(place=job.place(number + 1, None), reason=Reason.BROKEN_FILE, detail=detail)
