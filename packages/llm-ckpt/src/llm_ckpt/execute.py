@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from llm_ckpt.formats.dist_metadata import Chunk
@@ -115,8 +116,12 @@ def _write_dist(
     stream: NewFile,
     on_bytes: OnBytes,
 ) -> Iterator[tuple[str, Chunk]]:
+    whole, held = torch.empty(0), ""  # sections of one parameter share one reading
     for planned in file.tensors:
-        tensor = source.read(planned.name).to(planned.dtype)
+        if planned.name != held:
+            del whole
+            whole, held = source.read(planned.name), planned.name
+        tensor = whole[planned.rows].to(planned.dtype)
         for box, rows in _row_blocks(planned, tensor):
             start = stream.position
             writer = TorchZipWriter(stream)

@@ -88,6 +88,12 @@ def whole(shape: Shape) -> Box:
     return Box((0,) * len(shape), shape)
 
 
+def moved(box: Box, rows: int) -> Box:
+    """The box `rows` further down axis 0."""
+    start, stop = ((at[0] + rows, *at[1:]) for at in (box.start, box.stop))
+    return Box(start, stop)
+
+
 def padded_vocab(vocab_size: int, *, multiple: int, tp: int) -> int:
     """Rows of a vocabulary tensor: the next multiple of `multiple * tp`, as Megatron-LM pads."""
     step = multiple * tp

@@ -9,6 +9,7 @@ import torch
 
 from llm_ckpt.formats.hf import shard_name
 from llm_ckpt.formats.megatron_v1 import rank_entries, rank_path
+from llm_ckpt.formats.sections import sections_of
 from llm_ckpt.formats.torch_dist import key_of
 from llm_ckpt.layout import Shape, Shard, padded_vocab, piece_boxes, piece_shape
 from llm_ckpt.placement import Pipeline
@@ -77,13 +78,22 @@ class V1File:
 
 @dataclass(frozen=True, slots=True)
 class DistTensor:
-    """A parameter of a `.distcp` file: its key, the key's shape, and its place on stacked axes."""
+    """Rows of a parameter in a `.distcp` file: key, the key's shape, place on stacked axes.
+
+    The rows begin at `start` of the parameter and are all there is under the key.
+    """
 
     name: str
     dtype: torch.dtype
     key: str
     shape: Shape
     lead: Shape
+    start: int = 0
+
+    @property
+    def rows(self) -> slice:
+        """The rows of the parameter."""
+        return slice(self.start, self.start + self.shape[len(self.lead)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +187,17 @@ def _dist_files(
     del padded
     tensors: list[DistTensor] = []
     for name, entry in table.entries.items():
-        key, extents, lead = key_of(name, table.arch.num_layers, is_per_layer=target.is_per_layer)
-        shape = (*extents, *entry.param.shape)
-        tensors.append(DistTensor(name, dtypes[name], key, shape, lead))
-    sizes = [_nbytes(table.entries[t.name].param.shape, t.dtype) for t in tensors]
+        key, extents, lead = key_of(
+            name,
+            table.arch.num_layers,
+            present=table.entries,
+            is_per_layer=target.is_per_layer,
+        )
+        for part in sections_of(entry.param):
+            shape = (*extents, part.stop - part.start, *entry.param.shape[1:])
+            tensor = DistTensor(name, dtypes[name], key + part.suffix, shape, lead, part.start)
+            tensors.append(tensor)
+    sizes = [_nbytes(t.shape[len(t.lead) :], t.dtype) for t in tensors]
     for index, (start, stop) in enumerate(_pack(sizes, MAX_DIST_FILE_BYTES)):
         members = tuple(tensors[start:stop])
         yield DistFile(f"__0_{index}.distcp", sum(sizes[start:stop]), members)

@@ -1,11 +1,14 @@
 """Megatron-core's parameter names: local spec, Transformer Engine's fused names, stacked keys."""
 
 import re
+from collections.abc import Container
 
-# Transformer Engine keeps the norm inside the linear that follows it.
-_FUSED_TO_LOCAL = (
-    ("self_attention.linear_qkv.layer_norm_", "input_layernorm."),
-    ("mlp.linear_fc1.layer_norm_", "pre_mlp_layernorm."),
+# Transformer Engine keeps a norm inside the linear that follows it, when the layer has that one.
+_LINEAR_TO_NORM = (
+    ("self_attention.linear_qkv", "input_layernorm"),
+    ("self_attention.in_proj", "input_layernorm"),
+    ("mixer.in_proj", "input_layernorm"),
+    ("mlp.linear_fc1", "pre_mlp_layernorm"),
 )
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 _STACKED = re.compile(r"decoder\.layers\.(?!\d)(.+)")
@@ -20,15 +23,20 @@ def is_weight(key: str) -> bool:
 def to_canonical(name: str) -> str:
     """Either spec's name → the local spec's; a `module.` prefix is dropped."""
     name = name.removeprefix("module.")
-    for fused, local in _FUSED_TO_LOCAL:
-        name = name.replace("." + fused, "." + local)
+    for linear, norm in _LINEAR_TO_NORM:
+        name = name.replace(f".{linear}.layer_norm_", f".{norm}.")
     return name
 
 
-def to_fused(name: str) -> str:
-    """The local spec's name → the one Transformer Engine and torch_dist use."""
-    for fused, local in _FUSED_TO_LOCAL:
-        name = name.replace("." + local, "." + fused)
+def to_fused(name: str, present: Container[str]) -> str:
+    """The local spec's name → the one Transformer Engine and torch_dist use.
+
+    `present` are the local spec's names of all parameters.
+    """
+    for linear, norm in _LINEAR_TO_NORM:
+        head, found, end = name.rpartition(f".{norm}.")
+        if found and f"{head}.{linear}.weight" in present:
+            return f"{head}.{linear}.layer_norm_{end}"
     return name
 
 

@@ -6,7 +6,7 @@ axis 0 (`decoder.layers.mlp…` of shape [layers, …]) or keyed one by one; bot
 is tests/contracts/megatron_v2/SPEC.md.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from llm_ckpt.errors import FormatError
 from llm_ckpt.formats import names
 from llm_ckpt.formats.dist_metadata import Chunk, DistMetadata, StoredKey, read_metadata
 from llm_ckpt.formats.hf import read_json
+from llm_ckpt.formats.sections import section_named, split_suffix
 from llm_ckpt.formats.slab import Slab, Tile, check_length
 from llm_ckpt.formats.tiled import Tiled, check_tiles
 from llm_ckpt.formats.torch_zip import TorchZipWriter, read_torch_zip
 from llm_ckpt.formats.unpickle import Lazy
-from llm_ckpt.layout import Box, Shape, whole
+from llm_ckpt.layout import Box, Shape, moved, whole
 from llm_ckpt.params import OUTPUT, expected_params
 
 MARK = "metadata.json"
@@ -68,9 +69,14 @@ def read_v2(iteration: Path, arch: Arch) -> Tiled:
     return check_tiles(tiles, dtypes, params, where=str(iteration))
 
 
-def key_of(name: str, num_layers: int, *, is_per_layer: bool) -> tuple[str, Shape, Shape]:
-    """Key of a canonical name, with the axes that stacking adds: (key, extents, offsets)."""
-    fused = names.to_fused(name)
+def key_of(
+    name: str, num_layers: int, *, present: Container[str], is_per_layer: bool
+) -> tuple[str, Shape, Shape]:
+    """Key of a canonical name, with the axes that stacking adds: (key, extents, offsets).
+
+    `present` are the canonical names of the whole model.
+    """
+    fused = names.to_fused(name, present)
     split = names.split_layer(fused)
     if split is None or is_per_layer:
         return fused, (), ()
@@ -102,11 +108,12 @@ def write_object(sink: Any, value: object) -> None:
 def _tiles_of(
     key: str, stored: StoredKey, by_name: Mapping[str, Param], arch: Arch, folder: Path
 ) -> Iterable[tuple[str, Tile | None]]:
-    name = names.to_canonical(key)
+    whole_key, suffix = split_suffix(key)
+    name = names.to_canonical(whole_key)
     rest = names.stacked_rest(name)
     if rest is None or not rest.startswith(("self_attention.", "mlp.", "input_", "pre_mlp_")):
         for chunk in stored.chunks:
-            yield name, _tile(folder, key, stored, chunk, 0, by_name.get(name))
+            yield name, _tile(folder, key, stored, chunk, 0, by_name.get(name), suffix)
         return
     if stored.shape[0] != arch.num_layers:
         raise FormatError(
@@ -115,7 +122,8 @@ def _tiles_of(
     for chunk in stored.chunks:
         for index in range(chunk.box.shape[0]):
             layer = names.join_layer(chunk.box.start[0] + index, rest)
-            yield layer, _tile(folder, key, stored, chunk, 1, by_name.get(layer), index)
+            param = by_name.get(layer)
+            yield layer, _tile(folder, key, stored, chunk, 1, param, suffix, index)
 
 
 def _tile(
@@ -125,12 +133,19 @@ def _tile(
     chunk: Chunk,
     lead: int,
     param: Param | None,
+    suffix: str,
     index: int = 0,
 ) -> Tile | None:
     """The tile a chunk (its entry `index` on the stacked axis) is of a parameter."""
     shape = stored.shape[lead:]
     box = Box(chunk.box.start[lead:], chunk.box.stop[lead:])
-    if param is not None:
+    if param is not None and suffix:
+        section = section_named(param, suffix)
+        wanted = (section.stop - section.start, *param.shape[1:])
+        if shape != wanted:
+            raise FormatError(f"{folder}: {key} has shape {list(shape)}, want {list(wanted)}")
+        box = moved(box, section.start)
+    elif param is not None:
         is_padded = shape != param.shape and shape[1:] == param.shape[1:]
         if is_padded and param.cut.padded and shape[0] > param.shape[0]:
             clipped = box.overlap(whole(param.shape))
