@@ -1,10 +1,10 @@
 """Model families, one declarative file each."""
 
 from llm_ckpt.errors import ArchError, suggest
-from llm_ckpt.families import llama, qwen3
+from llm_ckpt.families import llama, mixtral, qwen3
 from llm_ckpt.families.family import Family
 
-FAMILIES: tuple[Family, ...] = (llama.FAMILY, qwen3.FAMILY)
+FAMILIES: tuple[Family, ...] = (llama.FAMILY, mixtral.FAMILY, qwen3.FAMILY)
 
 
 def family_named(name: str, *, where: str) -> Family:

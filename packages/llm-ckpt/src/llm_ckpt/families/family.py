@@ -3,11 +3,13 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import cast
 
 from llm_ckpt.arch import Arch, differences, parse_arch
 from llm_ckpt.errors import ArchError, first_few, suggest
 from llm_ckpt.families.fields import Codec, Facts, Json, nest
+from llm_ckpt.families.layers import settle
 from llm_ckpt.rules import Rule
 from llm_ckpt.table import Table, compile_table
 
@@ -57,6 +59,8 @@ class Family:
     constants: Mapping[str, Json]
     rules: tuple[Rule, ...]
     copies: Mapping[str, str]
+    # Second names that this family's folders have for a tensor (`{n}`: of each prediction layer).
+    duplicates: Mapping[str, str] = MappingProxyType({})
     buffers: tuple[str, ...] = ()
 
     def read_config(self, config: Mapping[str, Json], *, where: str) -> Arch:
@@ -65,7 +69,7 @@ class Family:
         facts: Facts = {"format": "arch", "version": 1, "family": self.name, **self.constants}
         for field in self.fields:
             facts.update(field.read(config, where=where))
-        return parse_arch(nest(facts), where=where)
+        return parse_arch(nest(settle(facts)), where=where)
 
     def write_config(self, arch: Arch, *, dtype: str) -> dict[str, Json]:
         """The config.json of `arch`, transformers writes it; refuses what the family cannot say."""
@@ -85,7 +89,13 @@ class Family:
 
     def table(self, arch: Arch) -> Table:
         """The rules bound to `arch`."""
-        return compile_table(self.rules, arch, copies=self.copies, buffers=self.buffers)
+        return compile_table(
+            self.rules,
+            arch,
+            copies=self.copies,
+            duplicates=self.duplicates,
+            buffers=self.buffers,
+        )
 
     def _check_keys(self, config: Mapping[str, Json], *, where: str) -> None:
         known = {key for field in self.fields for key in field.keys} | RUNTIME_KEYS.keys()

@@ -72,8 +72,11 @@ class Field:
         return dict.fromkeys(self.facts, value)
 
     def write(self, arch: Arch) -> dict[str, Json]:
-        """The first fact's value, in Hugging Face's spelling."""
-        value = look_up(arch, self.facts[0])
+        """The first fact's value in Hugging Face's spelling; none for parts a model lacks."""
+        facts = [fact for fact in self.facts if _has_block(arch, fact)]
+        if not facts:
+            return {}
+        value = look_up(arch, facts[0])
         if self.choices is not None:
             value = next((hf for hf, ours in self.choices.items() if ours == value), value)
         return {self.key: value}
@@ -107,6 +110,23 @@ class Fixed:
         """The neutral value."""
         del arch
         return {self.key: self.values[0]}
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """Keys that say nothing of the weights or of how a trained model computes; not written."""
+
+    keys: tuple[str, ...]
+
+    def read(self, config: Mapping[str, Json], *, where: str) -> Facts:
+        """No facts."""
+        del config, where
+        return {}
+
+    def write(self, arch: Arch) -> dict[str, Json]:
+        """No keys."""
+        del arch
+        return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +208,12 @@ def look_up(arch: Arch, path: str) -> Json:
     for key in path.split("."):
         value = None if value is None else value[key]
     return value
+
+
+def _has_block(arch: Arch, path: str) -> bool:
+    """Whether the object a dotted key lies in is not null."""
+    parent = path.rpartition(".")[0]
+    return not parent or look_up(arch, parent) is not None
 
 
 def nest(facts: Facts) -> dict[str, Json]:
