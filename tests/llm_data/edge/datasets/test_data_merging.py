@@ -154,6 +154,20 @@ def test_what_is_there_is_kept_unless_it_is_the_same_or_overwritten(tmp_path, ma
     assert not list(tmp_path.glob("out*.parts"))
 
 
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, make):
+    """The limit stands in for the disk: a write beyond 4 KiB fails with an OSError."""
+    make("a", ["one two three " * 500])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 10, limits[1]))
+    try:
+        told = r"ab_text_document\.parts: File too large; nothing is left of it"
+        with pytest.raises(DataError, match=told):
+            merge([tmp_path / "a"], output=tmp_path / "ab")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.glob("ab*"))
+
+
 def test_a_merge_killed_while_it_wrote_begins_again(tmp_path, make):
     make("a", ["one"])
     make("b", ["two"])

@@ -1,8 +1,12 @@
 """Files that are either whole or not there."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from llm_data.errors import DataError
 
 
 def sync(stream: BinaryIO) -> None:
@@ -28,6 +32,17 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def writing_to(folder: Path, *, afterwards: str) -> Iterator[None]:
+    """Say where a write failed, on a full disk for one: the operating system does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise DataError(f"{folder}: {error.strerror or error}; {afterwards}") from error
 
 
 def with_suffix(stem: Path, suffix: str) -> Path:

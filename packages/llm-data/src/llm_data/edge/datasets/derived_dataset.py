@@ -19,7 +19,7 @@ from llm_data.edge.datasets.dataset_manifests import DatasetManifest, packed
 from llm_data.edge.datasets.dataset_sums import ColumnSum, completed, is_of, read_again, sum_of
 from llm_data.edge.datasets.document_reader import ColumnReader
 from llm_data.edge.datasets.spool import INDEX_FILE, TOKENS_FILE, Spool, SpoolMark
-from llm_data.edge.durable import sync_folder
+from llm_data.edge.durable import sync_folder, writing_to
 from llm_data.edge.runs.run_folder import Layout, RunFolder
 from llm_data.errors import DataError, FormatError, UsageError
 from llm_data.formats.manifest_parts import FileEntry
@@ -64,7 +64,8 @@ def derive(plan: Derivation, *, overwrite: bool, progress: Progress) -> Derived:
         if not _is_sealed(plan, folder):
             _clear(folder, overwrite=overwrite)
             try:
-                sums = _write(plan, folder, progress)
+                with writing_to(folder.path, afterwards="nothing is left of it"):
+                    sums = _write(plan, folder, progress)
             except BaseException:
                 folder.remove()
                 raise

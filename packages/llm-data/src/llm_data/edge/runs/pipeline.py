@@ -1,7 +1,6 @@
 """Preprocessing: files in, a dataset out, from wherever the last run was killed."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from llm_data.config import OnError, PreprocessConfig, differences
@@ -13,7 +12,7 @@ from llm_data.edge.datasets.dataset_manifests import (
     packed,
     read_dataset_manifest,
 )
-from llm_data.edge.durable import with_suffix
+from llm_data.edge.durable import with_suffix, writing_to
 from llm_data.edge.runs.columns import Columns
 from llm_data.edge.runs.encoding import encode_chunks, quarantined_place
 from llm_data.edge.runs.planning import Plan, inputs_of, worker_count
@@ -24,6 +23,7 @@ from llm_data.errors import DataError
 
 # What encoders load only when they are built.
 _LATE_MODULES = ("tokenizers",)
+_KEPT = "what is done is kept, run again to go on"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ def preprocess(config: PreprocessConfig, *, progress: Progress | None = None) ->
             state = _starting_state(plan, folder)
             if not folder.is_ready:
                 _check_room(plan)
-                with _room_on_disk(folder):
+                with writing_to(folder.path, afterwards=_KEPT):
                     ready = _proven(plan, folder, state, crew=crew, progress=shown)
                     _run(ready, folder, state, crew=crew, progress=shown)
             folder.publish()
@@ -118,19 +118,6 @@ def _starting_state(plan: Plan, folder: RunFolder) -> RunState:
             )
     folder.clear()
     return fresh
-
-
-@contextmanager
-def _room_on_disk(folder: RunFolder) -> Iterator[None]:
-    """Say where the disk is full; the operating system does not."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        raise DataError(
-            f"{folder.path}: {error.strerror or error}; what is done is kept, run again to go on"
-        ) from error
 
 
 def _proven(
