@@ -101,6 +101,7 @@ def test_a_placeholder_and_a_reward_of_several_tokens_are_usage_errors(tmp_path,
     pieces = _tokenizer("metaspace").encode(text).tokens
     assert len(pieces) == 2
     assert f"{text!r} is the tokens {pieces[0]!r}, {pieces[1]!r}" in str(error.value)
+    assert "--placeholder-token and --reward-tokens name others" in str(error.value)
 
 
 def test_a_placeholder_that_the_tokenizer_does_not_know_is_a_usage_error(tmp_path):

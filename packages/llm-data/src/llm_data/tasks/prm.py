@@ -67,7 +67,7 @@ class PrmSpec:
         if wrong:
             raise UsageError(
                 f"{self.source.tokenizer_file}: a placeholder and a reward must be one token, but "
-                f"{'; '.join(wrong)}"
+                f"{'; '.join(wrong)}. --placeholder-token and --reward-tokens name others"
             )
         return PrmEncoder(self, read=self.source.samples.build(), tokenizer=tokenizer)
 
