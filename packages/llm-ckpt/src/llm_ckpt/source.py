@@ -19,6 +19,7 @@ from llm_ckpt.blocks import Param
 from llm_ckpt.edge.folder import Located, companions, locate, read_arch
 from llm_ckpt.errors import CheckpointError, FormatError, suggest
 from llm_ckpt.families import family_named
+from llm_ckpt.families.mtp import without_unstored
 from llm_ckpt.formats.hf import CONFIG, read_folder, read_json
 from llm_ckpt.formats.megatron_v1 import read_v1
 from llm_ckpt.formats.quantized import Stored, dequantized
@@ -27,6 +28,11 @@ from llm_ckpt.formats.tiled import Tiled
 from llm_ckpt.formats.torch_dist import read_v2
 from llm_ckpt.layout import Box, Shape, Shard, assemble, cut, piece_boxes
 from llm_ckpt.table import Entry, Table
+
+_UNSTORED = (
+    "{where}: config.json says {arch.mtp.layers} prediction layers (MTP), but no tensor of theirs "
+    "is stored; they are left out"
+)
 
 
 class Tensors(Protocol):
@@ -49,10 +55,16 @@ class WeightSource:
     """The weights of one checkpoint. Also a context manager."""
 
     def __init__(
-        self, *, table: Table, tensors: Tensors, located: Located, companions: Sequence[Path]
+        self,
+        *,
+        table: Table,
+        tensors: Tensors,
+        located: Located,
+        companions: Sequence[Path],
+        notes: Sequence[str] = (),
     ) -> None:
         self._arch, self._table, self._tensors = table.arch, table, tensors
-        self._companions = tuple(companions)
+        self._companions, self._notes = tuple(companions), tuple(notes)
         self.located = located
 
     @property
@@ -69,6 +81,11 @@ class WeightSource:
     def table(self) -> Table:
         """The family's rules for this model."""
         return self._table
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user ought to know of how the checkpoint was understood, a line each."""
+        return self._notes
 
     @property
     def iteration(self) -> int | None:
@@ -145,17 +162,26 @@ def open_source(
     """
     located = locate(Path(path), iteration=iteration)
     model = read_arch(located, arch)
-    table = family_named(model.family, where=str(located.root)).table(model)
+    family = family_named(model.family, where=str(located.root))
+    table, notes = family.table(model), list[str]()
     tensors: Tensors
     if located.layout == "hf":
         where, config = str(located.root), read_json(located.root / CONFIG)
         stored = dequantized(read_folder(located.root), config, where=where)
+        if (found := without_unstored(table, stored)) != model:
+            notes.append(_UNSTORED.format(where=where, arch=model))
+            table = family.table(found)
         tensors = HfTensors(table, stored, where=where)
     else:
         read = read_v1 if located.layout == "v1" else read_v2
         tensors = MegatronTensors(read(located.weights, model))
-    files = companions(located.root)
-    return WeightSource(table=table, tensors=tensors, located=located, companions=files)
+    return WeightSource(
+        table=table,
+        tensors=tensors,
+        located=located,
+        companions=companions(located.root),
+        notes=notes,
+    )
 
 
 class HfTensors:

@@ -1,5 +1,6 @@
 """What each command does, after parsing; imported only when a command runs."""
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
@@ -85,6 +86,8 @@ def verify(*, a: Path, b: Path | None, arch: Path | None, iteration: int | None)
     with ExitStack() as opened:
         openers = [CheckpointOpener(a, iteration, arch), *([CheckpointOpener(b)] if b else [])]
         sources = [opened.enter_context(opener()) for opener in openers]
+        for source in sources:
+            _say(source.notes)
         lines = chain.from_iterable(map(compare.check_files, sources))
         if len(sources) == 2:
             lines = chain(lines, compare.compare(*sources))
@@ -101,14 +104,20 @@ def verify(*, a: Path, b: Path | None, arch: Path | None, iteration: int | None)
 
 
 def arch(src: Path) -> None:
-    """Print the arch.json of a folder or of a configuration file."""
-    found = arch_from_file(src) if src.is_file() else read_arch(locate(src))
+    """Print the arch.json of a checkpoint or of a configuration file."""
+    if src.is_file():
+        found = arch_from_file(src)
+    else:
+        with CheckpointOpener(src)() as source:
+            found = source.architecture
+            _say(source.notes)
     click.echo(found.dumps(), nl=False)
 
 
 def inspect(*, src: Path, arch: Path | None, iteration: int | None) -> None:
     """Print a checkpoint's tree."""
     with CheckpointOpener(src, iteration, arch)() as source:
+        _say(source.notes)
         for line in show.tree_lines(source):
             click.echo(line)
 
@@ -156,8 +165,14 @@ def _target(
 
 def _print_plan(opener: CheckpointOpener, target: Target) -> None:
     with opener() as source:
+        _say(source.notes)
         for line in show.plan_lines(plan_for(source, target)):
             click.echo(line)
+
+
+def _say(notes: Iterable[str]) -> None:
+    for note in notes:
+        click.echo(note, err=True)
 
 
 def _refuse_inside(output: Path, source: Path | None) -> None:
@@ -170,6 +185,7 @@ def _refuse_inside(output: Path, source: Path | None) -> None:
 
 def _report(outcome: Outcome) -> None:
     size = show.human(outcome.total_bytes)
+    _say(outcome.notes)
     if outcome.is_already_done:
         click.echo(f"{outcome.destination}: already done ({size}); nothing to do")
         return

@@ -65,6 +65,7 @@ class Outcome:
     written: int
     resumed: int
     total_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 def plan_for(source: WeightSource, target: Target) -> Plan:
@@ -78,7 +79,7 @@ def run(request: Request) -> Outcome:
         plan = plan_for(source, request.target)
         digest = _digest(source, request)
         if _is_done(request.destination, digest):
-            return Outcome(request.destination, True, 0, 0, plan.total_bytes)
+            return Outcome(request.destination, True, 0, 0, plan.total_bytes, source.notes)
         _refuse_taken(request)
         partial = request.destination.with_name(request.destination.name + ".partial")
         with _locked(partial, digest, keep=request.is_resumed):
@@ -87,7 +88,9 @@ def run(request: Request) -> Outcome:
             finish.complete(source, plan, jobs[0], written, partial, request.files)
             _seal(partial, digest)
         _publish(partial, request.destination)
-    return Outcome(request.destination, False, len(written) - resumed, resumed, plan.total_bytes)
+        notes = source.notes
+    new = len(written) - resumed
+    return Outcome(request.destination, False, new, resumed, plan.total_bytes, notes)
 
 
 def _jobs(source: WeightSource, plan: Plan, partial: Path) -> list[Job]:

@@ -78,8 +78,13 @@ def _companion_config(source: WeightSource) -> dict[str, Any] | None:
         found = arch_from_file(path)
     except ArchError:
         return None  # a config.json this version cannot read says nothing about these weights
-    same = found.family == source.architecture.family
-    return read_json(path) if same and not differences(found, source.architecture) else None
+    arch = source.architecture
+    lost = differences(found, arch)
+    if found.family != arch.family or lost not in ([], ["mtp"]):
+        return None
+    config = read_json(path)
+    family = family_named(arch.family, where=str(path))
+    return family.amend_config(config, arch) if lost else config
 
 
 def _complete_hf(source: WeightSource, plan: Plan, root: Path, *, has_config: bool) -> None:

@@ -87,6 +87,17 @@ class Family:
             raise ArchError(f"family {self.name} cannot express {found} of this arch.json")
         return dict(sorted(config.items()))
 
+    def amend_config(self, config: Mapping[str, Json], arch: Arch) -> dict[str, Json]:
+        """A config.json with the keys changed that say something else than `arch`."""
+        amended = dict(config)
+        written = self.write_config(arch, dtype="float32")
+        where = f"family {self.name}"
+        for codec in self.fields:
+            if codec.read(config, where=where) != codec.read(written, where=where):
+                amended = {key: v for key, v in amended.items() if key not in codec.keys}
+                amended |= {key: written[key] for key in codec.keys if key in written}
+        return amended
+
     def table(self, arch: Arch) -> Table:
         """The rules bound to `arch`."""
         return compile_table(

@@ -310,6 +310,9 @@ def shared_rules(hf: str = "mlp.shared_experts.") -> tuple[Rule, ...]:
 def router_rules(hf: str = "mlp.gate.weight", *, bias: str | None = None) -> tuple[Rule, ...]:
     """The router's linear, and where it has one the correction bias."""
     weight = Same(LAYER + "mlp.router.weight", dense.HF + hf)
-    if bias is None:
-        return (weight,)
-    return (weight, Same(LAYER + "mlp.router.expert_bias", dense.HF + bias))
+    return (weight,) if bias is None else (weight, *correction_rules(bias))
+
+
+def correction_rules(hf: str = "mlp.gate.e_score_correction_bias") -> tuple[Rule, ...]:
+    """The bias used for choosing only."""
+    return (Same(LAYER + "mlp.router.expert_bias", dense.HF + hf),)

@@ -1,11 +1,26 @@
 """Rules of multi-token-prediction layers, made from those of an ordinary layer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import cast
 
+from llm_ckpt.arch import Arch
 from llm_ckpt.params import LAYER, MTP, MTP_LAYER
 from llm_ckpt.rules import Rule, Same, Transposed
+from llm_ckpt.table import Table
+
+_MTP = MTP.partition("{")[0]
+
+
+def without_unstored(table: Table, stored: Iterable[str]) -> Arch:
+    """The architecture less its prediction layers when no tensor of theirs is stored.
+
+    Transformers leaves them out when it saves a model, and keeps their number in config.json.
+    """
+    entries = table.entries.items()
+    wanted = {part.name for name, e in entries if name.startswith(_MTP) for part in e.parts}
+    is_stored = not wanted.isdisjoint(stored)
+    return table.arch if is_stored else table.arch.model_copy(update={"mtp": None})
 
 
 def prediction_layers(layer_rules: Sequence[Rule], *, hf_layer: str, hf: str) -> tuple[Rule, ...]:
