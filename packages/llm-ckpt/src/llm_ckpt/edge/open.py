@@ -14,14 +14,18 @@ class CheckpointOpener:
     path: Path
     iteration: int | None = None
     arch: Path | None = None
+    adapter: Path | None = None
 
     def __call__(self) -> WeightSource:
         """Open it."""
-        return open_source(self.path, iteration=self.iteration, arch=self.arch)
+        return open_source(
+            self.path, iteration=self.iteration, arch=self.arch, adapter=self.adapter
+        )
 
     def fingerprint(self) -> str:
         """Path, sizes and times of the weight files: changes when they do."""
         located = locate(self.path, iteration=self.iteration)
-        files = sorted(p for p in located.weights.rglob("*") if p.is_file())
+        folders = [located.weights, *([self.adapter] if self.adapter else [])]
+        files = sorted(p for folder in folders for p in folder.rglob("*") if p.is_file())
         facts = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
         return repr((str(located.root.resolve()), located.iteration, facts))

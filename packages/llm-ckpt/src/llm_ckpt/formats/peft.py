@@ -1,0 +1,108 @@
+"""PEFT folders: `adapter_config.json` and `adapter_model.safetensors`."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llm_ckpt.errors import FormatError, first_few
+from llm_ckpt.formats.hf import read_header, read_json
+from llm_ckpt.formats.slab import Files, Slab
+from llm_ckpt.layout import whole
+from llm_ckpt.lora import AdapterConfig, parse_adapter_config
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_PART = re.compile(
+    r"(?P<module>.+?)\.(?:(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B"
+    r"|lora_magnitude_vector)(?:\.weight)?|modules_to_save\.(?P<saved>.+)|(?P<plain>[^.]+))"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """The adapter of one weight; `is_embedding` ones lie transposed."""
+
+    a: Slab
+    b: Slab
+    magnitude: Slab | None
+    is_embedding: bool
+
+    def read(self, files: Files) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A [rank, in], B [out, rank] and the lengths of DoRA [out]."""
+        a, b = _read(files, self.a), _read(files, self.b)
+        if self.is_embedding:
+            a, b = b.T, a.T
+        magnitude = None if self.magnitude is None else _read(files, self.magnitude).flatten()
+        return a, b, magnitude
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter folder: by Hugging Face weight name, what is added and what is replaced."""
+
+    folder: Path
+    config: AdapterConfig
+    low_rank: Mapping[str, LowRank]
+    replaced: Mapping[str, Slab]
+
+    def names(self) -> set[str]:
+        """Hugging Face names of the weights that it changes."""
+        return {*self.low_rank, *self.replaced}
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Open an adapter folder; only headers are read."""
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise FormatError(f"{folder / name}: file is missing; want a PEFT adapter folder")
+    where = str(folder / CONFIG)
+    config = parse_adapter_config(read_json(folder / CONFIG), where=where)
+    modules: dict[str, dict[str, Slab]] = {}
+    replaced: dict[str, Slab] = {}
+    for name, slab in read_header(folder / WEIGHTS).items():
+        match = _PART.fullmatch(name.removeprefix(_PREFIX))
+        if match is None:
+            raise FormatError(f"{folder / WEIGHTS}: {name!r} is not a name that PEFT writes")
+        if match["kind"]:
+            modules.setdefault(match["module"], {})[match["kind"]] = slab
+        else:
+            # Of embeddings peft saves the base beside the adapter: their rows may have grown.
+            module = match["module"].removesuffix(".base_layer")
+            replaced[f"{module}.{match['saved'] or match['plain']}"] = slab
+    low_rank = {
+        f"{module}.weight": _low_rank(module, parts, config, where=str(folder / WEIGHTS))
+        for module, parts in modules.items()
+    }
+    if not low_rank and not replaced:
+        raise FormatError(f"{folder / WEIGHTS}: holds no tensors")
+    return Adapter(folder, config, low_rank, replaced)
+
+
+def _low_rank(
+    module: str, parts: Mapping[str, Slab], config: AdapterConfig, *, where: str
+) -> LowRank:
+    is_embedding = "lora_embedding_A" in parts or "lora_embedding_B" in parts
+    names = ("lora_embedding_A", "lora_embedding_B") if is_embedding else ("lora_A", "lora_B")
+    wanted = {*names, *(["lora_magnitude_vector"] if config.use_dora else [])}
+    if wanted != parts.keys():
+        raise FormatError(
+            f"{where}: {module} has {first_few(sorted(parts))}, want {sorted(wanted)}"
+        )
+    a, b = (parts[name] for name in names)
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
+        raise FormatError(
+            f"{where}: {module}: A {list(a.shape)} and B {list(b.shape)}, want [rank, in] and "
+            "[out, rank]"
+        )
+    return LowRank(a, b, parts.get("lora_magnitude_vector"), is_embedding)
+
+
+def _read(files: Files, slab: Slab) -> Tensor:
+    out = torch.empty(slab.shape, dtype=slab.dtype)
+    files.read(slab, whole(slab.shape), out)
+    return out

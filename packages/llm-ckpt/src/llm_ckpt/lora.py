@@ -1,0 +1,89 @@
+"""Low-rank adapters: what an adapter_config.json says, and the weight that an adapted one becomes.
+
+LoRA (https://arxiv.org/abs/2106.09685): W + s·B·A with s = alpha / rank; rsLoRA
+(https://arxiv.org/abs/2312.03732): s = alpha / √rank; DoRA (https://arxiv.org/abs/2402.09353): the
+rows of that, each scaled to a learned length. All in fp32, rounded once to the weight's own dtype.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from torch import Tensor
+
+from llm_ckpt.errors import FormatError
+
+# Values of fields that would change the weights in a way this module does not compute.
+_NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "lora_bias": (False, None),
+    "megatron_config": (None,),
+    "trainable_token_indices": (None,),
+    "target_parameters": (None, [], ()),
+    "use_bdlora": (None, False),
+    "use_qalora": (False, None),
+    "alora_invocation_tokens": (None,),
+    "arrow_config": (None,),
+    "layer_replication": (None,),
+    "exclude_modules": (None, [], ()),
+}
+
+
+class AdapterConfig(BaseModel):
+    """The fields of PEFT's adapter_config.json that decide what is merged."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    r: PositiveInt
+    lora_alpha: float
+    use_rslora: bool = False
+    use_dora: bool = False
+    fan_in_fan_out: bool = False
+    alpha_pattern: dict[str, float] = {}
+
+    def scaling(self, module: str, rank: int) -> float:
+        """The factor of B·A for a module, whose rank is that of its tensors."""
+        alpha = self.lora_alpha
+        for pattern, value in self.alpha_pattern.items():
+            if re.fullmatch(rf"(.*\.)?({pattern})", module):
+                alpha = value
+                break
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def parse_adapter_config(document: Mapping[str, Any], *, where: str) -> AdapterConfig:
+    """Check an adapter_config.json; what would be lost in a merge is an error."""
+    for key, values in _NEUTRAL.items():
+        if key in document and document[key] not in values:
+            wanted = " or ".join(map(repr, values))
+            raise FormatError(f"{where}: {key}={document[key]!r} cannot be merged, want {wanted}")
+    try:
+        return AdapterConfig.model_validate(document)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()]
+        raise FormatError(f"{where}: " + "; ".join(problems)) from None
+
+
+def adapted(
+    weight: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    scaling: float,
+    magnitude: Tensor | None = None,
+    is_transposed: bool = False,
+) -> Tensor:
+    """The adapted weight, in the dtype of `weight`.
+
+    weight [out, in] ([in, out] when transposed), a [rank, in], b [out, rank], magnitude [out].
+    """
+    delta = (b.float() @ a.float()).mul_(scaling)
+    plain = weight.float()
+    merged: Tensor = (plain.t() if is_transposed else plain) + delta
+    if magnitude is not None:
+        lengths = merged.square().sum(1, keepdim=True).sqrt()
+        merged = merged * (magnitude.float()[:, None] / lengths)
+    return (merged.t() if is_transposed else merged).to(weight.dtype)
