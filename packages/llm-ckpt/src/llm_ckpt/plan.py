@@ -1,7 +1,7 @@
 """What a conversion will write, file by file, before anything is written."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal
 
@@ -158,7 +158,8 @@ def _hf_tensors(table: Table, dtypes: Mapping[str, torch.dtype]) -> list[HfTenso
             before = tensors[part.name].pieces if part.name in tensors else ()
             pieces = (*before, (name, number))
             tensors[part.name] = HfTensor(part.name, dtypes[name], part.stored_shape, pieces)
-    return list(tensors.values())
+    again = (replace(tensors[of], name=copy) for copy, of in table.duplicates.items())
+    return [*tensors.values(), *again]
 
 
 def _v1_files(

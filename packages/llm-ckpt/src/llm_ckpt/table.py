@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from llm_ckpt.arch import Arch
@@ -46,13 +46,15 @@ class Entry:
 class Table:
     """All entries of a model, by canonical name, in model order.
 
-    `copies` maps a Hugging Face name that may be stored twice to the one it must equal.
+    `copies` maps a Hugging Face name that may be stored twice to the one it must equal;
+    `duplicates` are those of them that are also written.
     """
 
     arch: Arch
     entries: Mapping[str, Entry]
     copies: Mapping[str, str]
     buffers: tuple[str, ...]
+    duplicates: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def hf_parts(self) -> Iterable[Part]:
         """Every Hugging Face tensor, in model order."""
@@ -74,6 +76,7 @@ def compile_table(
     arch: Arch,
     *,
     copies: Mapping[str, str] | None = None,
+    duplicates: Mapping[str, str] | None = None,
     buffers: tuple[str, ...] = (),
 ) -> Table:
     """Bind each parameter of `arch` to the one rule that makes it.
@@ -104,8 +107,12 @@ def compile_table(
             f"{where}: {len(shared)} Hugging Face names are used twice: {first_few(shared)}"
         )
     names = {name for name, _ in used}
-    kept = {a: b for a, b in (copies or {}).items() if a not in names and b in names}
-    return Table(arch, MappingProxyType(entries), MappingProxyType(kept), buffers)
+    written = _of_prediction_layers(duplicates or {}, arch)
+    kept, written = (
+        MappingProxyType({a: b for a, b in pairs.items() if a not in names and b in names})
+        for pairs in ({**(copies or {}), **written}, written)
+    )
+    return Table(arch, MappingProxyType(entries), kept, buffers, written)
 
 
 def check_names(
@@ -151,10 +158,18 @@ def _bind(param: Param, rule: Rule, pattern: _Pattern, arch: Arch) -> Entry:
     numbers = dict(pattern.numbers)
     if "m" in numbers:
         numbers["n"] = arch.num_layers + numbers["m"]
+    if "i" in numbers:
+        numbers["h"], numbers["s"] = divmod(numbers["i"], 2)
     names = [part.format(**numbers) for part in rule.parts]
     shapes, cuts = rule.part_shapes(param.shape, arch), rule.part_cuts(param.cut, arch)
     parts = (_part(*facts, arch) for facts in zip(names, shapes, cuts, strict=True))
     return Entry(param, rule, tuple(parts))
+
+
+def _of_prediction_layers(names: Mapping[str, str], arch: Arch) -> dict[str, str]:
+    count = arch.mtp.layers if arch.mtp else 0
+    numbers = [{"m": m, "n": arch.num_layers + m} for m in range(count)]
+    return {copy.format(**m): of.format(**m) for copy, of in names.items() for m in numbers}
 
 
 def _part(name: str, shape: Shape, cut: Cut, arch: Arch) -> Part:

@@ -1,10 +1,32 @@
 """Model families, one declarative file each."""
 
 from llm_ckpt.errors import ArchError, suggest
-from llm_ckpt.families import llama, mixtral, qwen3
+from llm_ckpt.families import (
+    deepseek_v2,
+    deepseek_v3,
+    deepseek_v32,
+    glm4_moe_lite,
+    glm_moe_dsa,
+    llama,
+    minicpm3,
+    mixtral,
+    qwen3,
+    youtu,
+)
 from llm_ckpt.families.family import Family
 
-FAMILIES: tuple[Family, ...] = (llama.FAMILY, mixtral.FAMILY, qwen3.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    deepseek_v2.FAMILY,
+    deepseek_v3.FAMILY,
+    deepseek_v32.FAMILY,
+    glm4_moe_lite.FAMILY,
+    glm_moe_dsa.FAMILY,
+    llama.FAMILY,
+    minicpm3.FAMILY,
+    mixtral.FAMILY,
+    qwen3.FAMILY,
+    youtu.FAMILY,
+)
 
 
 def family_named(name: str, *, where: str) -> Family:

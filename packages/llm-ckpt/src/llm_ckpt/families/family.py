@@ -2,8 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import cast
 
 from llm_ckpt.arch import Arch, differences, parse_arch
@@ -60,15 +59,15 @@ class Family:
     rules: tuple[Rule, ...]
     copies: Mapping[str, str]
     # Second names that this family's folders have for a tensor (`{n}`: of each prediction layer).
-    duplicates: Mapping[str, str] = MappingProxyType({})
+    duplicates: Mapping[str, str] = field(default_factory=dict[str, str])
     buffers: tuple[str, ...] = ()
 
     def read_config(self, config: Mapping[str, Json], *, where: str) -> Arch:
         """config.json → arch; a key or value that arch.json cannot say is an error."""
         self._check_keys(config, where=where)
         facts: Facts = {"format": "arch", "version": 1, "family": self.name, **self.constants}
-        for field in self.fields:
-            facts.update(field.read(config, where=where))
+        for codec in self.fields:
+            facts.update(codec.read(config, where=where))
         return parse_arch(nest(settle(facts)), where=where)
 
     def write_config(self, arch: Arch, *, dtype: str) -> dict[str, Json]:
@@ -79,8 +78,8 @@ class Family:
             "dtype": dtype,
             **{key: RUNTIME_KEYS[key] for key in WRITTEN_KEYS},
         }
-        for field in self.fields:
-            config.update(field.write(arch))
+        for codec in self.fields:
+            config.update(codec.write(arch))
         again = self.read_config(config, where=f"family {self.name}")
         if lost := differences(arch, again):
             found = first_few(lost)
@@ -109,7 +108,7 @@ class Family:
         )
 
     def _check_keys(self, config: Mapping[str, Json], *, where: str) -> None:
-        known = {key for field in self.fields for key in field.keys} | RUNTIME_KEYS.keys()
+        known = {key for codec in self.fields for key in codec.keys} | RUNTIME_KEYS.keys()
         known |= {QUANTIZATION}
         _check_quantization(config.get(QUANTIZATION), where=where)
         if unknown := sorted(config.keys() - known):
