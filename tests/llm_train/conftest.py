@@ -61,6 +61,7 @@ def moe_arch(tmp_path):
         "gated": True,
         "bias": False,
         "clamp": None,
+        "glu_offset": 0.0,
         "shared": None,
         "router": {
             "score": "softmax",
@@ -70,6 +71,9 @@ def moe_arch(tmp_path):
             "bias": False,
             "groups": None,
             "top_groups": None,
+            "group_score": "max",
+            "linear_bias": False,
+            "zero_experts": 0,
         },
     }
     path = tmp_path / "moe.json"
