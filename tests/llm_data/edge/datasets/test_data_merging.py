@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-from llm_data.config import PreprocessConfig
+from llm_data.config import PreprocessConfig, Task
 from llm_data.edge.datasets import derived_dataset
+from llm_data.edge.datasets.blending import blend, plan_blend
 from llm_data.edge.datasets.merging import merge, merge_groups
+from llm_data.edge.datasets.sample_dataset import verify_samples
 from llm_data.edge.datasets.token_dataset import TokenDatasetWriter, open_token_dataset, verify
 from llm_data.edge.runs.pipeline import preprocess
 from llm_data.edge.runs.run_folder import RunFolder
@@ -107,6 +109,59 @@ def test_datasets_that_differ_are_refused_with_both_values(tmp_path, make, optio
     with pytest.raises(DataError, match=words):
         merge([tmp_path / "a", tmp_path / "b"], output=tmp_path / "ab")
     assert not list(tmp_path.glob("ab*"))
+
+
+@pytest.fixture
+def make_chats(tmp_path, tokenizer):
+    """Preprocess one conversation into samples, from a record of the shape that is asked for."""
+    records = {
+        "alpaca": {"instruction": "one", "output": "two"},
+        "openai": {
+            "messages": [
+                {"role": "user", "content": "three"},
+                {"role": "assistant", "content": "four"},
+            ]
+        },
+    }
+
+    def made(name, shape, **options):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps(records[shape]) + "\n")
+        options = {"template": "chatml", "tokenizer": tokenizer, **options}
+        config = PreprocessConfig(inputs=[path], output=tmp_path / name, task=Task.SFT, **options)
+        return preprocess(config).manifest
+
+    return made
+
+
+def test_samples_read_from_other_formats_are_merged_and_blended(tmp_path, make_chats):
+    one = make_chats("a", "alpaca", map_keys={"prompt": "instruction"})
+    two = make_chats("b", "openai", seq_length=99, too_long="truncate")
+    merge([tmp_path / "a", tmp_path / "b"], output=tmp_path / "ab")
+    blend(plan_blend([tmp_path / "b", tmp_path / "a"], weights=[1, 1]), output=tmp_path / "ba")
+    merged, blended = (verify_samples(tmp_path / name).manifest for name in ("ab", "ba"))
+    assert merged.num_tokens == blended.num_tokens == one.num_tokens + two.num_tokens
+    assert merged.options["format"] == "alpaca | openai"
+    assert blended.options["format"] == "openai | alpaca"
+    assert merged.options["map_keys"] == '{"prompt": "instruction"} | {}'
+    assert merged.options["too_long"] == "truncate"
+    assert merged.options["thinking"] == one.options["thinking"]
+    # One of them has no longest row.
+    assert merged.seq_length is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"thinking": "off"}, "b: option thinking off, but .*a has keep; want"),
+        ({"template": "llama3"}, r"b: template llama3 [0-9a-f]{12}, but .*a has chatml "),
+    ],
+)
+def test_samples_that_learn_something_else_are_refused(tmp_path, make_chats, options, words):
+    make_chats("a", "alpaca")
+    make_chats("b", "alpaca", **options)
+    with pytest.raises(DataError, match=words):
+        merge([tmp_path / "a", tmp_path / "b"], output=tmp_path / "ab")
 
 
 def test_another_tokenizer_is_refused_by_its_digest(tmp_path, make, bytes_tokenizer):

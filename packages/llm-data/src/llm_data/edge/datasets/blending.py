@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llm_data.blending import Recipe, Strategy
 from llm_data.edge.console.progress import Progress, Silent
-from llm_data.edge.datasets.dataset_agreement import check_agreement
+from llm_data.edge.datasets.dataset_agreement import check_agreement, joined
 from llm_data.edge.datasets.dataset_files import DatasetFiles, open_files, output_layout
 from llm_data.edge.datasets.dataset_sums import derived_draft, derived_source
 from llm_data.edge.datasets.derived_dataset import Derivation, Derived, derive
@@ -99,9 +99,11 @@ def blend(
     """Write the blend as a dataset whose documents stand in its order."""
     datasets, recipe = plan.datasets, plan.recipe
     draft = None
-    if (first := datasets[0].manifest) is not None:
+    if manifests := [files.manifest for files in datasets if files.manifest]:
         how = f"blend: {json.dumps(asdict(recipe))}"
-        draft = derived_draft(first, sources=[derived_source(files, how=how) for files in datasets])
+        draft = derived_draft(
+            joined(manifests), sources=[derived_source(files, how=how) for files in datasets]
+        )
     derivation = Derivation(
         inputs=datasets,
         order=recipe.draws(),

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 
 from llm_data.edge.datasets.dataset_files import DatasetFiles
-from llm_data.edge.datasets.dataset_manifests import DatasetManifest
+from llm_data.edge.datasets.dataset_manifests import DatasetManifest, OptionValue
 from llm_data.errors import DataError
 from llm_data.formats.manifest import Manifest
+from llm_data.formats.sample_manifest import SampleManifest, TemplateEntry
 
 # What they may differ in: it is summed, joined, or says nothing of the tokens.
 _FREE = frozenset(
@@ -25,6 +26,9 @@ _FREE = frozenset(
         "created_by",
     }
 )
+# Options of how records were read and which were left out: a sample is learned the same way.
+_FREE_OPTIONS = frozenset({"format", "map_keys", "handler", "template_date", "too_long"})
+_BETWEEN = " | "
 
 
 def check_agreement(datasets: Sequence[DatasetFiles]) -> None:
@@ -35,6 +39,28 @@ def check_agreement(datasets: Sequence[DatasetFiles]) -> None:
             raise DataError(
                 f"{other.name}: {name} {two}, but {first.name} has {one}; want datasets that agree"
             )
+
+
+def joined(manifests: Sequence[DatasetManifest]) -> DatasetManifest:
+    """The first manifest, with what all of them have where datasets that agree may differ."""
+    first = manifests[0]
+    names = dict.fromkeys(name for manifest in manifests for name in manifest.options)
+    options = {
+        name: _joined([manifest.options.get(name) for manifest in manifests]) for name in names
+    }
+    if not isinstance(first, SampleManifest):
+        return replace(first, options=options)
+    limits = [each.seq_length for each in manifests if isinstance(each, SampleManifest)]
+    known = [limit for limit in limits if limit is not None]
+    longest = max(known) if len(known) == len(limits) else None
+    return replace(first, options=options, seq_length=longest)
+
+
+def _joined(values: Sequence[OptionValue]) -> OptionValue:
+    distinct = list(dict.fromkeys(value for value in values if value is not None))
+    if len(distinct) <= 1:
+        return distinct[0] if distinct else None
+    return _BETWEEN.join(str(value) for value in distinct)
 
 
 def _differences(one: DatasetFiles, two: DatasetFiles) -> Iterator[tuple[str, object, object]]:
@@ -61,11 +87,25 @@ def _manifest_differences(
     if here != there:
         yield "tokenizer", here, there
     for field in fields(one):
-        if field.name in _FREE or field.name == "tokenizer":
+        if field.name in _FREE or field.name in ("tokenizer", "options"):
+            continue
+        if field.name == "seq_length" and not _is_packed(one):
             continue
         here, there = getattr(one, field.name), getattr(two, field.name)
         if here != there:
-            yield field.name, here, there
+            yield field.name, _shown(here), _shown(there)
+    for name in dict.fromkeys((*one.options, *two.options)):
+        here, there = one.options.get(name), two.options.get(name)
+        if here != there and name not in _FREE_OPTIONS:
+            yield f"option {name}", here, there
+
+
+def _is_packed(manifest: DatasetManifest) -> bool:
+    return isinstance(manifest, SampleManifest) and manifest.packed
+
+
+def _shown(value: object) -> object:
+    return f"{value.name} {value.digest[:12]}" if isinstance(value, TemplateEntry) else value
 
 
 def _kind(files: DatasetFiles) -> str:

@@ -16,7 +16,8 @@ from llm_data.formats.sample_manifest import (
 )
 
 DatasetManifest = Manifest | SampleManifest
-Options = Mapping[str, str | int | bool | None]
+OptionValue = str | int | bool | None
+Options = Mapping[str, OptionValue]
 
 # What encoders count for the manifest alone.
 LOSS_TOKENS = "loss_tokens"

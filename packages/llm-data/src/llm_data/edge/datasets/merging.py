@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llm_data.edge.console.progress import Progress, Silent
-from llm_data.edge.datasets.dataset_agreement import check_agreement
+from llm_data.edge.datasets.dataset_agreement import check_agreement, joined
 from llm_data.edge.datasets.dataset_files import (
     DatasetFiles,
     open_files,
@@ -102,7 +102,7 @@ def _draft(manifests: Sequence[DatasetManifest]) -> DatasetManifest | None:
         return None
     skipped = any(manifest.on_error == "skip" for manifest in manifests)
     draft = replace(
-        outline(manifests[0]),
+        outline(joined(manifests)),
         sources=tuple(source for manifest in manifests for source in manifest.sources),
         drops=_added(manifest.drops for manifest in manifests),
         on_error="skip" if skipped else "stop",
