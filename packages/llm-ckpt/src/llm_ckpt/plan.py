@@ -10,7 +10,7 @@ import torch
 from llm_ckpt.formats.hf import shard_name
 from llm_ckpt.formats.megatron_v1 import rank_entries, rank_path
 from llm_ckpt.formats.sections import sections_of
-from llm_ckpt.formats.torch_dist import key_of
+from llm_ckpt.formats.torch_dist import key_of, must_be_per_layer
 from llm_ckpt.layout import Shape, Shard, padded_vocab, piece_boxes, piece_shape
 from llm_ckpt.placement import Pipeline
 from llm_ckpt.table import Entry, Table
@@ -132,6 +132,8 @@ def make_plan(table: Table, dtypes: Mapping[str, torch.dtype], target: Target) -
         name: (target.dtype if entry.param.is_cast else None) or dtypes[name]
         for name, entry in table.entries.items()
     }
+    if must_be_per_layer(table.arch):
+        target = replace(target, is_per_layer=True)
     make = {"hf": _hf_files, "v1": _v1_files, "v2": _dist_files}[target.layout]
     files = tuple(make(table, kept, target, padded))
     largest = max(_nbytes(e.param.shape, kept[n]) for n, e in table.entries.items())
@@ -190,7 +192,7 @@ def _dist_files(
     for name, entry in table.entries.items():
         key, extents, lead = key_of(
             name,
-            table.arch.num_layers,
+            table.arch,
             present=table.entries,
             is_per_layer=target.is_per_layer,
         )

@@ -10,6 +10,9 @@ _LINEAR_TO_NORM = (
     ("mixer.in_proj", "input_layernorm"),
     ("mlp.linear_fc1", "pre_mlp_layernorm"),
 )
+# Megatron-core's MambaStack runs every model that has Mamba2 layers; its norms have other names.
+_FINAL_NORM, _STACK_FINAL_NORM = "decoder.final_layernorm.", "decoder.final_norm."
+_MIXER_NORM = re.compile(r"(decoder\.layers\.\d+)\.norm\.")
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 _STACKED = re.compile(r"decoder\.layers\.(?!\d)(.+)")
 _WEIGHTS = ("embedding.", "decoder.", "output_layer.", "mtp.")
@@ -21,18 +24,21 @@ def is_weight(key: str) -> bool:
 
 
 def to_canonical(name: str) -> str:
-    """Either spec's name → the local spec's; a `module.` prefix is dropped."""
-    name = name.removeprefix("module.")
+    """Any spec's name → the local spec's of a transformer; a `module.` prefix is dropped."""
+    name = name.removeprefix("module.").replace(_STACK_FINAL_NORM, _FINAL_NORM)
+    name = _MIXER_NORM.sub(r"\1.input_layernorm.", name)
     for linear, norm in _LINEAR_TO_NORM:
         name = name.replace(f".{linear}.layer_norm_", f".{norm}.")
     return name
 
 
-def to_fused(name: str, present: Container[str]) -> str:
+def to_fused(name: str, present: Container[str], *, is_mamba: bool) -> str:
     """The local spec's name → the one Transformer Engine and torch_dist use.
 
-    `present` are the local spec's names of all parameters.
+    `present` are the local spec's names of all parameters; `is_mamba`: a MambaStack runs them.
     """
+    if is_mamba:
+        name = name.replace(_FINAL_NORM, _STACK_FINAL_NORM)
     for linear, norm in _LINEAR_TO_NORM:
         head, found, end = name.rpartition(f".{norm}.")
         if found and f"{head}.{linear}.weight" in present:

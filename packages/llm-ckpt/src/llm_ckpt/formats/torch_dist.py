@@ -36,15 +36,21 @@ BACKEND: Mapping[str, object] = {
     "common_backend_version": 1,
 }
 # Modules whose `_extra_state` objects megatron-core asks for by default, empty or not.
-_LINEARS = ("self_attention.linear_qkv", "self_attention.linear_proj")
-_EXTRA_STATE = (
-    *_LINEARS,
-    "self_attention.core_attention",
-    "self_attention.q_layernorm",
-    "self_attention.k_layernorm",
-    "mlp.linear_fc1",
-    "mlp.linear_fc2",
-)
+# A parameter → the modules that lie beside it.
+_EXTRA_STATE: Mapping[str, tuple[str, ...]] = {
+    "self_attention.linear_qkv.weight": tuple(
+        f"self_attention.{module}"
+        for module in (
+            *("linear_qkv", "linear_proj"),
+            *("core_attention", "q_layernorm", "k_layernorm"),
+        )
+    ),
+    "self_attention.in_proj.weight": tuple(
+        f"self_attention.{module}" for module in ("in_proj", "out_proj", "out_norm")
+    ),
+    "mixer.in_proj.weight": ("mixer.in_proj", "mixer.out_proj"),
+    "mlp.linear_fc1.weight": ("mlp.linear_fc1", "mlp.linear_fc2"),
+}
 
 
 def read_v2(iteration: Path, arch: Arch) -> Tiled:
@@ -70,17 +76,17 @@ def read_v2(iteration: Path, arch: Arch) -> Tiled:
 
 
 def key_of(
-    name: str, num_layers: int, *, present: Container[str], is_per_layer: bool
+    name: str, arch: Arch, *, present: Container[str], is_per_layer: bool
 ) -> tuple[str, Shape, Shape]:
     """Key of a canonical name, with the axes that stacking adds: (key, extents, offsets).
 
     `present` are the canonical names of the whole model.
     """
-    fused = names.to_fused(name, present)
+    fused = names.to_fused(name, present, is_mamba=arch.mamba2 is not None)
     split = names.split_layer(fused)
     if split is None or is_per_layer:
         return fused, (), ()
-    return f"decoder.layers.{split[1]}", (num_layers,), (split[0],)
+    return f"decoder.layers.{split[1]}", (arch.num_layers,), (split[0],)
 
 
 def extra_state_keys(params: Iterable[Param], num_layers: int, *, is_per_layer: bool) -> list[str]:
@@ -88,16 +94,29 @@ def extra_state_keys(params: Iterable[Param], num_layers: int, *, is_per_layer: 
     present = {param.name for param in params}
     keys: list[str] = []
     for layer in range(num_layers):
-        has_attention = names.join_layer(layer, "self_attention.linear_qkv.weight") in present
-        has_mlp = names.join_layer(layer, "mlp.linear_fc1.weight") in present
-        for module in _EXTRA_STATE:
-            if has_attention if module.startswith("self_attention") else has_mlp:
-                if is_per_layer:
-                    keys.append(f"decoder.layers.{layer}.{module}._extra_state/shard_0_1")
-                else:
-                    place = f"shard_{layer}_{num_layers}"
-                    keys.append(f"decoder.layers.{module}._extra_state/{place}")
+        modules = (
+            module
+            for param, beside in _EXTRA_STATE.items()
+            if names.join_layer(layer, param) in present
+            for module in beside
+        )
+        for module in modules:
+            if is_per_layer:
+                keys.append(f"decoder.layers.{layer}.{module}._extra_state/shard_0_1")
+            else:
+                place = f"shard_{layer}_{num_layers}"
+                keys.append(f"decoder.layers.{module}._extra_state/{place}")
     return keys
+
+
+def must_be_per_layer(arch: Arch) -> bool:
+    """Whether megatron-core keys the layers one by one, whatever is asked for.
+
+    It does when they are not all alike (`non_homogeneous_layers` in transformer_block.py), and in
+    a MambaStack.
+    """
+    kinds = {(run.mixer, run.feed_forward) for run in arch.layers}
+    return len(kinds) > 1 or arch.mamba2 is not None
 
 
 def write_object(sink: Any, value: object) -> None:
@@ -111,7 +130,7 @@ def _tiles_of(
     whole_key, suffix = split_suffix(key)
     name = names.to_canonical(whole_key)
     rest = names.stacked_rest(name)
-    if rest is None or not rest.startswith(("self_attention.", "mlp.", "input_", "pre_mlp_")):
+    if rest is None:
         for chunk in stored.chunks:
             yield name, _tile(folder, key, stored, chunk, 0, by_name.get(name), suffix)
         return

@@ -11,10 +11,11 @@ for that one's number when it is counted on from the decoder's. A Hugging Face n
 
 from llm_ckpt.rules.attention import PackedQkv, Qkv
 from llm_ckpt.rules.feed_forward import Glu, InterleavedGlu
-from llm_ckpt.rules.linear_attention import GdnIn
+from llm_ckpt.rules.linear_attention import GdnApart, GdnIn
 from llm_ckpt.rules.rule import Rule, Same, Transposed
 
 __all__ = [
+    "GdnApart",
     "GdnIn",
     "Glu",
     "InterleavedGlu",

@@ -65,6 +65,58 @@ class GdnIn:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class GdnApart:
+    """Qwen3.5's four input projections ⇄ megatron-core's one, end to end: q k v, z, b and a."""
+
+    mcore: str
+    qkv: str
+    z: str
+    b: str
+    a: str
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of all four."""
+        return (self.qkv, self.z, self.b, self.a)
+
+    def part_shapes(self, shape: Shape, arch: Arch) -> tuple[Shape, ...]:
+        """Rows of all keys twice and all values, of all values, and twice one for each of them."""
+        gdn = _gdn(arch)
+        value = gdn.value_heads * gdn.value_head_dim
+        sizes = (shape[0] - value - 2 * gdn.value_heads, value, gdn.value_heads, gdn.value_heads)
+        return tuple((size, *shape[1:]) for size in sizes)
+
+    def part_cuts(self, cut: Cut, arch: Arch) -> tuple[Cut, ...]:
+        """q, k and v each by themselves; the others by rows."""
+        del cut
+        gdn = _gdn(arch)
+        key, value = gdn.key_heads * gdn.key_head_dim, gdn.value_heads * gdn.value_head_dim
+        return (Cut(0, (key, key, value)), ROWS, ROWS, ROWS)
+
+    def commutes(self, size: int, arch: Arch) -> bool:
+        """When a rank holds whole key heads."""
+        return _gdn(arch).key_heads % size == 0
+
+    def merge(self, parts: Sequence[Tensor], arch: Arch) -> Tensor:
+        """Stack."""
+        del arch
+        return torch.cat(list(parts))
+
+    def split(self, tensor: Tensor, arch: Arch) -> tuple[Tensor, ...]:
+        """Undo the stacking, of all rows or of a rank's."""
+        wanted = [shape[0] for shape in self.part_shapes(_in_shape(tensor, arch), arch)]
+        rows = [size * tensor.shape[0] // sum(wanted) for size in wanted]
+        return tuple(tensor.split(rows))
+
+
+def _in_shape(tensor: Tensor, arch: Arch) -> Shape:
+    """Shape of the whole projection that `tensor` is a rank's piece of."""
+    gdn = _gdn(arch)
+    key, value = gdn.key_heads * gdn.key_head_dim, gdn.value_heads * gdn.value_head_dim
+    return (2 * (key + value + gdn.value_heads), *tensor.shape[1:])
+
+
 def _per_key_head(gdn: Gdn) -> tuple[list[int], list[int]]:
     """Rows of a key head in each of the two tensors, kind by kind."""
     values = gdn.value_heads // gdn.key_heads
