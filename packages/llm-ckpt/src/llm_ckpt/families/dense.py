@@ -2,12 +2,23 @@
 
 from collections.abc import Mapping
 
-from llm_ckpt.families.fields import Codec, Field, Json
+from llm_ckpt.families.fields import Codec, Default, Derived, Field, Json
 from llm_ckpt.params import EMBEDDING, FINAL_NORM, LAYER, OUTPUT
 from llm_ckpt.rules import Glu, Qkv, Rule, Same
 
 HF = "model.layers.{i}."
-ACTIVATIONS = {"silu": "silu", "swish": "silu"}
+# Names of transformers' ACT2FN; the first of those with one meaning is the one written.
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "relu2": "relu2",
+}
 
 # Facts of arch.json that no such family's config.json can say: neutral values, to be overridden
 # one by one ({**CONSTANTS, "norm.kind": "layer"}) or by a field. A part that no layer has (`mlp`
@@ -56,16 +67,47 @@ SIZES: tuple[Codec, ...] = (
 )
 
 
+def sizes(*changed: Codec, without: tuple[str, ...] = ()) -> tuple[Codec, ...]:
+    """SIZES with the codecs of `changed` in the place of those that share a key with them."""
+    gone = {key for codec in changed for key in codec.keys} | set(without)
+    return (*(codec for codec in SIZES if not gone & set(codec.keys)), *changed)
+
+
 def all_heads(config: Mapping[str, Json]) -> Json:
     """As many key/value heads as query heads."""
     return config.get("num_attention_heads")
 
 
+def divided(config: Mapping[str, Json]) -> Json:
+    """The hidden size shared out to the heads."""
+    return config["hidden_size"] // config["num_attention_heads"]
+
+
+def kv_heads(default: Default = all_heads) -> Field:
+    """`num_key_value_heads`; null says as many as query heads."""
+    return Field("num_key_value_heads", ("attention.query_groups",), default, null=all_heads)
+
+
+def head_dim(default: Default = divided) -> Field:
+    """`head_dim`; null says that the heads share the hidden size."""
+    return Field("head_dim", ("attention.head_dim",), default, null=divided)
+
+
+def root_of_hidden(config: Mapping[str, Json]) -> Json:
+    """What Gemma multiplies embeddings with."""
+    return float(config["hidden_size"] ** 0.5)
+
+
+# For families without the key.
+DIVIDED_HEAD_DIM = Derived("attention.head_dim", divided)
+
+
 # RULES has biases of attention, as SIZES has its key; MLP_BIAS is for families with that key too.
+HEAD: Rule = Same(OUTPUT, "lm_head.weight")
 ENDS: tuple[Rule, ...] = (
     Same(EMBEDDING, "model.embed_tokens.weight"),
     Same(FINAL_NORM, "model.norm.weight"),
-    Same(OUTPUT, "lm_head.weight"),
+    HEAD,
 )
 NORMS: tuple[Rule, ...] = (
     Same(LAYER + "input_layernorm.weight", HF + "input_layernorm.weight"),
@@ -88,6 +130,11 @@ def proj(kind: str) -> Rule:
     return Same(LAYER + f"self_attention.linear_proj.{kind}", HF + f"self_attn.o_proj.{kind}")
 
 
+def norms(**names: str) -> tuple[Rule, ...]:
+    """Rules of a layer's norms, megatron-core's name = Hugging Face's."""
+    return tuple(Same(LAYER + f"{ours}.weight", HF + f"{hf}.weight") for ours, hf in names.items())
+
+
 def mlp(kind: str) -> tuple[Rule, ...]:
     """The rules of a gated feed-forward's weights or biases."""
     return (
@@ -100,6 +147,31 @@ def mlp(kind: str) -> tuple[Rule, ...]:
     )
 
 
+def plain_mlp(*kinds: str, up: str = "up_proj", down: str = "down_proj") -> tuple[Rule, ...]:
+    """The rules of a feed-forward whose first linear is one tensor: ungated, or gate and up."""
+    return tuple(
+        Same(LAYER + f"mlp.{ours}.{kind}", HF + f"mlp.{hf}.{kind}")
+        for kind in kinds
+        for ours, hf in (("linear_fc1", up), ("linear_fc2", down))
+    )
+
+
+# Of families whose norms are layer norms.
+NORM_BIASES: tuple[Rule, ...] = (
+    Same(LAYER + "input_layernorm.bias", HF + "input_layernorm.bias"),
+    Same(LAYER + "pre_mlp_layernorm.bias", HF + "post_attention_layernorm.bias"),
+    Same("decoder.final_layernorm.bias", "model.norm.bias"),
+)
+# Norms only on the outputs of blocks, and norms on both sides, in the naming of OLMo 2 and Gemma 2.
+POST_NORMS = norms(
+    post_self_attn_layernorm="post_attention_layernorm",
+    post_mlp_layernorm="post_feedforward_layernorm",
+)
+SANDWICH_NORMS = (
+    *norms(input_layernorm="input_layernorm", pre_mlp_layernorm="pre_feedforward_layernorm"),
+    *POST_NORMS,
+)
+GATE_UP: tuple[Rule, ...] = plain_mlp("weight", up="gate_up_proj")
 ATTENTION_WEIGHTS: tuple[Rule, ...] = (qkv("weight"), proj("weight"))
 ATTENTION_BIAS: tuple[Rule, ...] = (qkv("bias"), proj("bias"))
 QK_NORMS: tuple[Rule, ...] = tuple(

@@ -32,7 +32,12 @@ class Required:
     """The default of a key that has none."""
 
 
+class AsAbsent:
+    """What a null means where it means the same as no key."""
+
+
 REQUIRED = Required()
+AS_ABSENT = AsAbsent()
 Default = Json | Required | Callable[[Mapping[str, Json]], Json]
 
 
@@ -40,35 +45,37 @@ Default = Json | Required | Callable[[Mapping[str, Json]], Json]
 class Field:
     """A key whose value is one or several facts, renamed by `choices` when given.
 
-    `default` is what transformers assumes for an absent key, `null` for a null one (when it is
-    another value).
+    `default` is what transformers assumes for an absent key, `null` for a null one, when that is
+    another value. `aliases` are older names of the key, read and never written.
     """
 
     key: str
     facts: tuple[str, ...]
     default: Default = REQUIRED
-    null: Default = None
-    choices: Mapping[str, str] | None = None
+    null: Default | AsAbsent = AS_ABSENT
+    choices: Mapping[Json, str] | None = None
     kind: Callable[[Json], Json] = field(default=lambda value: value)
+    aliases: tuple[str, ...] = ()
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The one key."""
-        return (self.key,)
+        """The key and its older names."""
+        return (self.key, *self.aliases)
 
     def read(self, config: Mapping[str, Json], *, where: str) -> Facts:
         """The value, or the default, under every fact."""
-        value = config.get(self.key)
+        key = one_of(self.keys, config, where=where)
+        value = config.get(key)
         if value is None:
-            is_null = self.key in config and self.null is not None
+            is_null = key in config and not isinstance(self.null, AsAbsent)
             default = self.null if is_null else self.default
-            value = _default(self.key, default, config, where=where)
+            value = _default(self.key, cast("Default", default), config, where=where)
         elif self.choices is not None:
             if value not in self.choices:
-                wanted = ", ".join(self.choices)
-                raise ArchError(f"{where}: {self.key}={value!r} is not convertible, want {wanted}")
+                wanted = ", ".join(map(str, self.choices))
+                raise ArchError(f"{where}: {key}={value!r} is not convertible, want {wanted}")
             value = self.choices[value]
-        value = self.kind(value)
+        value = None if value is None else self.kind(value)
         return dict.fromkeys(self.facts, value)
 
     def write(self, arch: Arch) -> dict[str, Json]:
@@ -83,14 +90,65 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True)
+class Power:
+    """A key whose power is a fact: -0.5 of a dimension that scales scores, -1 of a divisor."""
+
+    key: str
+    fact: str
+    exponent: float
+    default: float
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The one key."""
+        return (self.key,)
+
+    def read(self, config: Mapping[str, Json], *, where: str) -> Facts:
+        """The value to the power."""
+        del where
+        value = config.get(self.key)
+        return {self.fact: float(self.default if value is None else value) ** self.exponent}
+
+    def write(self, arch: Arch) -> dict[str, Json]:
+        """The root, tidied of rounding when the tidy number gives the same fact."""
+        fact = look_up(arch, self.fact)
+        if fact is None:
+            return {}
+        root = fact ** (1 / self.exponent)
+        tidy = float(f"{root:.12g}")
+        root = tidy if tidy**self.exponent == fact else root
+        return {self.key: int(root) if root.is_integer() else root}
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """A fact that config.json says by other keys; writing is checked by reading back."""
+
+    fact: str
+    value: Callable[[Mapping[str, Json]], Json]
+    keys: tuple[str, ...] = ()
+
+    def read(self, config: Mapping[str, Json], *, where: str) -> Facts:
+        """The value."""
+        del where
+        return {self.fact: self.value(config)}
+
+    def write(self, arch: Arch) -> dict[str, Json]:
+        """No keys."""
+        del arch
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
 class Fixed:
     """A key that must be one of `values`: anything else says something arch.json would lose.
 
-    The first value is the one written; `values` must hold what an absent key means.
+    The first value is the one written, if any is; `values` must hold what an absent key means.
     """
 
     key: str
     values: tuple[Json, ...]
+    is_written: bool = True
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -109,7 +167,7 @@ class Fixed:
     def write(self, arch: Arch) -> dict[str, Json]:
         """The neutral value."""
         del arch
-        return {self.key: self.values[0]}
+        return {self.key: self.values[0]} if self.is_written else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,61 +192,23 @@ class UniformLayers:
     """`num_hidden_layers` equal layers of attention and a dense feed-forward."""
 
     key: str = "num_hidden_layers"
+    aliases: tuple[str, ...] = ()
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The one key."""
-        return (self.key,)
+        """The key and its older names."""
+        return (self.key, *self.aliases)
 
     def read(self, config: Mapping[str, Json], *, where: str) -> Facts:
         """One run."""
-        count = _default(self.key, REQUIRED, config, where=where)
+        key = one_of(self.keys, config, where=where)
+        count = _default(key, REQUIRED, config, where=where)
         run = {"count": count, "mixer": "attention", "feed_forward": "dense"}
         return {"layers": [{**run, "window": None, "rope": True}]}
 
     def write(self, arch: Arch) -> dict[str, Json]:
         """The number of layers."""
         return {self.key: arch.num_layers}
-
-
-@dataclass(frozen=True, slots=True)
-class FullAttention:
-    """Sliding-window keys of a family, accepted only when every layer attends to everything."""
-
-    keys: tuple[str, ...] = (
-        "use_sliding_window",
-        "sliding_window",
-        "max_window_layers",
-        "layer_types",
-    )
-
-    def read(self, config: Mapping[str, Json], *, where: str) -> Facts:
-        """No facts; refuses a window in use."""
-        if config.get("use_sliding_window"):
-            raise ArchError(
-                f"{where}: use_sliding_window=true cannot be converted by this family, want false"
-            )
-        types = cast("list[str]", config.get("layer_types") or [])
-        if other := [(i, kind) for i, kind in enumerate(types) if kind != "full_attention"]:
-            index, kind = other[0]
-            raise ArchError(
-                f"{where}: layer_types[{index}]={kind!r} cannot be converted, want 'full_attention'"
-            )
-        if types and len(types) != config.get("num_hidden_layers"):
-            raise ArchError(
-                f"{where}: layer_types has {len(types)} entries, "
-                f"num_hidden_layers is {config.get('num_hidden_layers')}"
-            )
-        return {}
-
-    def write(self, arch: Arch) -> dict[str, Json]:
-        """No window anywhere."""
-        return {
-            "use_sliding_window": False,
-            "sliding_window": None,
-            "max_window_layers": arch.num_layers,
-            "layer_types": ["full_attention"] * arch.num_layers,
-        }
 
 
 # Parts of arch.json and the kinds of layers that have them.
@@ -200,6 +220,18 @@ _PARTS: Mapping[str, frozenset[str]] = {
     "mlp": frozenset({"dense", "dense_shortcut_moe"}),
     "moe": frozenset({"moe", "dense_shortcut_moe"}),
 }
+
+
+def one_of(keys: tuple[str, ...], config: Mapping[str, Json], *, where: str) -> str:
+    """The name among `keys` that `config` uses, the first if none; refuses two that disagree."""
+    used = [key for key in keys if config.get(key) is not None] or [k for k in keys if k in config]
+    if differing := [key for key in used if config[key] != config[used[0]]]:
+        first, other = used[0], differing[0]
+        raise ArchError(
+            f"{where}: {first}={config[first]!r} and {other}={config[other]!r} are two names of "
+            "one thing, want one of them"
+        )
+    return used[0] if used else keys[0]
 
 
 def look_up(arch: Arch, path: str) -> Json:

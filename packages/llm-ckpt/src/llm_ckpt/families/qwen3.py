@@ -2,8 +2,9 @@
 
 from llm_ckpt.families import dense
 from llm_ckpt.families.family import Family
-from llm_ckpt.families.fields import Field, FullAttention, UniformLayers
+from llm_ckpt.families.fields import UniformLayers
 from llm_ckpt.families.rope import RopeFields
+from llm_ckpt.families.windows import SwitchedWindows
 
 FAMILY = Family(
     name="qwen3",
@@ -11,15 +12,10 @@ FAMILY = Family(
     fields=(
         *dense.SIZES,
         UniformLayers(),
+        SwitchedWindows(),
         RopeFields(),
-        FullAttention(),
-        Field(
-            "num_key_value_heads",
-            ("attention.query_groups",),
-            default=32,
-            null=dense.all_heads,
-        ),
-        Field("head_dim", ("attention.head_dim",), default=128),
+        dense.kv_heads(32),
+        dense.head_dim(128),
     ),
     constants={**dense.CONSTANTS, "attention.qk_norm": "head"},
     rules=(*dense.RULES, *dense.QK_NORMS),

@@ -1,4 +1,4 @@
-"""The interface of a rule, the rule that changes nothing, and the one that transposes."""
+"""The interface of a rule, the rule that changes nothing, and rules that change the shape."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,6 +83,44 @@ class Same:
 
 
 @dataclass(frozen=True, slots=True)
+class Row:
+    """A vector that every rank holds whole ⇄ a matrix of one row."""
+
+    mcore: str
+    hf: str
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The one name."""
+        return (self.hf,)
+
+    def part_shapes(self, shape: Shape, arch: Arch) -> tuple[Shape, ...]:
+        """One row."""
+        del arch
+        return ((1, *shape),)
+
+    def part_cuts(self, cut: Cut, arch: Arch) -> tuple[Cut, ...]:
+        """The same cut: none."""
+        del arch
+        return (cut,)
+
+    def commutes(self, size: int, arch: Arch) -> bool:
+        """Always."""
+        del size, arch
+        return True
+
+    def merge(self, parts: Sequence[Tensor], arch: Arch) -> Tensor:
+        """The row."""
+        del arch
+        return parts[0][0]
+
+    def split(self, tensor: Tensor, arch: Arch) -> tuple[Tensor, ...]:
+        """A matrix of it."""
+        del arch
+        return (tensor[None],)
+
+
+@dataclass(frozen=True, slots=True)
 class Transposed:
     """A rule whose Hugging Face tensors are stored [in, out] (GPT-2's Conv1D, stacked experts)."""
 
@@ -112,7 +150,8 @@ class Transposed:
     def commutes(self, size: int, arch: Arch) -> bool:
         """A piece of several sections can only be laid end to end on axis 0."""
         cuts = self.rule.part_cuts(Cut(0), arch)
-        return self.rule.commutes(size, arch) and all(len(cut.sections) == 1 for cut in cuts)
+        is_one_run = size == 1 or all(len(cut.sections) == 1 for cut in cuts)
+        return is_one_run and self.rule.commutes(size, arch)
 
     def merge(self, parts: Sequence[Tensor], arch: Arch) -> Tensor:
         """Transpose, then the inner rule."""

@@ -1,0 +1,30 @@
+"""GLM-4 and GLM-Edge (transformers' `glm`): half of each head rotates, in neighbouring pairs."""
+
+from llm_ckpt.families import dense
+from llm_ckpt.families.family import Family
+from llm_ckpt.families.fields import Field, UniformLayers
+from llm_ckpt.families.rope import RopeFields
+
+FAMILY = Family(
+    name="glm",
+    architecture="GlmForCausalLM",
+    fields=(
+        *dense.sizes(
+            Field("rms_norm_eps", ("norm.eps",), default=1.5625e-07, kind=float),
+            Field("attention_bias", ("attention.qkv_bias",), default=True),
+        ),
+        UniformLayers(),
+        RopeFields(fraction=0.5, interleaved=True),
+        dense.kv_heads(2),
+        dense.head_dim(128),
+    ),
+    constants=dense.CONSTANTS,
+    rules=(
+        *dense.ENDS,
+        *dense.NORMS,
+        *dense.ATTENTION_WEIGHTS,
+        dense.qkv("bias"),
+        *dense.GATE_UP,
+    ),
+    copies=dense.COPIES,
+)
