@@ -9,7 +9,8 @@ import torch
 from ckpt_models import save_model
 from llm_ckpt.edge.convert import Request, run
 from llm_ckpt.edge.open import CheckpointOpener
-from llm_ckpt.placement import Pipeline
+from llm_ckpt.formats.dialects import Dialect
+from llm_ckpt.placement import Grid, Pipeline
 from llm_ckpt.plan import Target
 
 CONTRACTS = Path(__file__).parents[1] / "contracts"
@@ -29,20 +30,41 @@ def hf_folder(tmp_path_factory):
     return make
 
 
+def layout_options(options):
+    """Takes tp, ep, pp, experts … out of `options`; the arguments of `Target` made of them."""
+    names = {
+        "grid": (Grid, {"tp", "ep", "etp", "tp_extends_ep"}, {}),
+        "pipeline": (
+            Pipeline,
+            {"pp", "vpp", "noop_layers", "schedule", "layers_per_chunk"},
+            {"layers": "layers_per_stage"},
+        ),
+        "dialect": (
+            Dialect,
+            {"implementation", "experts", "splits_mla"},
+            {"dialect": "name"},
+        ),
+    }
+    made = {}
+    for part, (kind, keys, renamed) in names.items():
+        spelled = {key: key for key in keys} | renamed
+        found = {new: options.pop(old) for old, new in spelled.items() if old in options}
+        made[part] = kind(**found)
+    return made
+
+
 @pytest.fixture
 def convert():
     """`convert(src, dst, "v1", tp=2, pp=2, vpp=1, …)`."""
 
-    def convert(
-        src, dst, layout, *, pp=1, vpp=1, layers=None, workers=1, iteration=None, **options
-    ):
+    def convert(src, dst, layout, *, workers=1, iteration=None, **options):
         opener = CheckpointOpener(src, iteration)
-        pipeline = Pipeline(pp=pp, vpp=vpp, layers_per_stage=layers)
+        parts = layout_options(options)
         flags = {k: options.pop(k) for k in ("is_resumed", "is_overwritten") if k in options}
         request = Request(
             opener=opener,
             destination=dst,
-            target=Target(layout=layout, pipeline=pipeline, **options),
+            target=Target(layout=layout, **parts, **options),
             fingerprint=opener.fingerprint(),
             workers=workers,
             **flags,

@@ -44,7 +44,8 @@ def test_noop_layers_leave_a_gap_in_the_local_numbers():
 def test_slots_of_stored_chunk_sizes_are_the_slots_they_were_written_with(pp, vpp, per):
     vpp = vpp if pp > 1 else 1
     sizes = (per,) * (pp * vpp)
-    assert slots_of(sizes, pp) == Pipeline(pp=pp, vpp=vpp).place(per * pp * vpp)
+    pipeline = Pipeline(pp=pp, vpp=vpp)
+    assert slots_of(sizes, pipeline.places()) == pipeline.place(per * pp * vpp)
 
 
 @pytest.mark.parametrize(

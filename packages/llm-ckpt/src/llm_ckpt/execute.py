@@ -11,11 +11,13 @@ from torch import Tensor
 
 from llm_ckpt.formats.dist_metadata import Chunk
 from llm_ckpt.formats.hf import header_bytes
-from llm_ckpt.formats.megatron_v1 import CHECKPOINT_VERSION, model_args
+from llm_ckpt.formats.model_args import model_args
+from llm_ckpt.formats.rank_files import CHECKPOINT_VERSION
+from llm_ckpt.formats.rank_state import Stored
 from llm_ckpt.formats.stream import FileFact, NewFile
 from llm_ckpt.formats.torch_zip import StoredTensor, TorchZipWriter
 from llm_ckpt.layout import Box
-from llm_ckpt.plan import DistFile, DistTensor, FilePlan, HfFile, Plan, V1File
+from llm_ckpt.plan import DistFile, DistTensor, FilePlan, HfFile, Target, V1File
 from llm_ckpt.source import WeightSource
 
 MAX_CHUNK_BYTES = 128 << 20
@@ -33,9 +35,10 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One file of a plan, below `folder`."""
+    """One file of a plan, below `folder`: all that a worker is told."""
 
-    plan: Plan
+    target: Target
+    padded_vocab_size: int
     file: FilePlan
     folder: Path
     iteration: int
@@ -43,7 +46,9 @@ class Job:
 
 def write_planned(source: WeightSource, job: Job, on_bytes: OnBytes) -> Written:
     """Write one file and commit it under its name."""
-    with NewFile(job.folder / job.file.path) as stream:
+    path, size, is_hf = job.folder / job.file.path, job.file.nbytes, job.target.layout == "hf"
+    # A Hugging Face folder has no place for checksums, so none are made.
+    with NewFile(path, is_hashed=not is_hf, planned_bytes=size) as stream:
         if isinstance(job.file, HfFile):
             _write_hf(source, job.file, stream, on_bytes)
             chunks: list[tuple[str, Chunk]] = []
@@ -57,14 +62,14 @@ def write_planned(source: WeightSource, job: Job, on_bytes: OnBytes) -> Written:
 
 def rank_args(source: WeightSource, job: Job) -> dict[str, Any]:
     """The `args` of a Megatron checkpoint."""
-    target, arch = job.plan.target, source.architecture
+    target, arch = job.target, source.architecture
     dtype = target.dtype or source.dtype(source.names()[0])
     facts = model_args(
         arch,
-        tp=target.tp,
-        pp=target.pipeline.pp,
-        vpp=target.pipeline.vpp,
-        padded_vocab_size=job.plan.padded_vocab_size,
+        pipeline=target.pipeline,
+        grid=target.grid,
+        dialect=target.dialect,
+        padded_vocab_size=job.padded_vocab_size,
         dtype=dtype,
     )
     facts["make_vocab_size_divisible_by"] = target.vocab_multiple
@@ -78,26 +83,25 @@ def _write_hf(source: WeightSource, file: HfFile, stream: NewFile, on_bytes: OnB
     for tensor in file.tensors:
         for name, number in tensor.pieces:
             if name != held:
+                parts = ()  # gives its memory to the next
                 rule = source.table.entries[name].rule
                 parts, held = rule.split(source.read(name), source.architecture), name
-            part = parts[number].to(tensor.dtype)
-            stream.write_tensor(part)
-            on_bytes(part.nbytes)
+            stream.write_tensor(parts[number], tensor.dtype)
+            on_bytes(parts[number].numel() * tensor.dtype.itemsize)
 
 
 def _write_v1(
     source: WeightSource, job: Job, file: V1File, stream: NewFile, on_bytes: OnBytes
 ) -> None:
     writer = TorchZipWriter(stream)
-    shard = (file.shard.rank, file.shard.size)
     states: list[Mapping[str, StoredTensor]] = []
     for chunk in file.chunks:
         state: dict[str, StoredTensor] = {}
         for tensor in chunk:
-            piece = source.read(tensor.name, shard, padded_vocab_size=job.plan.padded_vocab_size)
-            kept = piece.to(tensor.dtype)
-            state[tensor.local] = writer.tensor([kept], kept.dtype, tuple(kept.shape))
-            on_bytes(kept.nbytes)
+            stored = tensor.stored
+            parts = _parts(source, stored, job.padded_vocab_size)
+            state[stored.name] = writer.tensor(parts, tensor.dtype, stored.shape)
+            on_bytes(tensor.nbytes)
         states.append(state)
     keys = ["model"] if len(states) == 1 else [f"model{i}" for i in range(len(states))]
     writer.finish(
@@ -108,6 +112,20 @@ def _write_v1(
             **dict(zip(keys, states, strict=True)),
         }
     )
+
+
+def _parts(source: WeightSource, stored: Stored, padded_vocab_size: int) -> Iterator[Tensor]:
+    """The pieces of a stored tensor, in the order of its bytes."""
+    for piece in stored.pieces:
+        shard = (piece.shard.rank, piece.shard.size)
+        tensor = source.read(piece.param, shard, padded_vocab_size=padded_vocab_size)
+        if stored.is_transposed:
+            tensor = tensor.T.contiguous()
+        if piece.rows is None:
+            yield tensor
+        else:
+            yield from (tensor[start:stop] for start, stop in piece.rows)
+        del tensor  # gives its memory to the next
 
 
 def _write_dist(
@@ -121,19 +139,21 @@ def _write_dist(
         if planned.name != held:
             del whole
             whole, held = source.read(planned.name), planned.name
-        tensor = whole[planned.rows].to(planned.dtype)
+        tensor = whole[planned.rows]
         for box, rows in _row_blocks(planned, tensor):
             start = stream.position
             writer = TorchZipWriter(stream)
-            writer.finish(writer.tensor([rows], rows.dtype, box.shape))
+            writer.finish(writer.tensor([rows], planned.dtype, box.shape))
             length = stream.position - start
             yield planned.key, Chunk(box, file.path, start, length)
-        on_bytes(tensor.nbytes)
+            on_bytes(rows.numel() * planned.dtype.itemsize)
+            del rows
+        del tensor  # gives its memory to the next
 
 
 def _row_blocks(planned: DistTensor, tensor: Tensor) -> Iterator[tuple[Box, Tensor]]:
     """Row blocks of a tensor with their boxes in the key's shape (stacked axes lead)."""
-    row = max(1, tensor.nbytes // tensor.shape[0])
+    row = max(1, tensor.numel() * planned.dtype.itemsize // tensor.shape[0])
     height = max(1, MAX_CHUNK_BYTES // row)
     lead, stop = planned.lead, tuple(i + 1 for i in planned.lead)
     rest = (0,) * (tensor.dim() - 1)

@@ -7,13 +7,16 @@ from typing import Literal
 
 import torch
 
+from llm_ckpt.errors import LayoutError
+from llm_ckpt.formats.dialects import Dialect
 from llm_ckpt.formats.hf import shard_name
-from llm_ckpt.formats.megatron_v1 import rank_entries, rank_path
+from llm_ckpt.formats.rank_files import rank_path
+from llm_ckpt.formats.rank_state import Stored, chunk_blocks, rank_tensors
 from llm_ckpt.formats.sections import sections_of
 from llm_ckpt.formats.torch_dist import key_of, must_be_per_layer
-from llm_ckpt.layout import Shape, Shard, padded_vocab, piece_boxes, piece_shape
-from llm_ckpt.placement import Pipeline
-from llm_ckpt.table import Entry, Table
+from llm_ckpt.layout import Shape, padded_vocab
+from llm_ckpt.placement import ChunkPlace, Grid, Pipeline
+from llm_ckpt.table import Table
 
 GIB = 1 << 30
 MAX_HF_SHARD_BYTES = 5 * 10**9
@@ -25,8 +28,9 @@ class Target:
     """The layout wanted. `dtype` None keeps each tensor's own."""
 
     layout: Literal["hf", "v1", "v2"]
-    tp: int = 1
+    grid: Grid = field(default_factory=Grid)
     pipeline: Pipeline = field(default_factory=Pipeline)
+    dialect: Dialect = field(default_factory=Dialect)
     vocab_multiple: int = 128
     is_per_layer: bool = False
     dtype: torch.dtype | None = None
@@ -59,11 +63,15 @@ class HfFile:
 
 @dataclass(frozen=True, slots=True)
 class V1Tensor:
-    """An entry of a rank's state dict: its name there, the parameter, the dtype written."""
+    """An entry of a rank's state dict: what it is made of, the dtype written."""
 
-    local: str
-    name: str
+    stored: Stored
     dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Length in bytes."""
+        return _nbytes(self.stored.shape, self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +80,6 @@ class V1File:
 
     path: str
     nbytes: int
-    shard: Shard
     chunks: tuple[tuple[V1Tensor, ...], ...]
 
 
@@ -125,9 +132,10 @@ class Plan:
 
 def make_plan(table: Table, dtypes: Mapping[str, torch.dtype], target: Target) -> Plan:
     """Lay the model out; a layout that does not divide raises with the equation."""
+    target = replace(target, pipeline=target.pipeline.resolved(table.arch.num_layers))
     padded = table.arch.vocab_size
     if target.layout == "v1":
-        padded = padded_vocab(padded, multiple=target.vocab_multiple, tp=target.tp)
+        padded = padded_vocab(padded, multiple=target.vocab_multiple, tp=target.grid.tp)
     kept = {
         name: (target.dtype if entry.param.is_cast else None) or dtypes[name]
         for name, entry in table.entries.items()
@@ -167,21 +175,39 @@ def _hf_tensors(table: Table, dtypes: Mapping[str, torch.dtype]) -> list[HfTenso
 def _v1_files(
     table: Table, dtypes: Mapping[str, torch.dtype], target: Target, padded: int
 ) -> Iterator[V1File]:
-    pipeline = target.pipeline
-    slots = pipeline.place(table.arch.num_layers)
+    arch, pipeline, grid = table.arch, target.pipeline, target.grid
+    if arch.moe is None and grid.ep > 1:
+        raise LayoutError(f"ep({grid.ep}): the model has no experts, want 1")
+    if arch.moe is not None:
+        grid.check_experts(arch.moe.experts)
+    chunks = chunk_blocks(arch, pipeline.place(arch.num_layers), pipeline.head)
+    ranks = grid.ranks()
+    shape = {"is_pipelined": pipeline.pp > 1, "has_experts": grid.ep > 1}
     for stage in range(pipeline.pp):
-        chunks = rank_entries(table.arch, slots, pp=pipeline.pp, vpp=pipeline.vpp, stage=stage)
-        for rank in range(target.tp):
-            shard = Shard(rank, target.tp)
+        for rank in ranks:
             tensors = tuple(
-                tuple(V1Tensor(local, name, dtypes[name]) for local, name in chunk)
-                for chunk in chunks
+                tuple(
+                    V1Tensor(stored, _common_dtype(stored, dtypes))
+                    for stored in rank_tensors(
+                        chunks.get(ChunkPlace(stage, chunk), ()),
+                        rank,
+                        target.dialect,
+                        arch,
+                        padded_vocab=padded,
+                    )
+                )
+                for chunk in range(pipeline.vpp)
             )
-            size = 0
-            for tensor in (tensor for chunk in tensors for tensor in chunk):
-                size += _piece_bytes(table.entries[tensor.name], shard, padded, tensor.dtype)
-            path = rank_path(tp=rank, pp=stage, is_pipelined=pipeline.pp > 1)
-            yield V1File(path, size, shard, tensors)
+            size = sum(tensor.nbytes for chunk in tensors for tensor in chunk)
+            yield V1File(rank_path(tp=rank.tp, pp=stage, ep=rank.ep, **shape), size, tensors)
+
+
+def _common_dtype(stored: Stored, dtypes: Mapping[str, torch.dtype]) -> torch.dtype:
+    found = {piece.param: dtypes[piece.param] for piece in stored.pieces}
+    if len(set(found.values())) > 1:
+        text = ", ".join(f"{name} {dtype}" for name, dtype in found.items())
+        raise LayoutError(f"{stored.name} would hold different dtypes: {text}; give --dtype")
+    return next(iter(found.values()))
 
 
 def _dist_files(
@@ -204,14 +230,6 @@ def _dist_files(
     for index, (start, stop) in enumerate(_pack(sizes, MAX_DIST_FILE_BYTES)):
         members = tuple(tensors[start:stop])
         yield DistFile(f"__0_{index}.distcp", sum(sizes[start:stop]), members)
-
-
-def _piece_bytes(entry: Entry, shard: Shard, padded: int, dtype: torch.dtype) -> int:
-    shape = entry.param.shape
-    if entry.param.cut.padded:
-        shape = (padded, *shape[1:])
-    boxes = piece_boxes(shape, entry.param.cut, shard, where=entry.param.name)
-    return _nbytes(piece_shape(boxes), dtype)
 
 
 def _pack(sizes: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:

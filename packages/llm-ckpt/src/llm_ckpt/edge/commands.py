@@ -13,11 +13,11 @@ import torch
 from llm_ckpt.edge import initial, show
 from llm_ckpt.edge import verify as compare
 from llm_ckpt.edge.convert import Outcome, Request, plan_for, run
-from llm_ckpt.edge.folder import CHECKPOINT, arch_from_file, locate, read_arch
+from llm_ckpt.edge.folder import CHECKPOINT, arch_from_file
 from llm_ckpt.edge.open import CheckpointOpener
 from llm_ckpt.errors import CheckpointError
 from llm_ckpt.families import FAMILIES
-from llm_ckpt.placement import Pipeline
+from llm_ckpt.placement import Grid, Pipeline
 from llm_ckpt.plan import Target
 
 
@@ -153,7 +153,7 @@ def _target(
         )
     if chosen != "v2" and per_layer_keys:
         raise click.UsageError("--per-layer-keys is for --layout v2")
-    target = Target(layout="hf" if chosen == "hf" else "v1" if is_v1 else "v2", tp=tp)
+    target = Target(layout="hf" if chosen == "hf" else "v1" if is_v1 else "v2", grid=Grid(tp=tp))
     return replace(
         target,
         pipeline=Pipeline(pp=pp, vpp=vpp, layers_per_stage=num_layer_list),

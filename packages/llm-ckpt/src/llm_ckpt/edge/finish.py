@@ -108,7 +108,7 @@ def _complete_megatron(
     if plan.target.layout == "v2":
         facts |= _complete_v2(source, plan, job, written)
     target, arch = plan.target, source.architecture
-    pipeline = target.pipeline
+    pipeline, grid = target.pipeline, target.grid
     checkpoint = Checkpoint(
         format="checkpoint",
         version=1,
@@ -118,11 +118,11 @@ def _complete_megatron(
         arch_digest=arch.digest(),
         tokenizer_digest=tokenizer_digest(read_json(tokenizer)) if tokenizer.is_file() else None,
         parallel=Parallel(
-            tp=target.tp,
+            tp=grid.tp,
             pp=pipeline.pp,
             vpp=pipeline.vpp if pipeline.vpp > 1 else None,
-            ep=1,
-            etp=1,
+            ep=grid.ep,
+            etp=grid.expert_tensor if arch.moe else 1,
             dp=1,
         ),
         contains=["weights"],

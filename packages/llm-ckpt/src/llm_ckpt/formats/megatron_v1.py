@@ -1,243 +1,323 @@
 """Megatron v1, the `torch` layout: one `model_optim_rng.pt` a rank.
 
-`iter_0000001/mp_rank_TT[_PPP]/model_optim_rng.pt` holds `args`, `checkpoint_version` 3.0 (grouped
-QKV rows), `iteration` and `model`, or `model0 … modelN` with virtual pipeline chunks. Layers are
-numbered from 0 in each chunk. The contract is tests/contracts/megatron_v1/SPEC.md.
+`iter_0000001/mp_rank_TT[_PPP][_EEE]/model_optim_rng.pt` holds `args`, `checkpoint_version` 3.0
+(grouped QKV rows), `iteration` and `model`, or `model0 … modelN` with virtual pipeline chunks.
+Layers are numbered from 0 in each chunk. Sizes, schedule, dialect and the layout of experts are
+read from the files. The contract is tests/contracts/megatron_v1/SPEC.md.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 
 from llm_ckpt.arch import Arch
 from llm_ckpt.blocks import Param
-from llm_ckpt.errors import FormatError, LayoutError, first_few
-from llm_ckpt.formats import names
-from llm_ckpt.formats.slab import Tile, check_length
-from llm_ckpt.formats.tiled import Tiled, check_tiles, clip_rows
-from llm_ckpt.formats.torch_zip import TorchZip, read_torch_zip
+from llm_ckpt.errors import FormatError, first_few
+from llm_ckpt.formats.dialects import EXPERT_LAYOUTS, Spelling, every_spelling
+from llm_ckpt.formats.rank_files import RankFile, open_ranks, rank_path
+from llm_ckpt.formats.rank_state import (
+    Block,
+    Stored,
+    blocks_of,
+    expert_tensors,
+    picked_boxes,
+    piece_boxes_of,
+    spellings_found,
+    stored_tensor,
+)
+from llm_ckpt.formats.slab import Slab, Tile, check_length
+from llm_ckpt.formats.tiled import Tiled, check_tiles
 from llm_ckpt.formats.unpickle import Lazy
-from llm_ckpt.layout import Shape, Shard, piece_boxes, piece_shape
+from llm_ckpt.layout import Box, Shape, moved, whole
 from llm_ckpt.params import EMBEDDING, OUTPUT, expected_params
-from llm_ckpt.placement import Slot, slots_of
+from llm_ckpt.placement import ChunkPlace, Grid, Rank, Schedule, chunk_places
 
-RANK_FILE = "model_optim_rng.pt"
-CHECKPOINT_VERSION = 3.0
-_RANK = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3}))?(_\d{3})?")
+_LOCAL_LAYER = re.compile(r"(decoder\.layers\.(\d+)\.|mtp\.layers\.\d+\.transformer_layer\.)(.+)")
+_EXPERT_NAMES = {
+    "sequential": re.compile(r".*experts\.local_experts\.(\d+)\.linear_fc2\.weight"),
+    "te": re.compile(r".*experts\.linear_fc2\.weight(\d+)"),
+    "grouped": re.compile(r".*experts\.weight2()"),
+}
+_VPP_DUALPIPEV = 2
 
 
 @dataclass(frozen=True, slots=True)
-class RankFile:
-    """One rank's file, opened: its state dicts, one a virtual chunk."""
+class _Reading:
+    """What is known of a checkpoint while its tensors are matched with parameters."""
 
-    tp: int
-    pp: int
-    zip: TorchZip
-    chunks: tuple[Mapping[str, Any], ...]
-
-
-def rank_path(*, tp: int, pp: int, is_pipelined: bool) -> str:
-    """Path of a rank's file below the iteration folder, as Megatron-LM names it."""
-    return f"mp_rank_{tp:02d}" + (f"_{pp:03d}" if is_pipelined else "") + f"/{RANK_FILE}"
+    arch: Arch
+    grid: Grid
+    layers: Mapping[tuple[ChunkPlace, int], Block]
+    others: Mapping[str, Block]
+    spellings: Mapping[str, Mapping[str, tuple[Spelling, ...]]]
+    params: Mapping[str, Param]
+    vocabulary: Mapping[tuple[int, int, str], Mapping[int, int]]
 
 
 def read_v1(iteration: Path, arch: Arch) -> Tiled:
     """Open every rank of an iteration folder; only pickles are read, no tensors."""
-    ranks = _open_ranks(iteration)
-    tp, pp = (max(rank[axis] for rank in ranks) + 1 for axis in (0, 1))
-    vpp = len(ranks[0, 0].chunks)
-    layers = _layers_by_slot(ranks, pp, vpp, where=str(iteration))
-    params = expected_params(arch)
-    by_name = {param.name: param for param in params}
-    tiles: dict[str, list[Tile]] = {}
+    ranks = open_ranks(iteration)
+    reading = _reading(ranks, arch, where=str(iteration))
+    tiles: dict[str, dict[Box, Tile]] = {}
     dtypes: dict[str, torch.dtype] = {}
-    for rank in ranks.values():
-        for chunk, state in enumerate(rank.chunks):
-            for local, lazy in _tensors(state):
-                name = _global_name(local, rank.pp, chunk, layers)
-                if name == OUTPUT and arch.tie_embeddings:
-                    continue  # the last stage's own copy of the embedding
-                found = _tiles_of(rank, local, lazy, by_name.get(name), tp=tp)
-                tiles.setdefault(name, []).extend(found)
-                if dtypes.setdefault(name, lazy.storage.dtype) != lazy.storage.dtype:
-                    raise FormatError(f"{rank.zip.path}: {local} has another dtype on other ranks")
-    return check_tiles(tiles, dtypes, params, where=str(iteration))
+    unknown: dict[str, list[Tile]] = {}
+    for file in ranks:
+        rank, experts = _rank_of(file, reading.grid), dict[str, dict[str, Stored]]()
+        for chunk in range(len(file.chunks)):
+            for local, lazy in file.tensors(chunk):
+                found = _stored(
+                    reading, rank, ChunkPlace(file.pp, chunk), local, lazy, file, experts
+                )
+                if found is None:
+                    unknown[local] = []
+                    continue
+                for name, tile in _tiles_of(reading, file, rank, found, lazy, chunk):
+                    # other ranks hold copies of what none of them cuts
+                    tiles.setdefault(name, {}).setdefault(tile.box, tile)
+                    if dtypes.setdefault(name, lazy.storage.dtype) != lazy.storage.dtype:
+                        at = f"{file.zip.path}: {local}"
+                        raise FormatError(f"{at} has another dtype on other ranks")
+    listed = {name: list(by_box.values()) for name, by_box in tiles.items()}
+    return check_tiles(listed | unknown, dtypes, reading.params.values(), where=str(iteration))
 
 
-def model_args(
-    arch: Arch, *, tp: int, pp: int, vpp: int, padded_vocab_size: int, dtype: torch.dtype
-) -> dict[str, Any]:
-    """Options of Megatron-LM that describe the model and its layout, by their names there."""
-    attention, mlp, position = arch.attention, arch.mlp, arch.position
-    is_rope = position.kind == "rope"
-    facts: dict[str, Any] = {
-        "tensor_model_parallel_size": tp,
-        "pipeline_model_parallel_size": pp,
-        "virtual_pipeline_model_parallel_size": vpp if vpp > 1 else None,
-        "expert_model_parallel_size": 1,
-        "num_layers": arch.num_layers,
-        "hidden_size": arch.hidden_size,
-        "max_position_embeddings": arch.max_position_embeddings,
-        "position_embedding_type": "rope" if is_rope else position.kind,
-        "untie_embeddings_and_output_weights": not arch.tie_embeddings,
-        "normalization": "RMSNorm" if arch.norm.kind == "rms" else "LayerNorm",
-        "norm_epsilon": arch.norm.eps,
-        "apply_layernorm_1p": arch.norm.zero_centered,
-        "vocab_size": arch.vocab_size,
-        "padded_vocab_size": padded_vocab_size,
-        "num_experts": None,
-        "params_dtype": dtype,
-        "bf16": dtype == torch.bfloat16,
-        "fp16": dtype == torch.float16,
-        "transformer_impl": "local",
-        "iteration": 1,
-        "consumed_train_samples": 0,
-        "consumed_valid_samples": 0,
-    }
-    if position.kind == "rope":
-        facts |= {"rotary_base": position.base, "rotary_percent": position.fraction}
-        if position.scaling is not None and position.scaling.kind == "llama3":
-            facts |= {"use_rope_scaling": True, "rope_scaling_factor": position.scaling.factor}
-    if attention is not None:
-        facts |= {
-            "num_attention_heads": attention.heads,
-            "group_query_attention": attention.query_groups != attention.heads,
-            "num_query_groups": attention.query_groups,
-            "kv_channels": attention.head_dim,
-            "add_qkv_bias": attention.qkv_bias,
-            "qk_layernorm": attention.qk_norm != "none",
-        }
-    if mlp is not None:
-        facts |= {
-            "ffn_hidden_size": mlp.ffn_hidden_size,
-            "swiglu": mlp.gated and mlp.activation == "silu",
-            "add_bias_linear": mlp.bias,
-        }
-    return facts
+def _reading(ranks: Sequence[RankFile], arch: Arch, *, where: str) -> _Reading:
+    grid = _grid(ranks, arch)
+    _check_present(ranks, grid, where=where)
+    params = expected_params(arch)
+    blocks = blocks_of(params)
+    layers = [block for block in blocks if block.layer is not None]
+    rest = {n: p for block in blocks if not block.prefix for n, p in block.params.items()}
+    if arch.tie_embeddings:
+        rest[OUTPUT] = rest[EMBEDDING]  # the last stage's own copy
+    others = {block.prefix: block for block in blocks if block.prefix.startswith("mtp.")}
+    others[""] = Block("", rest, ())
+    tables = every_spelling()
+    slots = _layer_slots(ranks, arch.num_layers, where=where)
+    return _Reading(
+        arch=arch,
+        grid=grid,
+        layers=dict(zip(slots, layers, strict=True)),
+        others=others,
+        spellings={b.prefix: spellings_found(b, tables) for b in (*layers, *others.values())},
+        params={param.name: param for param in params},
+        vocabulary=_vocabulary_rows(ranks, rest),
+    )
 
 
-def rank_entries(
-    arch: Arch, slots: Sequence[Slot], *, pp: int, vpp: int, stage: int
-) -> tuple[tuple[tuple[str, str], ...], ...]:
-    """For each virtual chunk of a stage: (name in the file, canonical name), in model order."""
-    chunks: list[list[tuple[str, str]]] = [[] for _ in range(vpp)]
-    for param in expected_params(arch):
-        split = names.split_layer(param.name)
-        if split is not None:
-            slot = slots[split[0]]
-            local = names.join_layer(slot.local, split[1])
-        else:
-            is_first = param.name == EMBEDDING
-            slot = Slot(0, 0, 0) if is_first else Slot(pp - 1, vpp - 1, 0)
-            local = param.name
-        if slot.stage == stage:
-            chunks[slot.chunk].append((local, param.name))
-    if arch.tie_embeddings and pp > 1 and stage == pp - 1:
-        chunks[-1].append((OUTPUT, EMBEDDING))  # the last stage keeps its own copy
-    return tuple(tuple(chunk) for chunk in chunks)
-
-
-def _open_ranks(iteration: Path) -> dict[tuple[int, int], RankFile]:
-    ranks: dict[tuple[int, int], RankFile] = {}
-    for folder in sorted(iteration.glob("mp_rank_*")):
-        match = _RANK.fullmatch(folder.name)
-        if match is None:
-            raise FormatError(f"{folder}: want a name like mp_rank_00 or mp_rank_00_000")
-        if match[3]:
-            raise LayoutError(f"{folder}: expert-parallel ranks are not read by this version")
-        tp, pp = int(match[1]), int(match[2] or 0)
-        if not (folder / RANK_FILE).is_file():
-            raise FormatError(f"{folder / RANK_FILE}: file is missing")
-        ranks[tp, pp] = _open_rank(folder / RANK_FILE, tp, pp)
-    if not ranks:
-        raise FormatError(f"{iteration}: no mp_rank_* folders")
-    sizes = [max(rank[axis] for rank in ranks) + 1 for axis in (0, 1)]
-    wanted = {(t, p) for t in range(sizes[0]) for p in range(sizes[1])}
-    if absent := sorted(wanted - ranks.keys()):
-        paths = [rank_path(tp=t, pp=p, is_pipelined=sizes[1] > 1) for t, p in absent]
-        raise FormatError(f"{iteration}: missing rank files {first_few(paths)}")
-    return ranks
-
-
-def _open_rank(path: Path, tp: int, pp: int) -> RankFile:
-    opened = read_torch_zip(path)
-    if not isinstance(opened.value, dict):
-        raise FormatError(f"{path}: holds {type(opened.value).__name__}, want a dict with 'model'")
-    value = cast("dict[str, Any]", opened.value)
-    version = value.get("checkpoint_version", 0)
-    if version != CHECKPOINT_VERSION:
+def _grid(ranks: Sequence[RankFile], arch: Arch) -> Grid:
+    """Parallel sizes, from the files' names and the experts' shapes."""
+    tp, ep = (max(getattr(rank, axis) for rank in ranks) + 1 for axis in ("tp", "ep"))
+    if arch.moe is None:
+        return Grid(tp=tp, ep=ep)
+    extends = bool(getattr(ranks[0].args, "moe_tp_extend_ep", False)) and tp > 1
+    local, columns = _expert_size(ranks[0], arch)
+    if local and local * ep * tp == arch.moe.experts and tp > 1:
+        extends = True
+    grid = Grid(tp=tp, ep=ep, tp_extends_ep=extends)
+    grid.check_experts(arch.moe.experts)
+    if extends or not columns:
+        return grid
+    total = arch.moe.ffn_hidden_size * (1 if local else arch.moe.experts // ep)
+    if total % columns:
         raise FormatError(
-            f"{path}: checkpoint_version {version}, want {CHECKPOINT_VERSION} "
-            "(older ones order QKV rows differently)"
+            f"{ranks[0].zip.path}: experts have {columns} columns, want a divisor of {total}"
         )
-    keys = ["model"] if "model" in value else []
-    while not value.get("model") and f"model{len(keys)}" in value:
-        keys.append(f"model{len(keys)}")
-    if not keys:
-        raise FormatError(f"{path}: no 'model' or 'model0' among {first_few(sorted(value))}")
-    return RankFile(tp, pp, opened, tuple(value[key] for key in keys))
+    return Grid(tp=tp, ep=ep, etp=total // columns)
 
 
-def _tensors(state: Mapping[str, Any]) -> Iterable[tuple[str, Lazy]]:
-    for name, value in state.items():
-        if isinstance(value, Lazy) and "_extra_state" not in name:
-            yield name, value
+def _expert_size(rank: RankFile, arch: Arch) -> tuple[int, int]:
+    """Experts in the file (0 when they are one tensor), and how many columns they have there."""
+    found: dict[str, list[tuple[str, Lazy]]] = {"sequential": [], "te": [], "grouped": []}
+    for chunk in range(len(rank.chunks)):
+        for name, lazy in rank.tensors(chunk):
+            for layout, pattern in _EXPERT_NAMES.items():
+                if pattern.fullmatch(name):
+                    found[layout].append((name, lazy))
+    for layout in ("sequential", "te"):
+        if found[layout]:
+            pattern = _EXPERT_NAMES[layout]
+            numbers = {m[1] for name, _ in found[layout] if (m := pattern.fullmatch(name))}
+            return len(numbers), found[layout][0][1].shape[-1]
+    if found["grouped"]:
+        shape = found["grouped"][0][1].shape
+        if len(shape) != 2 or shape[1] != arch.hidden_size:
+            name = found["grouped"][0][0]
+            want = f"[…, {arch.hidden_size}]"
+            raise FormatError(f"{rank.zip.path}: {name} has shape {list(shape)}, want {want}")
+        return 0, shape[0]
+    return 0, 0
 
 
-def _layers_by_slot(
-    ranks: Mapping[tuple[int, int], RankFile], pp: int, vpp: int, *, where: str
-) -> dict[Slot, int]:
-    sizes: list[int] = []
-    for chunk in range(pp * vpp):
-        rank = ranks[0, chunk % pp]
+def _check_present(ranks: Sequence[RankFile], grid: Grid, *, where: str) -> None:
+    stages = max(rank.pp for rank in ranks) + 1
+    found = {(rank.pp, rank.tp, rank.ep) for rank in ranks}
+    wanted = {(pp, rank.tp, rank.ep) for pp in range(stages) for rank in grid.ranks()}
+    if absent := sorted(wanted - found):
+        shape = {"is_pipelined": stages > 1, "has_experts": grid.ep > 1}
+        paths = [rank_path(tp=tp, pp=pp, ep=ep, **shape) for pp, tp, ep in absent]
+        raise FormatError(f"{where}: missing rank files {first_few(paths)}")
+    if (extra := sorted(found - wanted)) and grid.expert_tensor > 1:
+        pp, tp, ep = extra[0]
+        sizes = f"tp({grid.tp}), ep({grid.ep}), etp({grid.expert_tensor})"
+        raise FormatError(f"{where}: no rank has tp {tp}, pp {pp} and ep {ep} with {sizes}")
+
+
+def _rank_of(file: RankFile, grid: Grid) -> Rank:
+    for rank in grid.ranks():
+        if (rank.tp, rank.ep) == (file.tp, file.ep):
+            return rank
+    return grid.rank(file.tp, file.ep, 0)
+
+
+def _layer_slots(
+    ranks: Sequence[RankFile], num_layers: int, *, where: str
+) -> list[tuple[ChunkPlace, int]]:
+    """The place and local number of each layer; noop layers leave gaps."""
+    first = {rank.pp: rank for rank in reversed(ranks)}
+    pp, vpp = len(first), len(ranks[0].chunks)
+    for rank in ranks:
         if len(rank.chunks) != vpp:
             raise FormatError(f"{rank.zip.path}: {len(rank.chunks)} model chunks, want {vpp}")
-        splits = (names.split_layer(name) for name, _ in _tensors(rank.chunks[chunk // pp]))
-        found = {split[0] for split in splits if split}
-        if found != set(range(len(found))):
-            raise FormatError(f"{where}: {rank.zip.path}: layers {sorted(found)} have gaps")
-        sizes.append(len(found))
-    return {slot: layer for layer, slot in enumerate(slots_of(sizes, pp))}
+    slots: list[tuple[ChunkPlace, int]] = []
+    for place in chunk_places(pp, vpp, _schedule(first[0], pp, vpp)):
+        names = [name for name, _ in first[place.stage].tensors(place.chunk)]
+        found = {int(m[2]) for name in names if (m := _LOCAL_LAYER.fullmatch(name)) and m[2]}
+        slots += [(place, local) for local in sorted(found)]
+    if len(slots) != num_layers:
+        text = ", ".join(f"{place.stage}/{place.chunk}: {local}" for place, local in slots[:8])
+        raise FormatError(
+            f"{where}: the files hold {len(slots)} layers (stage/chunk: layer {text} …), "
+            f"want {num_layers}"
+        )
+    return slots
 
 
-def _global_name(local: str, pp: int, chunk: int, layers: Mapping[Slot, int]) -> str:
-    name = names.to_canonical(local)
-    split = names.split_layer(name)
-    if split is None:
-        return name
-    layer = layers.get(Slot(pp, chunk, split[0]))
-    return name if layer is None else names.join_layer(layer, split[1])
+def _schedule(first: RankFile, pp: int, vpp: int) -> Schedule:
+    """DualPipeV has the last layers, so the final norm, on the first stage."""
+    if pp == 1 or vpp != _VPP_DUALPIPEV:
+        return "interleaved"
+    names = {name for name, _ in first.tensors(1)}
+    is_last = names & {"decoder.final_layernorm.weight", "final_layernorm.weight"}
+    return "dualpipev" if is_last else "interleaved"
+
+
+def _vocabulary_rows(
+    ranks: Sequence[RankFile], rest: Mapping[str, Param]
+) -> dict[tuple[int, int, str], dict[int, int]]:
+    """Rows that each tensor rank holds of a vocabulary tensor; they need not be equal.
+
+    MindSpeed-LLM's second converter does not pad: `torch.chunk` leaves less to the last ranks.
+    """
+    found: dict[tuple[int, int, str], dict[int, int]] = {}
+    for rank in ranks:
+        for chunk in range(len(rank.chunks)):
+            for name, lazy in rank.tensors(chunk):
+                if name in rest and rest[name].cut.padded and lazy.shape:
+                    found.setdefault((rank.pp, chunk, name), {})[rank.tp] = lazy.shape[0]
+    return found
+
+
+def _stored(
+    reading: _Reading,
+    rank: Rank,
+    place: ChunkPlace,
+    local: str,
+    lazy: Lazy,
+    file: RankFile,
+    experts: dict[str, dict[str, Stored]],
+) -> Stored | None:
+    """What a tensor of a file is; None when no parameter is spelled so."""
+    match = _LOCAL_LAYER.fullmatch(local)
+    prefix, relative = (match[1], match[3]) if match else ("", local)
+    if match and match[2]:
+        block = reading.layers.get((place, int(match[2])))
+    else:
+        block = reading.others.get(prefix)
+    if block is None:
+        return None
+    if block.prefix not in experts:
+        experts[block.prefix] = _expert_names(block, rank)
+    if relative in experts[block.prefix]:
+        ways = [experts[block.prefix][relative]]
+    else:
+        ways = list(_ways(reading, rank, block, relative))
+    if not ways:
+        return None
+    for stored in ways:
+        if stored.shape == lazy.shape or _is_vocabulary(reading, stored, lazy.shape):
+            return stored
+    wanted = " or ".join(str(list(stored.shape)) for stored in ways)
+    param = reading.params[ways[0].pieces[0].param]
+    raise FormatError(
+        f"{file.zip.path}: {local} has shape {list(lazy.shape)}, want {wanted} "
+        f"(rank {rank.tp} of tp {reading.grid.tp} of {list(param.shape)})"
+    )
+
+
+def _ways(reading: _Reading, rank: Rank, block: Block, relative: str) -> Iterator[Stored]:
+    for spelling in reading.spellings[block.prefix].get(relative, ()):
+        padded = -(-reading.arch.vocab_size // rank.tensor.size) * rank.tensor.size
+        yield stored_tensor(spelling, "", block, rank, reading.arch, padded_vocab=padded)
+
+
+def _expert_names(block: Block, rank: Rank) -> dict[str, Stored]:
+    """What the file holds of a layer's experts, in all layouts, by name."""
+    return {
+        stored.name: stored
+        for experts in block.experts
+        for layout in EXPERT_LAYOUTS
+        if layout != "grouped" or experts.kind == "weight"
+        for stored in expert_tensors(experts, "", layout, rank)
+    }
+
+
+def _is_vocabulary(reading: _Reading, stored: Stored, shape: Shape) -> bool:
+    param = reading.params[stored.pieces[0].param]
+    return param.cut.padded and shape[1:] == param.shape[1:] and len(shape) == len(param.shape)
 
 
 def _tiles_of(
-    rank: RankFile, local: str, lazy: Lazy, param: Param | None, *, tp: int
-) -> list[Tile]:
-    if param is None or (param.cut.axis is None and rank.tp > 0):
-        return []
-    where = f"{rank.zip.path}: {local}"
-    full = _stored_shape(param, lazy.shape, tp)
-    boxes = piece_boxes(full, param.cut, Shard(rank.tp, tp), where=where)
-    if lazy.shape != piece_shape(boxes):
-        raise FormatError(
-            f"{where} has shape {list(lazy.shape)}, want {list(piece_shape(boxes))} "
-            f"(rank {rank.tp} of tp {tp} of {list(param.shape)})"
-        )
-    slab, offset, tiles = rank.zip.slab(lazy), 0, list[Tile]()
+    reading: _Reading, file: RankFile, rank: Rank, stored: Stored, lazy: Lazy, chunk: int
+) -> Iterator[tuple[str, Tile]]:
+    slab = file.zip.slab(lazy)
     check_length([slab])
+    offset = 0
+    for piece in stored.pieces:
+        param = reading.params[piece.param]
+        if param.cut.padded:
+            rows = reading.vocabulary[file.pp, chunk, stored.name]
+            before = sum(count for tp, count in rows.items() if tp < rank.tp)
+            boxes = (moved(whole(lazy.shape), before),)
+        else:
+            boxes = picked_boxes(piece_boxes_of(param, piece.shard), piece.rows)
+        for tile, size in _laid_out(slab, offset, boxes, param, stored.is_transposed):
+            offset += 0 if stored.is_transposed else size
+            if tile is not None:
+                yield param.name, tile
+        if stored.is_transposed:
+            offset += sum(box.numel for box in boxes)
+
+
+def _laid_out(
+    slab: Slab, offset: int, boxes: Sequence[Box], param: Param, is_transposed: bool
+) -> Iterator[tuple[Tile | None, int]]:
+    """Tiles of boxes that lie end to end from element `offset`; None for vocabulary padding."""
+    heights = sum(box.shape[0] for box in boxes)
+    column = 0
     for box in boxes:
-        height = box.shape[0]
-        tile = clip_rows(slab.rows(offset, offset + height), box, param.shape)
-        tiles += [tile] if tile else []
-        offset += height
-    return tiles
-
-
-def _stored_shape(param: Param, piece: Shape, tp: int) -> Shape:
-    """The full shape on disk: vocabulary tensors carry their padding."""
-    if param.cut.padded and piece and piece[0] * tp >= param.shape[0]:
-        return (piece[0] * tp, *param.shape[1:])
-    return param.shape
+        if is_transposed:
+            part = slab.elements(offset, (box.shape[1], heights))
+            yield Tile(box, lambda part=part: part, column), box.numel
+            column += box.shape[0]
+            continue
+        kept = box.overlap(whole(param.shape)) if param.cut.padded else box
+        if kept is not None:
+            part = slab.elements(offset, kept.shape)
+            yield Tile(kept, lambda part=part: part), box.numel
+        else:
+            yield None, box.numel
+        offset += box.numel

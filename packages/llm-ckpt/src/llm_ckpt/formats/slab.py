@@ -43,6 +43,10 @@ class Slab:
         shape = (stop - start, *self.shape[1:])
         return replace(self, offset=self.offset + start * row, shape=shape)
 
+    def elements(self, start: int, shape: Shape) -> "Slab":
+        """The slab of `shape` whose first element is number `start` of this one's."""
+        return replace(self, offset=self.offset + start * self.dtype.itemsize, shape=shape)
+
     def entry(self, index: int) -> "Slab":
         """The slab of entry `index` of axis 0."""
         shape = self.shape[1:]
@@ -56,10 +60,14 @@ class Slab:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A stored part of a tensor: the box it fills and (resolved on use) where it lies."""
+    """A stored part of a tensor: the box it fills and (resolved on use) where it lies.
+
+    With `column` the slab is transposed: the box's rows are its columns from that one on.
+    """
 
     box: Box
     slab: Callable[[], Slab]
+    column: int | None = None
 
 
 class Files:

@@ -9,7 +9,7 @@ from torch import Tensor
 from llm_ckpt.blocks import Param
 from llm_ckpt.errors import CheckpointError, FormatError
 from llm_ckpt.formats.slab import Files, Slab, Tile
-from llm_ckpt.layout import Box, Shape, missing_part, whole
+from llm_ckpt.layout import Box, missing_part
 from llm_ckpt.table import check_names
 
 
@@ -32,7 +32,11 @@ class Tiled:
                 slab = tile.slab()
                 if slab.dtype != out.dtype:
                     raise FormatError(f"{slab.path}: {name} is {slab.dtype}, want {out.dtype}")
-                files.read(slab, local, out[part.within(box)])
+                target = out[part.within(box)]
+                if tile.column is None:
+                    files.read(slab, local, target)
+                else:
+                    _read_transposed(files, slab, local, tile.column, target)
 
 
 def check_tiles(
@@ -52,10 +56,9 @@ def check_tiles(
     return Tiled({name: tuple(tiles) for name, tiles in found.items()}, dict(dtypes))
 
 
-def clip_rows(slab: Slab, box: Box, shape: Shape) -> Tile | None:
-    """The tile of `slab` at `box` without the rows past `shape` (vocabulary padding)."""
-    kept = box.overlap(whole(shape))
-    if kept is None:
-        return None
-    part = slab.rows(0, kept.shape[0]) if kept.shape[0] != slab.shape[0] else slab
-    return Tile(kept, lambda: part)
+def _read_transposed(files: Files, slab: Slab, local: Box, column: int, out: Tensor) -> None:
+    (top, left), (bottom, right) = local.start, local.stop
+    turned = Box((left, column + top), (right, column + bottom))
+    buffer = torch.empty(turned.shape, dtype=slab.dtype)
+    files.read(slab, turned, buffer)
+    out.copy_(buffer.T)
