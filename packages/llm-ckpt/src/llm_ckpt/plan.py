@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from math import prod
 from typing import Literal
 
@@ -9,11 +10,11 @@ import torch
 
 from llm_ckpt.errors import LayoutError
 from llm_ckpt.formats.dialects import Dialect
+from llm_ckpt.formats.dist_keys import keys_of, must_be_per_layer
 from llm_ckpt.formats.hf import shard_name
 from llm_ckpt.formats.rank_files import rank_path
 from llm_ckpt.formats.rank_state import Stored, chunk_blocks, rank_tensors
 from llm_ckpt.formats.sections import sections_of
-from llm_ckpt.formats.torch_dist import key_of, must_be_per_layer
 from llm_ckpt.layout import Shape, padded_vocab
 from llm_ckpt.placement import ChunkPlace, Grid, Pipeline
 from llm_ckpt.table import Table
@@ -216,16 +217,12 @@ def _dist_files(
     del padded
     tensors: list[DistTensor] = []
     for name, entry in table.entries.items():
-        key, extents, lead = key_of(
-            name,
-            table.arch,
-            present=table.entries,
-            is_per_layer=target.is_per_layer,
-        )
-        for part in sections_of(entry.param):
-            shape = (*extents, part.stop - part.start, *entry.param.shape[1:])
-            tensor = DistTensor(name, dtypes[name], key + part.suffix, shape, lead, part.start)
-            tensors.append(tensor)
+        keys = keys_of(name, table.arch, present=table.entries, is_per_layer=target.is_per_layer)
+        for key, part in product(keys, sections_of(entry.param)):
+            shape = (*key.extents, part.stop - part.start, *entry.param.shape[1:])
+            tensors.append(
+                DistTensor(name, dtypes[name], key.key + part.suffix, shape, key.place, part.start)
+            )
     sizes = [_nbytes(t.shape[len(t.lead) :], t.dtype) for t in tensors]
     for index, (start, stop) in enumerate(_pack(sizes, MAX_DIST_FILE_BYTES)):
         members = tuple(tensors[start:stop])

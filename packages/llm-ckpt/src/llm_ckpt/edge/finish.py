@@ -18,6 +18,7 @@ from llm_ckpt.errors import ArchError
 from llm_ckpt.execute import Job, Written, rank_args
 from llm_ckpt.families import family_named
 from llm_ckpt.families.family import QUANTIZATION
+from llm_ckpt.formats.dist_keys import extra_state_keys
 from llm_ckpt.formats.dist_metadata import (
     METADATA,
     Chunk,
@@ -27,7 +28,7 @@ from llm_ckpt.formats.dist_metadata import (
 )
 from llm_ckpt.formats.hf import CONFIG, INDEX, index_bytes, read_json
 from llm_ckpt.formats.stream import FileFact, NewFile, hash_file, write_file
-from llm_ckpt.formats.torch_dist import BACKEND, COMMON, MARK, extra_state_keys
+from llm_ckpt.formats.torch_dist import BACKEND, COMMON, MARK
 from llm_ckpt.formats.torch_zip import TorchZipWriter
 from llm_ckpt.params import expected_params
 from llm_ckpt.plan import DistFile, HfFile, Plan
@@ -161,9 +162,7 @@ def _write_extra_state(
     source: WeightSource, plan: Plan, job: Job
 ) -> tuple[dict[str, tuple[str, int, int]], FileFact]:
     arch = source.architecture
-    keys = extra_state_keys(
-        expected_params(arch), arch.num_layers, is_per_layer=plan.target.is_per_layer
-    )
+    keys = extra_state_keys(expected_params(arch), arch, is_per_layer=plan.target.is_per_layer)
     spans: dict[str, tuple[str, int, int]] = {}
     with NewFile(job.folder / _EXTRA_FILE) as stream:
         for key in keys:

@@ -9,6 +9,8 @@ _LINEAR_TO_NORM = (
     ("self_attention.in_proj", "input_layernorm"),
     ("mixer.in_proj", "input_layernorm"),
     ("mlp.linear_fc1", "pre_mlp_layernorm"),
+    ("self_attention.linear_q_up_proj", "self_attention.q_layernorm"),
+    ("self_attention.linear_kv_up_proj", "self_attention.kv_layernorm"),
 )
 # Megatron-core's MambaStack runs every model that has Mamba2 layers; its norms have other names.
 _FINAL_NORM, _STACK_FINAL_NORM = "decoder.final_layernorm.", "decoder.final_norm."

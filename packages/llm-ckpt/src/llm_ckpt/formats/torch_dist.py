@@ -6,8 +6,9 @@ axis 0 (`decoder.layers.mlp…` of shape [layers, …]) or keyed one by one; bot
 is tests/contracts/megatron_v2/SPEC.md.
 """
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from llm_ckpt.arch import Arch
 from llm_ckpt.blocks import Param
 from llm_ckpt.errors import FormatError
 from llm_ckpt.formats import names
-from llm_ckpt.formats.dist_metadata import Chunk, DistMetadata, StoredKey, read_metadata
+from llm_ckpt.formats.dist_keys import Found, find
+from llm_ckpt.formats.dist_metadata import Chunk, StoredKey, read_metadata
 from llm_ckpt.formats.hf import read_json
-from llm_ckpt.formats.sections import section_named, split_suffix
+from llm_ckpt.formats.sections import section_named
 from llm_ckpt.formats.slab import Slab, Tile, check_length
 from llm_ckpt.formats.tiled import Tiled, check_tiles
 from llm_ckpt.formats.torch_zip import TorchZipWriter, read_torch_zip
@@ -35,22 +37,6 @@ BACKEND: Mapping[str, object] = {
     "common_backend": "torch",
     "common_backend_version": 1,
 }
-# Modules whose `_extra_state` objects megatron-core asks for by default, empty or not.
-# A parameter → the modules that lie beside it.
-_EXTRA_STATE: Mapping[str, tuple[str, ...]] = {
-    "self_attention.linear_qkv.weight": tuple(
-        f"self_attention.{module}"
-        for module in (
-            *("linear_qkv", "linear_proj"),
-            *("core_attention", "q_layernorm", "k_layernorm"),
-        )
-    ),
-    "self_attention.in_proj.weight": tuple(
-        f"self_attention.{module}" for module in ("in_proj", "out_proj", "out_norm")
-    ),
-    "mixer.in_proj.weight": ("mixer.in_proj", "mixer.out_proj"),
-    "mlp.linear_fc1.weight": ("mlp.linear_fc1", "mlp.linear_fc2"),
-}
 
 
 def read_v2(iteration: Path, arch: Arch) -> Tiled:
@@ -63,10 +49,15 @@ def read_v2(iteration: Path, arch: Arch) -> Tiled:
     by_name = {param.name: param for param in params}
     tiles: dict[str, list[Tile]] = {}
     dtypes: dict[str, torch.dtype] = {}
+    sources: dict[tuple[str, int | None, str], str] = {}
     for key, stored in metadata.tensors.items():
         if not names.is_weight(key.removeprefix("module.")):
             continue
-        for name, tile in _tiles_of(key, stored, by_name, arch, iteration):
+        found = find(key)
+        # a norm may be there under two names
+        if sources.setdefault((found.pattern, found.half, found.section), key) != key:
+            continue
+        for name, tile in _tiles_of(key, stored, found, by_name, arch, iteration):
             if name == OUTPUT and arch.tie_embeddings:
                 continue
             tiles.setdefault(name, [])
@@ -75,74 +66,31 @@ def read_v2(iteration: Path, arch: Arch) -> Tiled:
     return check_tiles(tiles, dtypes, params, where=str(iteration))
 
 
-def key_of(
-    name: str, arch: Arch, *, present: Container[str], is_per_layer: bool
-) -> tuple[str, Shape, Shape]:
-    """Key of a canonical name, with the axes that stacking adds: (key, extents, offsets).
-
-    `present` are the canonical names of the whole model.
-    """
-    fused = names.to_fused(name, present, is_mamba=arch.mamba2 is not None)
-    split = names.split_layer(fused)
-    if split is None or is_per_layer:
-        return fused, (), ()
-    return f"decoder.layers.{split[1]}", (arch.num_layers,), (split[0],)
-
-
-def extra_state_keys(params: Iterable[Param], num_layers: int, *, is_per_layer: bool) -> list[str]:
-    """Keys of the empty objects that megatron-core wants beside linear layers."""
-    present = {param.name for param in params}
-    keys: list[str] = []
-    for layer in range(num_layers):
-        modules = (
-            module
-            for param, beside in _EXTRA_STATE.items()
-            if names.join_layer(layer, param) in present
-            for module in beside
-        )
-        for module in modules:
-            if is_per_layer:
-                keys.append(f"decoder.layers.{layer}.{module}._extra_state/shard_0_1")
-            else:
-                place = f"shard_{layer}_{num_layers}"
-                keys.append(f"decoder.layers.{module}._extra_state/{place}")
-    return keys
-
-
-def must_be_per_layer(arch: Arch) -> bool:
-    """Whether megatron-core keys the layers one by one, whatever is asked for.
-
-    It does when they are not all alike (`non_homogeneous_layers` in transformer_block.py), and in
-    a MambaStack.
-    """
-    kinds = {(run.mixer, run.feed_forward) for run in arch.layers}
-    return len(kinds) > 1 or arch.mamba2 is not None
-
-
 def write_object(sink: Any, value: object) -> None:
     """One torch.save file without tensors, as an item of a `.distcp`."""
     TorchZipWriter(sink).finish(value)
 
 
 def _tiles_of(
-    key: str, stored: StoredKey, by_name: Mapping[str, Param], arch: Arch, folder: Path
+    key: str,
+    stored: StoredKey,
+    found: Found,
+    by_name: Mapping[str, Param],
+    arch: Arch,
+    folder: Path,
 ) -> Iterable[tuple[str, Tile | None]]:
-    whole_key, suffix = split_suffix(key)
-    name = names.to_canonical(whole_key)
-    rest = names.stacked_rest(name)
-    if rest is None:
-        for chunk in stored.chunks:
-            yield name, _tile(folder, key, stored, chunk, 0, by_name.get(name), suffix)
-        return
-    if stored.shape[0] != arch.num_layers:
-        raise FormatError(
-            f"{folder}: {key} stacks {stored.shape[0]} layers, want {arch.num_layers}"
-        )
+    wanted = {"i": arch.num_layers, "e": arch.moe.experts if arch.moe else 0}
+    extents = tuple(wanted[axis] for axis in found.axes)
+    lead = len(extents)
+    if stored.shape[:lead] != extents:
+        what = {"i": "layers", "e": "experts"}
+        axes = ", ".join(f"{what[axis]}({wanted[axis]})" for axis in found.axes)
+        raise FormatError(f"{folder}: {key} has shape {list(stored.shape)}, want {axes} in front")
     for chunk in stored.chunks:
-        for index in range(chunk.box.shape[0]):
-            layer = names.join_layer(chunk.box.start[0] + index, rest)
-            param = by_name.get(layer)
-            yield layer, _tile(folder, key, stored, chunk, 1, param, suffix, index)
+        spans = zip(chunk.box.start[:lead], chunk.box.stop[:lead], strict=True)
+        for place in product(*(range(start, stop) for start, stop in spans)):
+            name = found.pattern.format(**dict(zip(found.axes, place, strict=True)))
+            yield name, _tile(folder, key, stored, chunk, place, by_name.get(name), found)
 
 
 def _tile(
@@ -150,39 +98,46 @@ def _tile(
     key: str,
     stored: StoredKey,
     chunk: Chunk,
-    lead: int,
+    place: Shape,
     param: Param | None,
-    suffix: str,
-    index: int = 0,
+    found: Found,
 ) -> Tile | None:
-    """The tile a chunk (its entry `index` on the stacked axis) is of a parameter."""
+    """The tile a chunk (its entry `place` on the stacked axes) is of a parameter."""
+    lead = len(place)
     shape = stored.shape[lead:]
     box = Box(chunk.box.start[lead:], chunk.box.stop[lead:])
-    if param is not None and suffix:
-        section = section_named(param, suffix)
-        wanted = (section.stop - section.start, *param.shape[1:])
-        if shape != wanted:
-            raise FormatError(f"{folder}: {key} has shape {list(shape)}, want {list(wanted)}")
-        box = moved(box, section.start)
-    elif param is not None:
-        is_padded = shape != param.shape and shape[1:] == param.shape[1:]
-        if is_padded and param.cut.padded and shape[0] > param.shape[0]:
+    if param is not None:
+        start, stop = _rows(param, found)
+        wanted = (stop - start, *param.shape[1:])
+        is_padded = param.cut.padded and shape[1:] == wanted[1:] and shape[0] > wanted[0]
+        if shape != wanted and not is_padded:
+            each = " each" if lead else ""
+            raise FormatError(
+                f"{folder}: {key} has shape {list(stored.shape)}, want {list(wanted)}{each}"
+            )
+        if is_padded:
             clipped = box.overlap(whole(param.shape))
             if clipped is None:
                 return None
             box = clipped
-        elif shape != param.shape:
-            raise FormatError(
-                f"{folder}: {key} has shape {list(stored.shape)}, want {list(param.shape)} a layer"
-                if lead
-                else f"{folder}: {key} has shape {list(shape)}, want {list(param.shape)}"
-            )
-    find = cache(partial(_slab, folder / chunk.file, chunk, key, stored.dtype, lead, index, box))
-    return Tile(box, find)
+        box = moved(box, start) if start else box
+    entry = tuple(at - first for at, first in zip(place, chunk.box.start[:lead], strict=True))
+    height = box.shape[0] if box.shape else 0
+    find_slab = cache(partial(_slab, folder / chunk.file, chunk, key, stored.dtype, entry, height))
+    return Tile(box, find_slab)
+
+
+def _rows(param: Param, found: Found) -> tuple[int, int]:
+    """The rows of a parameter that a key holds."""
+    if found.half is not None:
+        each = param.shape[0] // 2
+        return found.half * each, (found.half + 1) * each
+    section = section_named(param, found.section)
+    return section.start, section.stop
 
 
 def _slab(
-    path: Path, chunk: Chunk, key: str, dtype: torch.dtype, lead: int, index: int, box: Box
+    path: Path, chunk: Chunk, key: str, dtype: torch.dtype, entry: Shape, height: int
 ) -> Slab:
     if not path.is_file():
         raise FormatError(f"{path}: file is missing; it holds {key}")
@@ -201,18 +156,6 @@ def _slab(
         )
     slab = opened.slab(lazy)
     check_length([slab])
-    if lead:
+    for index in entry:
         slab = slab.entry(index)
-    return slab.rows(0, box.shape[0]) if slab.shape else slab
-
-
-__all__: Sequence[str] = [
-    "BACKEND",
-    "COMMON",
-    "MARK",
-    "DistMetadata",
-    "extra_state_keys",
-    "key_of",
-    "read_v2",
-    "write_object",
-]
+    return slab.rows(0, height) if slab.shape else slab
