@@ -69,7 +69,7 @@ class Case:
 
 def randomize(name: str, parameter: torch.Tensor) -> None:
     """Norm weights around 1, matrices of the size that keeps activations near 1."""
-    if "norm" in name and name.endswith("weight"):
+    if ("norm" in name or ".ln_" in name) and name.endswith("weight"):
         parameter.uniform_(0.5, 1.5)
     elif parameter.dim() < 2:
         parameter.uniform_(-0.3, 0.3)

@@ -17,9 +17,14 @@ SIZES = {
     "vocab_size": 250,
     # Some families' own is beyond this vocabulary.
     "pad_token_id": None,
+    # Large enough to show.
+    "rms_norm_eps": 0.02,
 }
 # Heads that share the hidden size, for families without the key.
 SHARED = {key: value for key, value in SIZES.items() if key != "head_dim"}
+# Of families whose norms are layer norms, each with a name of its own for the key.
+LAYER_NORM = {key: value for key, value in SIZES.items() if key != "rms_norm_eps"}
+LAYER_NORM_SHARED = {key: value for key, value in LAYER_NORM.items() if key != "head_dim"}
 BIASES = {"attention_bias": True, "mlp_bias": True}
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 5}
 
@@ -36,11 +41,12 @@ LLAMA3 = rope(
     high_freq_factor=4.0,
     original_max_position_embeddings=16,
 )
-YARN = rope("yarn", factor=4.0, original_max_position_embeddings=16)
+# With these the band between both betas lies inside a head.
+YARN = rope("yarn", factor=4.0, original_max_position_embeddings=2048)
 DEEPSEEK_YARN = rope(
     "yarn",
     factor=4.0,
-    original_max_position_embeddings=16,
+    original_max_position_embeddings=1024,
     beta_fast=16,
     beta_slow=2,
     mscale=0.7,
@@ -70,6 +76,21 @@ GPT2 = {
     "n_inner": 96,
     "n_positions": 64,
     "vocab_size": 250,
+    "layer_norm_epsilon": 0.02,
+}
+# Heads wide enough that more than one pair of channels rotates.
+STABLELM = {
+    **LAYER_NORM_SHARED,
+    "layer_norm_eps": 0.02,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+BLOOM = {
+    "hidden_size": 64,
+    "n_layer": 3,
+    "n_head": 8,
+    "vocab_size": 250,
+    "layer_norm_epsilon": 0.02,
 }
 
 CASES = (
@@ -130,7 +151,13 @@ CASES = (
     ),
     Case(
         "vaultgemma",
-        {**SIZES, "attention_bias": True, "sliding_window": 5, "tie_word_embeddings": False},
+        {
+            **SIZES,
+            "attention_bias": True,
+            "attn_logit_softcapping": 0.6,
+            "sliding_window": 5,
+            "tie_word_embeddings": False,
+        },
     ),
     Case("phi3", {**SHARED, "sliding_window": 5, "num_key_value_heads": 2}),
     Case("phi3", {**SHARED, **longrope(2, original=16)}, "long"),
@@ -186,34 +213,36 @@ CASES = (
         },
         "windows",
     ),
-    Case("bloom", {"hidden_size": 64, "n_layer": 3, "n_head": 8, "vocab_size": 250}),
-    Case(
-        "bloom",
-        {
-            "hidden_size": 48,
-            "n_layer": 2,
-            "n_head": 6,
-            "vocab_size": 250,
-            "tie_word_embeddings": False,
-        },
-        "six-heads",
-    ),
+    Case("bloom", BLOOM),
+    Case("bloom", {**BLOOM, "hidden_size": 48, "n_head": 6, "tie_word_embeddings": False}, "six"),
     Case("gpt2", GPT2, max_pp=1),
     Case("gpt2", {**GPT2, "n_inner": None, "tie_word_embeddings": False}, "untied", max_pp=1),
     Case("gpt_bigcode", GPT2, max_tp=1, max_pp=1),
     Case("gpt_bigcode", {**GPT2, "tie_word_embeddings": False}, "untied", max_tp=1, max_pp=1),
-    Case("starcoder2", {**SHARED, "sliding_window": 5, "tie_word_embeddings": False}),
-    Case("starcoder2", {**SHARED, "use_bias": False}, "tied"),
+    Case(
+        "starcoder2",
+        {
+            **LAYER_NORM_SHARED,
+            "norm_epsilon": 0.02,
+            "sliding_window": 5,
+            "tie_word_embeddings": False,
+        },
+    ),
+    Case("starcoder2", {**LAYER_NORM_SHARED, "norm_epsilon": 0.02, "use_bias": False}, "tied"),
     Case("arcee", SIZES),
     Case("arcee", {**SIZES, **BIASES, "tie_word_embeddings": True}, "biases"),
-    Case("nemotron", SIZES),
-    Case("nemotron", {**SIZES, **BIASES}, "biases"),
-    Case("jais2", SIZES),
-    Case("jais2", {**SIZES, "attention_bias": False, "mlp_bias": False}, "no-biases"),
+    Case("nemotron", {**LAYER_NORM, "norm_eps": 0.02}),
+    Case("nemotron", {**LAYER_NORM, "norm_eps": 0.02, **BIASES}, "biases"),
+    Case("jais2", {**LAYER_NORM, "layer_norm_eps": 0.02}),
+    Case(
+        "jais2",
+        {**LAYER_NORM, "layer_norm_eps": 0.02, "attention_bias": False, "mlp_bias": False},
+        "no-biases",
+    ),
     Case("helium", SHARED | {"head_dim": 8}),
     Case("helium", {**SHARED, **BIASES, "head_dim": 8}, "biases"),
-    Case("stablelm", {**SHARED, "use_qkv_bias": True}),
-    Case("stablelm", {**SHARED, **rope("default", partial_rotary_factor=0.5)}, "half"),
+    Case("stablelm", {**STABLELM, "use_qkv_bias": True}),
+    Case("stablelm", {**STABLELM, **rope("default", partial_rotary_factor=0.5)}, "half"),
     Case("hyperclovax", {**SIZES, **MULTIPLIERS}),
     Case("hyperclovax", {**SIZES, **BIASES, "use_post_norm": False}, "pre-norm"),
 )
