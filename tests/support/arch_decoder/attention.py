@@ -16,9 +16,9 @@ def attention(layer, x):
     q, gate, kv = _projections(layer, x, facts)
     q = _placed(layer, q, "q")
     if kv is not None:
-        k, v = kv
-        layer.shared["kv"] = (_placed(layer, k, "k"), v)
+        layer.shared["kv"] = kv
     k, v = layer.shared["kv"]
+    k = _placed(layer, k, "k")
     scale = facts["head_dim"] ** -0.5 if facts["scale"] is None else facts["scale"]
     out = weighted_values(layer, q, k, v, scale=scale).reshape(batch, length, -1)
     if gate is not None:

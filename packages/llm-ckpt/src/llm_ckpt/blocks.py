@@ -51,7 +51,10 @@ def feed_forward(arch: Arch, run: LayerRun) -> Iterator[Param]:
 
 
 def _attention(attention: Attention, hidden: int, *, owns_kv: bool) -> Iterator[Param]:
-    """A layer that borrows keys and values has `linear_q` in the place of `linear_qkv`."""
+    """A layer that borrows keys and values has `linear_q` in the place of `linear_qkv`.
+
+    It borrows them as projected, and norms the keys by a weight of its own.
+    """
     width, dim = attention.heads * attention.head_dim, attention.head_dim
     kv_width = attention.query_groups * dim
     rows = width * (2 if attention.output_gate else 1) + (2 * kv_width if owns_kv else 0)
@@ -59,7 +62,7 @@ def _attention(attention: Attention, hidden: int, *, owns_kv: bool) -> Iterator[
     yield from _linear(f"self_attention.{name}", (rows, hidden), ROWS, attention.qkv_bias)
     is_full, sizes = attention.qk_norm == "full", {"q": width, "k": kv_width}
     if attention.qk_norm != "none":
-        for part in "qk" if owns_kv else "q":
+        for part in "qk":
             size, how = (sizes[part], ROWS) if is_full else (dim, WHOLE)
             yield Param(f"self_attention.{part}_layernorm.weight", (size,), how)
     if attention.sinks:

@@ -24,6 +24,9 @@ COMPANIONS = (
     "vocab*",
     "merges.txt",
     "*.model",
+    "*.tiktoken",
+    # The authors' code, for families that transformers does not ship.
+    "*.py",
     "chat_template*",
 )
 
@@ -82,11 +85,17 @@ def arch_from_file(path: Path) -> Arch:
     document = read_json(path)
     if document.get("format") == "arch":
         return parse_arch_text(path.read_text(encoding="utf-8"), where=str(path))
-    kind = document.get("model_type")
+    kind = document.get("model_type") or _kind_of(document.get("architectures"))
     if not isinstance(kind, str):
         names = ", ".join(family.name for family in FAMILIES)
         raise ArchError(f'{path}: neither "format": "arch" nor a "model_type" (families: {names})')
     return family_named(kind, where=str(path)).read_config(document, where=str(path))
+
+
+def _kind_of(architectures: object) -> str | None:
+    """The family of the model class, for the config.json files that have no model_type."""
+    names = [family.name for family in FAMILIES if [family.architecture] == architectures]
+    return names[0] if len(names) == 1 else None
 
 
 def companions(root: Path) -> list[Path]:
