@@ -4,10 +4,11 @@ One codec gives `layers` (runs); others may overrule one column of it under `lay
 `layers.rope`, `layers.feed_forward` or `layers.mixer`: a list with a value a layer, or one value.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import cast
 
+from llm_ckpt.errors import ArchError
 from llm_ckpt.families.fields import Facts, Json
 
 _COLUMNS = tuple(f"layers.{name}" for name in ("mixer", "feed_forward", "window", "rope"))
@@ -33,3 +34,9 @@ def compress(rows: Iterable[Json]) -> list[Json]:
     for row, equal in groupby(rows, key=lambda row: {**row, "count": 1}):
         runs.append({**row, "count": sum(1 for _ in equal)})
     return runs
+
+
+def check_length(values: Sequence[Json], count: int, *, key: str, where: str) -> None:
+    """Refuse a list of config.json that does not have one entry a layer."""
+    if len(values) != count:
+        raise ArchError(f"{where}: {key} has {len(values)} entries, num_hidden_layers is {count}")

@@ -2,19 +2,20 @@
 
 from llm_ckpt.families import dense, moe
 from llm_ckpt.families.family import Family
-from llm_ckpt.families.fields import Field, Fixed, UniformLayers
+from llm_ckpt.families.fields import Field, UniformLayers
 from llm_ckpt.families.rope import RopeFields
+from llm_ckpt.families.windows import Window
 
 FAMILY = Family(
     name="mixtral",
     architecture="MixtralForCausalLM",
     fields=(
-        *moe.SIZES,
+        *moe.sizes(eps=1e-5),
         UniformLayers(),
         RopeFields(default_base=1e6),
-        moe.HEAD_DIM,
+        dense.head_dim(),
         Field("intermediate_size", ("moe.ffn_hidden_size",)),
-        Fixed("sliding_window", (None,)),
+        Window(),
         Field("num_local_experts", ("moe.experts",), default=8),
     ),
     constants=moe.CONSTANTS,

@@ -8,6 +8,7 @@ from llm_ckpt.arch import Arch
 from llm_ckpt.errors import ArchError
 from llm_ckpt.families import dense
 from llm_ckpt.families.fields import Codec, Facts, Field, Fixed, Ignored, Json
+from llm_ckpt.families.layers import check_length
 from llm_ckpt.params import EXPERT, LAYER
 from llm_ckpt.rules import Glu, Rule, Same
 
@@ -34,6 +35,13 @@ FACTS: Mapping[str, Json] = {
 CONSTANTS: Mapping[str, Json] = {**dense.CONSTANTS, **FACTS}
 
 
+# Added to FACTS: sigmoid scores and a correction bias; a group ranks by its best two scores.
+SIGMOID: Mapping[str, Json] = {
+    "moe.router.score": "sigmoid",
+    "moe.router.bias": True,
+    "moe.router.group_score": "top2",
+}
+
 # Of losses and noise in training.
 TRAINING = Ignored(
     (
@@ -45,33 +53,29 @@ TRAINING = Ignored(
     )
 )
 
-# As dense.SIZES, without the width of a feed-forward.
-SIZES: tuple[Codec, ...] = (
-    *(
-        field
-        for field in dense.SIZES
-        if field.keys not in (("intermediate_size",), ("hidden_act",))
-    ),
-    Field(
-        "hidden_act",
-        ("moe.activation", "mlp.activation"),
-        default="silu",
-        choices=dense.ACTIVATIONS,
-    ),
-    Field("num_experts_per_tok", ("moe.top_k",)),
-    Field("num_key_value_heads", ("attention.query_groups",), default=dense.all_heads),
-    TRAINING,
-)
+
+def sizes(*changed: Codec, eps: float = 1e-6, without: tuple[str, ...] = ()) -> tuple[Codec, ...]:
+    """As dense.sizes, without the width of a feed-forward; `eps` is what an absent one means."""
+    codecs = (
+        *dense.sizes(without=("intermediate_size", "hidden_act", "rms_norm_eps", *without)),
+        Field("rms_norm_eps", ("norm.eps",), default=eps, kind=float),
+        Field(
+            "hidden_act",
+            ("moe.activation", "mlp.activation"),
+            default="silu",
+            choices=dense.ACTIVATIONS,
+        ),
+        Field("num_experts_per_tok", ("moe.top_k",)),
+        dense.kv_heads(),
+        TRAINING,
+    )
+    gone = {key for codec in changed for key in codec.keys} | set(without)
+    return (*(codec for codec in codecs if not gone & set(codec.keys)), *changed)
 
 
-def split_hidden(config: Mapping[str, Json]) -> Json:
-    """The hidden size divided among the heads."""
-    return config["hidden_size"] // config["num_attention_heads"]
-
-
+SIZES = sizes()
 DENSE_WIDTH = Field("intermediate_size", ("mlp.ffn_hidden_size",), default=None)
 EXPERT_WIDTH = Field("moe_intermediate_size", ("moe.ffn_hidden_size",))
-HEAD_DIM = Field("head_dim", ("attention.head_dim",), default=split_hidden)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +138,16 @@ class Groups:
         return {self.groups: router.groups or 1, self.top_groups: router.top_groups or 1}
 
 
+# Keys of the router that go with SIGMOID.
+SIGMOID_FIELDS: tuple[Codec, ...] = (
+    Field("norm_topk_prob", ("moe.router.normalize",), default=True),
+    Field("routed_scaling_factor", ("moe.router.scaling",), default=1.0, kind=float),
+    Groups(),
+    Fixed("scoring_func", ("sigmoid",)),
+    Fixed("topk_method", ("noaux_tc",)),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class SharedExperts:
     """A number of shared experts as wide as the routed ones, kept as one feed-forward."""
@@ -182,11 +196,7 @@ class ExpertLayers:
         if not isinstance(count, int):
             raise ArchError(f"{where}: missing key num_hidden_layers")
         has_experts = self.read_layers(config, count)
-        if len(has_experts) != count:
-            raise ArchError(
-                f"{where}: {self.keys[0]} has {len(has_experts)} entries, "
-                f"num_hidden_layers is {count}"
-            )
+        check_length(has_experts, count, key=self.keys[0], where=where)
         return {"layers.feed_forward": ["moe" if has else "dense" for has in has_experts]}
 
     def write(self, arch: Arch) -> dict[str, Json]:
@@ -271,6 +281,11 @@ class PredictionLayers:
     def write(self, arch: Arch) -> dict[str, Json]:
         """The first key."""
         return {self.keys[0]: arch.mtp.layers if arch.mtp else 0}
+
+
+def without(rules: tuple[Rule, ...], *endings: str) -> tuple[Rule, ...]:
+    """The rules whose parameter's name ends in none of `endings`."""
+    return tuple(rule for rule in rules if not rule.mcore.endswith(endings))
 
 
 # Llama's rules without its dense feed-forward and without biases.

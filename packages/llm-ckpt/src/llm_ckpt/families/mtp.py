@@ -1,6 +1,6 @@
 """Rules of multi-token-prediction layers, made from those of an ordinary layer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import cast
 
@@ -10,6 +10,13 @@ from llm_ckpt.rules import Rule, Same, Transposed
 from llm_ckpt.table import Table
 
 _MTP = MTP.partition("{")[0]
+# Prediction layers that count on from the decoder's, as DeepSeek-V3 and GLM-4.5 store them. Their
+# second embedding and head are the model's own, and are checked to be equal when they are stored.
+NUMBERED = "model.layers.{n}."
+NUMBERED_COPIES: Mapping[str, str] = {
+    NUMBERED + "embed_tokens.weight": "model.embed_tokens.weight",
+    NUMBERED + "shared_head.head.weight": "lm_head.weight",
+}
 
 
 def without_unstored(table: Table, stored: Iterable[str]) -> Arch:

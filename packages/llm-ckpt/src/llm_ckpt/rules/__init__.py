@@ -5,14 +5,15 @@ The law that lets a rank read only its slice: for every rule that `commutes` and
 Face part is cut. Rules know no process group.
 
 In a name `{i}` stands for the layer, `{e}` for the expert, `{m}` for the prediction layer and `{n}`
-for that one's number when it is counted on from the decoder's. A Hugging Face name that ends in
-`[{e}]` is entry e of a tensor that holds all experts on axis 0.
+for that one's number when it is counted on from the decoder's; `{h}` and `{s}` are the half of the
+layer's number and what is left over, for families that count layers in pairs. A Hugging Face name
+that ends in `[{e}]` is entry e of a tensor that holds all experts on axis 0.
 """
 
 from llm_ckpt.rules.attention import PackedQkv, Qkv
 from llm_ckpt.rules.feed_forward import Glu, InterleavedGlu
 from llm_ckpt.rules.linear_attention import GdnApart, GdnIn
-from llm_ckpt.rules.rule import Rule, Same, Transposed
+from llm_ckpt.rules.rule import Row, Rule, Same, Transposed
 
 __all__ = [
     "GdnApart",
@@ -21,6 +22,7 @@ __all__ = [
     "InterleavedGlu",
     "PackedQkv",
     "Qkv",
+    "Row",
     "Rule",
     "Same",
     "Transposed",
