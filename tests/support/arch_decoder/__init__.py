@@ -38,30 +38,65 @@ class Layer:
 
 def decode(document, read, names, tokens):
     """Logits [B, T, V] of tokens [B, T]; `read(name)` gives a whole tensor of any dtype."""
-    present, shared = set(names), {}
+    weight = _in_fp32(read)
+    return _logits(document, weight, _hidden(document, weight, names, tokens))
 
-    def weight(name):
-        return read(name).float()
 
+def predict(document, read, names, tokens):
+    """Logits [B, T - d, V] of the token after the next d, from each prediction layer d = 1, 2, …
+
+    DeepSeek-V3 (arXiv 2412.19437 §2.2): a layer sees the normed output of the one before it and
+    the embedding of the next token; embedding and output layer are the model's own.
+    """
+    weight = _in_fp32(read)
+    hidden, found = _hidden(document, weight, names, tokens), []
+    for index in range(document["mtp"]["layers"]):
+        at = f"mtp.layers.{index}."
+        embedded = _embed(document, weight, tokens)[:, index + 1 :]
+        parts = (("enorm", embedded), ("hnorm", hidden[:, :-1]))
+        both = torch.cat([norm(document, weight, at + name, x) for name, x in parts], dim=-1)
+        hidden = both @ weight(at + "eh_proj.weight").T
+        layer_at = at + "transformer_layer."
+        layer = _layer_at(document, document["layers"][-1], 0, layer_at, weight, names)
+        hidden = _layer(layer, hidden)
+        hidden = norm(document, weight, at + "final_layernorm", hidden)
+        found.append(_logits(document, weight, hidden))
+    return found
+
+
+def _hidden(document, weight, names, tokens):
+    """Normed output [B, T, H] of the last layer."""
+    hidden, shared = _embed(document, weight, tokens), {}
+    for index, run in enumerate(_each_layer(document)):
+        prefix = f"decoder.layers.{index}."
+        hidden = _layer(_layer_at(document, run, index, prefix, weight, names, shared), hidden)
+    return norm(document, weight, "decoder.final_layernorm", hidden)
+
+
+def _embed(document, weight, tokens):
     hidden = torch.nn.functional.embedding(tokens, weight("embedding.word_embeddings.weight"))
     if document["position"]["kind"] == "learned":
         hidden = hidden + weight("embedding.position_embeddings.weight")[: tokens.shape[1]]
     hidden = hidden * document["scalars"]["embedding"]
     if document["embedding_norm"]:
         hidden = norm(document, weight, "embedding.norm", hidden)
-    for index, run in enumerate(_each_layer(document)):
-        prefix = f"decoder.layers.{index}."
-        layer = Layer(
-            document,
-            run,
-            index,
-            lambda name, prefix=prefix: weight(prefix + name),
-            lambda name, prefix=prefix: prefix + name in present,
-            shared,
-        )
-        hidden = _layer(layer, hidden)
-    hidden = norm(document, weight, "decoder.final_layernorm", hidden)
-    return _logits(document, weight, hidden)
+    return hidden
+
+
+def _layer_at(document, run, index, prefix, weight, names, shared=None):
+    present = set(names)
+    return Layer(
+        document,
+        run,
+        index,
+        lambda name: weight(prefix + name),
+        lambda name: prefix + name in present,
+        {} if shared is None else shared,
+    )
+
+
+def _in_fp32(read):
+    return lambda name: read(name).float()
 
 
 def _layer(layer, hidden):
