@@ -7,7 +7,7 @@ import transformers
 
 from llm_ckpt.arch import parse_arch
 from llm_ckpt.errors import ArchError
-from llm_ckpt.families import FAMILIES, family_named
+from llm_ckpt.families import family_named
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -125,10 +125,17 @@ REFUSED = {
         {"rope_parameters": LLAMA3, "rope_scaling": YARN},
         "disagree",
     ),
-    "activation": ({"hidden_act": "gelu"}, "hidden_act='gelu' is not convertible, want silu"),
-    "quantised": ({"quantization_config": {"bits": 4}}, "does not know: quantization_config"),
+    "activation": ({"hidden_act": "mish"}, "hidden_act='mish' is not convertible, want silu"),
+    "quantised": (
+        {"quantization_config": {"bits": 4}},
+        "quantization_config.quant_method None cannot be read",
+    ),
+    "cross attention": ({"add_cross_attention": True}, "add_cross_attention=True cannot be"),
     "misspelt": ({"rms_norm_epss": 1.0}, "did you mean rms_norm_eps"),
 }
+
+
+SLIDING = ["full_attention", "sliding_attention", "full_attention"]
 
 
 @pytest.mark.parametrize("family", CLASSES)
@@ -143,11 +150,16 @@ def test_what_arch_json_cannot_say_is_refused(family, name):
 @pytest.mark.parametrize(
     ("family", "options", "message"),
     [
-        ("qwen3", {"use_sliding_window": True}, "use_sliding_window=true cannot be converted"),
         (
             "qwen3",
-            {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
-            r"layer_types\[1\]='sliding_attention'",
+            {"use_sliding_window": True, "sliding_window": None, "layer_types": SLIDING},
+            r"layer_types\[1\]='sliding_attention', but sliding_window is null",
+        ),
+        ("qwen3", {"layer_types": SLIDING}, "sliding_window is null or switched off"),
+        (
+            "qwen3",
+            {"layer_types": ["full_attention", "chunked_attention", "full_attention"]},
+            r"layer_types\[1\]='chunked_attention' cannot be converted",
         ),
         ("qwen3", {"layer_types": ["full_attention"]}, "layer_types has 1 entries"),
         ("llama", {"pretraining_tp": 2}, "pretraining_tp=2 cannot be converted, want 1"),
@@ -176,8 +188,9 @@ def test_an_architecture_the_family_cannot_say_is_refused(golden_arch):
 
 
 def test_golden_architectures_are_written_and_read_back(golden_arch):
-    for family in FAMILIES:
-        arch = parse_arch(golden_arch(f"{family.name}_tiny"), where="t")
+    for name in CLASSES:
+        family = family_named(name, where="t")
+        arch = parse_arch(golden_arch(f"{name}_tiny"), where="t")
         assert family.read_config(family.write_config(arch, dtype="float32"), where="t") == arch
 
 

@@ -33,7 +33,29 @@ RUNTIME_KEYS: Mapping[str, Json] = {
     "transformers_version": None,
     "use_cache": True,
 }
-# Those of them that a generated config.json carries, in transformers' own spelling.
+# More of them, which folders on the hub carry and we never write: names of code and tokenizers,
+# options of generation, of classifiers, of attention kernels, of tools that made the folder.
+HARMLESS_KEYS = frozenset(
+    (
+        *("auto_map", "tokenizer_class", "unk_token_id", "sep_token_id", "eod_token_id"),
+        *("_attn_implementation", "_attn_implementation_autoset", "attn_implementation"),
+        *("use_flash_attn", "unsloth_version", "unsloth_fixed", "transformers.js_config"),
+        *("max_length", "min_length", "do_sample", "num_beams", "temperature", "top_k", "top_p"),
+        *("repetition_penalty", "length_penalty", "no_repeat_ngram_size", "early_stopping"),
+        *("return_dict_in_generate", "output_scores", "prefix", "task_specific_params"),
+        *("finetuning_task", "num_labels", "is_decoder", "torchscript", "use_bfloat16"),
+    )
+)
+# Keys that would mean another model, with the values that mean none.
+NEUTRAL_KEYS: Mapping[str, tuple[Json, ...]] = {
+    "add_cross_attention": (False,),
+    "chunk_size_feed_forward": (0,),
+    "cross_attention_hidden_size": (None,),
+    "is_encoder_decoder": (False,),
+    "pruned_heads": ({}, None),
+    "tie_encoder_decoder": (False,),
+}
+# Those of RUNTIME_KEYS that a generated config.json carries, in transformers' own spelling.
 WRITTEN_KEYS = (
     "attention_dropout",
     "bos_token_id",
@@ -109,7 +131,12 @@ class Family:
 
     def _check_keys(self, config: Mapping[str, Json], *, where: str) -> None:
         known = {key for codec in self.fields for key in codec.keys} | RUNTIME_KEYS.keys()
-        known |= {QUANTIZATION}
+        known |= {QUANTIZATION, *HARMLESS_KEYS, *NEUTRAL_KEYS}
+        for key, values in NEUTRAL_KEYS.items():
+            if key in config and config[key] not in values:
+                raise ArchError(
+                    f"{where}: {key}={config[key]!r} cannot be converted, want {values[0]!r}"
+                )
         _check_quantization(config.get(QUANTIZATION), where=where)
         if unknown := sorted(config.keys() - known):
             found = ", ".join(f"{key}={json.dumps(config[key])[:60]}" for key in unknown[:5])
