@@ -168,6 +168,8 @@ SIZES: tuple[Codec, ...] = (
     Field("attention_bias", ("mla.down_bias", "mla.out_bias"), default=False),
     Field("mlp_bias", ("mlp.bias",), default=False),
     Fixed("pretraining_tp", (1, None)),
+    # Names the authors' own code; transformers has these families itself.
+    Ignored(("auto_map",)),
 )
 
 
