@@ -10,10 +10,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +19,7 @@ from llm_ckpt import __version__
 from llm_ckpt.edge import finish
 from llm_ckpt.edge.folder import iteration_name
 from llm_ckpt.edge.progress import byte_progress
+from llm_ckpt.edge.workers import write_in_workers, writing_process
 from llm_ckpt.errors import CheckpointError, FormatError
 from llm_ckpt.execute import Job, Written, write_planned
 from llm_ckpt.formats.dist_metadata import Chunk
@@ -96,7 +95,9 @@ def run(request: Request) -> Outcome:
 def _jobs(source: WeightSource, plan: Plan, partial: Path) -> list[Job]:
     iteration = 1 if source.iteration is None else source.iteration
     folder = partial if plan.target.layout == "hf" else partial / iteration_name(iteration)
-    return [Job(plan, file, folder, iteration) for file in plan.files]
+    return [
+        Job(plan.target, plan.padded_vocab_size, file, folder, iteration) for file in plan.files
+    ]
 
 
 def _write_all(
@@ -118,35 +119,13 @@ def _results(
     request: Request, source: WeightSource, jobs: list[Job], advance: Callable[[int], None]
 ) -> Iterator[tuple[Job, Written]]:
     if request.workers <= 1 or len(jobs) <= 1:
-        for job in jobs:
-            yield job, write_planned(source, job, advance)
+        with writing_process():
+            for job in jobs:
+                yield job, write_planned(source, job, advance)
         return
-    pool = ProcessPoolExecutor(
-        min(request.workers, len(jobs)),
-        mp_context=get_context("spawn"),
-        initializer=_open_in_worker,
-        initargs=(request.opener,),
+    yield from write_in_workers(
+        source, request.opener, jobs, count=request.workers, on_bytes=advance
     )
-    with pool:
-        futures = {pool.submit(_write_in_worker, job): job for job in jobs}
-        for future in as_completed(futures):
-            job = futures[future]
-            yield job, future.result()
-            advance(job.file.nbytes)
-
-
-_worker_source: WeightSource | None = None  # one a worker process, set by the pool's initializer
-
-
-def _open_in_worker(opener: Opener) -> None:
-    global _worker_source
-    _worker_source = opener()
-
-
-def _write_in_worker(job: Job) -> Written:
-    if _worker_source is None:
-        raise RuntimeError("worker was not initialised")
-    return write_planned(_worker_source, job, lambda _: None)
 
 
 def _digest(source: WeightSource, request: Request) -> str:

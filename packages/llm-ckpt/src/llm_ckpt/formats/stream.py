@@ -1,35 +1,56 @@
 """Files that appear whole or not at all: written to a temporary name, hashed, renamed."""
 
+import errno
+import fcntl
 import hashlib
 import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import torch
 from torch import Tensor
 
+from llm_ckpt.errors import CheckpointError
+from llm_ckpt.formats.pipeline import Pipeline
 from llm_ckpt.formats.slab import byte_view
+
+_PAGE_BYTES = 4096
+_COPY_BYTES = 16 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DIRECT = getattr(os, "O_DIRECT", 0)  # Linux only
 
 
 @dataclass(frozen=True, slots=True)
 class FileFact:
-    """Length and SHA-256 of a finished file."""
+    """Length and SHA-256 of a finished file; the latter is empty where nobody asked for it."""
 
     bytes: int
     sha256: str
 
 
 class NewFile:
-    """A sequential binary file; `commit` makes it durable under its name."""
+    """A sequential binary file; `commit` makes it durable under its name.
 
-    def __init__(self, path: Path) -> None:
+    `planned_bytes` is only told in the error when the disk is full.
+    """
+
+    def __init__(
+        self, path: Path, *, is_hashed: bool = True, planned_bytes: int | None = None
+    ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
+        self._planned = planned_bytes
         # One name, so that what a killed run left is written over and never stays behind.
         self._temporary = path.with_name(f".{path.name}.tmp")
-        self._file = self._temporary.open("wb", buffering=0)
-        self._hash = hashlib.sha256()
+        self._disk = _Disk(self._temporary)
+        self._hash = hashlib.sha256() if is_hashed else None
+        hashing = [self._hash.update] if self._hash else []
+        self._pipeline = Pipeline([*hashing, self._disk.append])
         self._position = 0
+        self._is_open = True
 
     @property
     def position(self) -> int:
@@ -39,31 +60,33 @@ class NewFile:
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Append all of `data`."""
         view = memoryview(data).cast("B")
-        self._hash.update(view)
-        done = 0
-        while done < len(view):
-            done += self._file.write(view[done:])
+        with self._naming_a_full_disk():
+            self._pipeline.append(view)
         self._position += len(view)
         return len(view)
 
-    def write_tensor(self, tensor: Tensor) -> None:
-        """Append a tensor's bytes in row-major order."""
-        if tensor.numel():
-            self.write(byte_view(tensor.contiguous()))
+    def write_tensor(self, tensor: Tensor, dtype: torch.dtype | None = None) -> None:
+        """Append a tensor's bytes in row-major order, cast to `dtype`."""
+        for view in byte_views(tensor, dtype or tensor.dtype):
+            self.write(view)
 
     def flush(self) -> None:
-        """Nothing is buffered here; zipfile asks for it."""
+        """Whole blocks go out by themselves; zipfile asks for this."""
 
     def commit(self) -> FileFact:
         """Sync, then rename to the final name."""
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with self._naming_a_full_disk():
+            self._pipeline.finish()
+            self._disk.close_durably()
+        self._is_open = False
         os.replace(self._temporary, self.path)
-        return FileFact(self._position, self._hash.hexdigest())
+        return FileFact(self._position, self._hash.hexdigest() if self._hash else "")
 
     def abandon(self) -> None:
         """Remove what was written."""
-        self._file.close()
+        self._is_open = False
+        self._pipeline.abandon()
+        self._disk.close()
         self._temporary.unlink(missing_ok=True)
 
     def __enter__(self) -> "NewFile":
@@ -75,8 +98,39 @@ class NewFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not self._file.closed:
+        if self._is_open:
             self.abandon()
+
+    @contextmanager
+    def _naming_a_full_disk(self) -> Generator[None]:
+        """Turns "no space left" into an error that says which file and how much."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            space = os.statvfs(self.path.parent)
+            wanted = "" if self._planned is None else f" of about {self._planned}"
+            raise CheckpointError(
+                f"{self.path}: {os.strerror(error.errno)} after {self._disk.length}{wanted} "
+                f"bytes; {space.f_bavail * space.f_frsize} bytes are free"
+            ) from None
+
+
+def byte_views(tensor: Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
+    """A tensor's bytes in row-major order, cast to `dtype`; copied, if at all, by a few rows."""
+    if not tensor.numel():
+        return
+    if tensor.is_contiguous() and tensor.dtype == dtype:
+        yield byte_view(tensor)
+        return
+    if tensor.dim() == 0:
+        yield byte_view(tensor.to(dtype))
+        return
+    row_bytes = tensor.numel() // tensor.shape[0] * max(dtype.itemsize, tensor.itemsize)
+    height = max(1, _COPY_BYTES // row_bytes)
+    for start in range(0, tensor.shape[0], height):
+        yield byte_view(tensor[start : start + height].to(dtype).contiguous())
 
 
 def write_file(path: Path, data: bytes) -> FileFact:
@@ -100,3 +154,57 @@ def hash_file(path: Path) -> FileFact:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     return FileFact(path.stat().st_size, digest.hexdigest())
+
+
+class _Disk:
+    """The file itself. Whole pages are written past the page cache where the file system can.
+
+    That saves a copy by the processor, and a checkpoint does not push everything else out of
+    memory. Buffered writing takes over at the first piece that is refused or is not whole pages.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.length = 0
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        self._is_open, self._is_direct, self._may_be_direct = True, False, bool(_DIRECT)
+
+    def append(self, view: memoryview) -> None:
+        """Write all of it."""
+        done = 0
+        while done < len(view):
+            self._set_direct(len(view) % _PAGE_BYTES == 0 and self.length % _PAGE_BYTES == 0)
+            try:
+                count = os.write(self._descriptor, view[done:])
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._is_direct:
+                    raise
+                self._set_direct(False)
+                self._may_be_direct = False
+                continue
+            done += count
+            self.length += count
+
+    def close_durably(self) -> None:
+        """Sync and close."""
+        os.fsync(self._descriptor)
+        self.close()
+
+    def close(self) -> None:
+        """Close, once."""
+        if self._is_open:
+            self._is_open = False
+            os.close(self._descriptor)
+
+    def _set_direct(self, wanted: bool) -> None:
+        wanted = wanted and self._may_be_direct
+        if wanted == self._is_direct:
+            return
+        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+        try:
+            flags = flags | _DIRECT if wanted else flags & ~_DIRECT
+            fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags)
+            self._is_direct = wanted
+        except OSError:
+            if not wanted:
+                raise
+            self._may_be_direct = False

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch._utils import _rebuild_tensor_v2  # the name torch.save writes
 
 from llm_ckpt.errors import FormatError
-from llm_ckpt.formats.slab import Slab, byte_view
+from llm_ckpt.formats.slab import Slab
+from llm_ckpt.formats.stream import byte_views
 from llm_ckpt.formats.unpickle import STORAGES, Lazy, load_state
 from llm_ckpt.layout import Shape
 
@@ -30,6 +31,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 _ZIP64_FROM = 1 << 31
 _ZIP64_EXTRA = 20
 _LOCAL_HEADER = 30
+_PIECE_BYTES = 1 << 20
 _MAX_PICKLE_BYTES = 1 << 30
 
 
@@ -62,16 +64,16 @@ class TorchZipWriter:
         self._count = 0
 
     def tensor(self, parts: Iterable[Tensor], dtype: torch.dtype, shape: Shape) -> StoredTensor:
-        """Write a tensor whose bytes are those of `parts` one after the other."""
+        """Write a tensor whose bytes are those of `parts`, cast to `dtype`, end to end."""
         stored = StoredTensor(dtype, str(self._count), shape)
         self._count += 1
         size = prod(shape) * dtype.itemsize
         with self._record(f"data/{stored.key}", size) as record:
             for part in parts:
-                if part.dtype != dtype:
-                    raise FormatError(f"record of {dtype} cannot hold {part.dtype}")
-                if part.numel():
-                    size -= record.write(byte_view(part.contiguous()))
+                for view in byte_views(part, dtype):
+                    # In pieces, so that what the checksum has read is still in the cache.
+                    for start in range(0, len(view), _PIECE_BYTES):
+                        size -= record.write(view[start : start + _PIECE_BYTES])
         if size:
             raise FormatError(f"tensor {shape} of {dtype} is {size} bytes short")
         return stored
