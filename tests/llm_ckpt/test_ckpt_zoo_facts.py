@@ -5,12 +5,15 @@ because the tiny model does not depend on it.
 """
 
 import copy
+import json
 
 import pytest
 import torch
 
 from arch_decoder import decode
 from ckpt_zoo.dense import CASES
+from llm_ckpt.edge.folder import arch_from_file
+from llm_ckpt.families import family_named
 from llm_ckpt.source import open_source
 
 # Ten times what test_ckpt_zoo.py lets pass.
@@ -95,3 +98,17 @@ def test_every_parameter_shows_in_the_logits(name, tmp_path):
             if not (wrong - right).abs().max().item() > SHOWN:
                 hidden.append(name)
     assert not hidden
+
+
+@pytest.mark.parametrize("name", BY_ID)
+def test_transformers_computes_the_same_with_a_written_config(name, tmp_path):
+    """Not only our reader understands what `write_config` says."""
+    case = BY_ID[name]
+    folder = case.save(tmp_path / "hf")
+    tokens = torch.randint(0, 250, (1, 24), generator=torch.Generator().manual_seed(1))
+    before = case.expected_logits(folder, tokens)
+    arch = arch_from_file(folder / "config.json")
+    written = family_named(arch.family, where="test").write_config(arch, dtype="float32")
+    (folder / "config.json").write_text(json.dumps(written))
+    after = case.expected_logits(folder, tokens)
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-5)

@@ -244,5 +244,5 @@ CASES = (
     Case("stablelm", {**STABLELM, "use_qkv_bias": True}),
     Case("stablelm", {**STABLELM, **rope("default", partial_rotary_factor=0.5)}, "half"),
     Case("hyperclovax", {**SIZES, **MULTIPLIERS}),
-    Case("hyperclovax", {**SIZES, **BIASES, "use_post_norm": False}, "pre-norm"),
+    Case("hyperclovax", {**SIZES, **MULTIPLIERS, **BIASES, "use_post_norm": False}, "pre-norm"),
 )

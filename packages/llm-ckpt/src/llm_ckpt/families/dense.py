@@ -88,9 +88,9 @@ def kv_heads(default: Default = all_heads) -> Field:
     return Field("num_key_value_heads", ("attention.query_groups",), default, null=all_heads)
 
 
-def head_dim(default: Default = divided) -> Field:
+def head_dim(default: Default = divided, *, aliases: tuple[str, ...] = ()) -> Field:
     """`head_dim`; null says that the heads share the hidden size."""
-    return Field("head_dim", ("attention.head_dim",), default, null=divided)
+    return Field("head_dim", ("attention.head_dim",), default, null=divided, aliases=aliases)
 
 
 def root_of_hidden(config: Mapping[str, Json]) -> Json:

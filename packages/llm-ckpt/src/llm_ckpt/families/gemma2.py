@@ -31,7 +31,7 @@ FAMILY = Family(
         Field("final_logit_softcapping", ("scalars.logit_softcap",), default=30.0, null=None),
         Fixed("use_bidirectional_attention", (None, False)),
         # Unlike Gemma 1 the key is read by nothing; the cache is how tokens are generated.
-        Ignored(("hidden_act", "cache_implementation")),
+        Ignored(("hidden_act", "cache_implementation", "sliding_window_size")),
     ),
     constants={
         **dense.CONSTANTS,

@@ -15,7 +15,7 @@ FAMILY = Family(
         ),
         Field("mlp_bias", ("mlp.bias",), default=False),
         UniformLayers(),
-        RopeFields(interleaved=True),
+        RopeFields(default_base=100000.0, interleaved=True),
         dense.kv_heads(20),
         dense.head_dim(128),
     ),

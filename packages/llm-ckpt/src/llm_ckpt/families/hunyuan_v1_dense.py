@@ -28,7 +28,7 @@ FAMILY = Family(
         UniformLayers(),
         RopeFields(),
         dense.kv_heads(),
-        dense.head_dim(),
+        dense.head_dim(aliases=("attention_head_dim",)),
         *FIXED,
         Ignored(("pretraining_tp", "eod_token_id", "mask_init_id", "org_vocab_size")),
     ),
