@@ -42,8 +42,9 @@ YARN = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,
     "factor": 8.0,
-    "original_max_position_embeddings": 8,
-    "beta_fast": 4.0,
+    # With these the band between both betas lies inside the rotary part.
+    "original_max_position_embeddings": 2048,
+    "beta_fast": 32.0,
     "beta_slow": 1.0,
     "mscale": 0.8,
     "mscale_all_dim": 0.6,
