@@ -52,20 +52,22 @@ class Dialect:
     def spellings(self, arch: Arch, *, is_prediction: bool) -> tuple[Spelling, ...]:
         """The tables to use; `is_prediction`: for a layer of multi-token prediction."""
         is_te = self.implementation == "transformer_engine"
+        stack = MAMBA_STACK if arch.mamba2 is not None else ()
         if self.name == "megatron":
             if self.splits_mla:
                 raise LayoutError("mla-mm-split is for --dialect mindspeed, found megatron")
-            return FUSED_NORMS if is_te else LOCAL_MLA
+            return (*(FUSED_NORMS if is_te else (*LOCAL_MLA, *LOCAL_MAMBA)), *stack)
         # MindSpeed-LLM's Transformer Engine spec leaves the norms of prediction layers apart.
         norms = MINDSPEED_FUSED_NORMS if is_te and not is_prediction else ()
         split = SPLIT_MLA if self.splits_mla else ()
         apart = MINDSPEED_APART if arch.gdn is not None else ()
-        return (*split, *apart, *norms, *MINDSPEED)
+        mamba = stack if is_te else (*LOCAL_MAMBA, *stack)
+        return (*split, *apart, *norms, *mamba, *MINDSPEED)
 
 
 def every_spelling() -> tuple[Spelling, ...]:
     """All tables: what a reader accepts beside the canonical names."""
-    local = (LOCAL_MLA, FUSED_NORMS)
+    local = (LOCAL_MLA, LOCAL_MAMBA, MAMBA_STACK, FUSED_NORMS)
     theirs = (SPLIT_MLA, MINDSPEED_FUSED_NORMS, MINDSPEED_APART, MINDSPEED, MINDSPEED_OLD)
     return tuple(dict.fromkeys(s for table in (*local, *theirs) for s in table))
 
@@ -186,6 +188,17 @@ LOCAL_MLA: tuple[Spelling, ...] = tuple(
     Spelling(name, (name,), rows=_even_rows)
     for linear in (_Q_DOWN, _KV_DOWN)
     for name in (f"{linear}.weight", f"{linear}.bias")
+)
+
+# megatron/core/ssm: a MambaLayer has one norm, and a MambaStack runs every model that has such
+# layers.
+LOCAL_MAMBA: tuple[Spelling, ...] = tuple(
+    Spelling(f"norm.{kind}", (f"input_layernorm.{kind}",), needs="mixer.in_proj.weight")
+    for kind in ("weight", "bias")
+)
+MAMBA_STACK: tuple[Spelling, ...] = tuple(
+    Spelling(f"decoder.final_norm.{kind}", (f"decoder.final_layernorm.{kind}",))
+    for kind in ("weight", "bias")
 )
 
 FUSED_NORMS: tuple[Spelling, ...] = (

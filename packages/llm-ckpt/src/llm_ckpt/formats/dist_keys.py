@@ -46,6 +46,11 @@ _EXTRA_STATE: Mapping[str, tuple[str, ...]] = {
     ),
     "eh_proj.weight": ("eh_proj", "enorm", "hnorm", "final_layernorm"),
 }
+# Fused norms whose own names layers without Transformer Engine look for.
+_NORMS_APART = (
+    (".self_attention.in_proj.layer_norm_", ".input_layernorm."),
+    (".mixer.in_proj.layer_norm_", ".norm."),
+)
 _EXPERT_FC1 = "mlp.experts.local_experts.0.linear_fc1.weight"
 
 
@@ -112,6 +117,8 @@ def extra_state_keys(params: Iterable[Param], arch: Arch, *, is_per_layer: bool)
     for index in range(arch.mtp.layers if arch.mtp else 0):
         for at in (f"mtp.layers.{index}.", f"mtp.layers.{index}.transformer_layer."):
             keys += _extra_states(at, at, ((), ()), present, arch)
+    if arch.mamba2 is not None:  # GPTModel leaves this one out, MambaModel does not
+        keys.append(f"output_layer._extra_state/{_shard((), ())}")
     return keys
 
 
@@ -139,7 +146,8 @@ def _spelled(name: str, arch: Arch, present: Container[str]) -> tuple[str, ...]:
         head, dot, end = name.rpartition(f".self_attention.{norm}.")
         if dot and _is_latent(head, present):
             return (name, f"{head}.self_attention.{linear}.layer_norm_{end}")
-    return (fused,)
+    apart = [fused.replace(norm, own) for norm, own in _NORMS_APART if norm in fused]
+    return (fused, *apart)
 
 
 def _is_latent(layer: str, present: Container[str]) -> bool:
