@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arch_decoder import decode
+from ckpt_layouts import v1_layouts
 from ckpt_models import assert_same_folder
 from ckpt_zoo import CASES
 from llm_ckpt.edge.folder import arch_from_file
@@ -66,24 +67,15 @@ def test_every_rule_of_a_family_is_used_by_some_case(family, folder_of):
     assert not [name for name in unused if not name.startswith("mtp.")]
 
 
-def layouts(case):
-    """Layouts of Megatron v1 that the sizes of a case divide by."""
-    return st.fixed_dictionaries(
-        {
-            "tp": st.sampled_from([n for n in (1, 2) if n <= case.max_tp]),
-            "pp": st.sampled_from([n for n in (1, 2) if n <= case.max_pp]),
-        }
-    )
-
-
 @pytest.mark.parametrize("name", BY_ID)
 def test_hf_v1_v2_hf_is_bit_identical(name, folder_of, convert, tmp_path_factory):
     case = BY_ID[name]
+    arch = arch_from_file(folder_of(case) / "config.json")
 
     @settings(
-        max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+        max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
     )
-    @given(layout=layouts(case), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+    @given(layout=v1_layouts(case, arch), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
     def trip(layout, dtype):
         folder, work = folder_of(case, dtype), tmp_path_factory.mktemp("trip")
         convert(folder, work / "v1", "v1", **layout)
