@@ -16,7 +16,7 @@ from llm_ckpt.adapt import AdaptedTensors
 from llm_ckpt.arch import Arch
 from llm_ckpt.blocks import Param
 from llm_ckpt.edge.folder import Located, companions, locate, read_arch
-from llm_ckpt.errors import CheckpointError, suggest
+from llm_ckpt.errors import CheckpointError, first_few, suggest
 from llm_ckpt.families import family_named
 from llm_ckpt.families.mtp import without_unstored
 from llm_ckpt.formats.hf import CONFIG, read_folder, read_json
@@ -28,6 +28,7 @@ from llm_ckpt.layout import Shape, Shard
 from llm_ckpt.table import Table
 from llm_ckpt.tensors import HfTensors, MegatronTensors, Tensors
 
+_LEFT_OUT = "{where}: {count} tensors that arch.json cannot describe are left out: {names}"
 _UNSTORED = (
     "{where}: config.json says {arch.mtp.layers} prediction layers (MTP), but no tensor of theirs "
     "is stored; they are left out"
@@ -159,6 +160,8 @@ def open_source(
         if (found := without_unstored(table, stored)) != model:
             notes.append(_UNSTORED.format(where=where, arch=model))
             table = family.table(found)
+        if lost := family.not_converted(stored):
+            notes.append(_LEFT_OUT.format(where=where, count=len(lost), names=first_few(lost)))
         tensors = HfTensors(table, stored, where=where)
     else:
         read = read_v1 if located.layout == "v1" else read_v2

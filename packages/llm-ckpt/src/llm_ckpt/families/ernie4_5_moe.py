@@ -54,7 +54,7 @@ FAMILY = Family(
         Fixed("moe_norm_min", (1e-12,)),
         Fixed("moe_gate", ("topk",)),
         Fixed("moe_use_aux_free", (True,)),
-        Ignored(("moe_capacity", "moe_aux_loss_lambda")),
+        Ignored(("moe_capacity", "moe_aux_loss_lambda", "num_nextn_predict_layers")),
     ),
     # The bias is added to softmax scores, so these are made before the choice.
     constants={**moe.CONSTANTS, "moe.router.bias": True, "moe.router.pre_softmax": True},
@@ -70,4 +70,6 @@ FAMILY = Family(
         *moe.shared_rules(),
     ),
     copies=dense.COPIES,
+    # A prediction layer without experts, unlike the last of the decoder's; transformers skips it.
+    left_out=(r"model\.mtp_.+",),
 )

@@ -10,7 +10,7 @@ FAMILY = Family(
     name="exaone_moe",
     architecture="ExaoneMoeForCausalLM",
     fields=(
-        *moe.sizes(eps=1e-5, without=("attention_bias",)),
+        *moe.sizes(eps=1e-5, top_k=8, without=("attention_bias",)),
         UniformLayers(),
         LayerTypes(nth_full_by_key, turns_in_windows=True),
         Ignored(("sliding_window_pattern",)),
@@ -19,7 +19,7 @@ FAMILY = Family(
         moe.DENSE_WIDTH,
         moe.EXPERT_WIDTH,
         moe.layer_types(default_dense=1),
-        *moe.SIGMOID_FIELDS,
+        *moe.sigmoid_fields(scaling=2.5),
         moe.SharedExperts("num_shared_experts", default=1),
         Field("num_experts", ("moe.experts",), default=64),
     ),

@@ -1,7 +1,8 @@
 """What a family is: config.json fields, rules and names, all data."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -82,7 +83,10 @@ class Family:
     copies: Mapping[str, str]
     # Second names that this family's folders have for a tensor (`{n}`: of each prediction layer).
     duplicates: Mapping[str, str] = field(default_factory=dict[str, str])
+    # Patterns of names that hold nothing to keep, and of tensors that arch.json cannot say; the
+    # latter are left out with a note.
     buffers: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def read_config(self, config: Mapping[str, Json], *, where: str) -> Arch:
         """config.json → arch; a key or value that arch.json cannot say is an error."""
@@ -126,8 +130,12 @@ class Family:
             arch,
             copies=self.copies,
             duplicates=self.duplicates,
-            buffers=self.buffers,
+            buffers=(*self.buffers, *self.left_out),
         )
+
+    def not_converted(self, stored: Iterable[str]) -> list[str]:
+        """The stored names that are left out."""
+        return sorted(n for n in stored if any(re.fullmatch(p, n) for p in self.left_out))
 
     def _check_keys(self, config: Mapping[str, Json], *, where: str) -> None:
         known = {key for codec in self.fields for key in codec.keys} | RUNTIME_KEYS.keys()

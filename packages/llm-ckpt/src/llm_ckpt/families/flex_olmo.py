@@ -11,7 +11,7 @@ FAMILY = Family(
     name="flex_olmo",
     architecture="FlexOlmoForCausalLM",
     fields=(
-        *moe.sizes(),
+        *moe.sizes(top_k=5),
         UniformLayers(),
         RopeFields(default_base=5e5),
         dense.head_dim(),

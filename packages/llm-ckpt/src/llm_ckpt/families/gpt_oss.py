@@ -14,14 +14,15 @@ FAMILY = Family(
     name="gpt_oss",
     architecture="GptOssForCausalLM",
     fields=(
-        *moe.sizes(eps=1e-5, without=("hidden_act", "num_experts_per_tok")),
+        *moe.sizes(eps=1e-5, without=("hidden_act", "num_experts_per_tok", "attention_bias")),
         UniformLayers(),
         RopeFields(default_base=150000.0),
         LayerTypes(every_nth_full(2), default=128),
         dense.head_dim(64),
         Field("intermediate_size", ("moe.ffn_hidden_size",)),
-        Field("num_local_experts", ("moe.experts",)),
-        Field("num_experts_per_tok", ("moe.top_k",), aliases=("experts_per_token",)),
+        Field("num_local_experts", ("moe.experts",), default=128),
+        Field("num_experts_per_tok", ("moe.top_k",), default=4, aliases=("experts_per_token",)),
+        Field("attention_bias", ("attention.qkv_bias", "attention.out_bias"), default=True),
         # What config.json calls silu is x · sigmoid(swiglu_alpha · x).
         Field(
             "hidden_act", ("moe.activation",), default="quick_gelu", choices={"silu": "quick_gelu"}

@@ -15,7 +15,7 @@ FAMILY = Family(
     name="granitemoe",
     architecture="GraniteMoeForCausalLM",
     fields=(
-        *moe.sizes(),
+        *moe.sizes(top_k=2),
         UniformLayers(),
         RopeFields(),
         dense.head_dim(),

@@ -34,7 +34,7 @@ FAMILY = Family(
     name="minimax_m2",
     architecture="MiniMaxM2ForCausalLM",
     fields=(
-        *moe.sizes(),
+        *moe.sizes(top_k=8),
         UniformLayers(),
         RotaryDim(),
         dense.head_dim(128),

@@ -10,7 +10,7 @@ FAMILY = Family(
     name="mixtral",
     architecture="MixtralForCausalLM",
     fields=(
-        *moe.sizes(eps=1e-5),
+        *moe.sizes(eps=1e-5, top_k=2),
         UniformLayers(),
         RopeFields(default_base=1e6),
         dense.head_dim(),

@@ -7,7 +7,7 @@ from typing import cast
 from llm_ckpt.arch import Arch
 from llm_ckpt.errors import ArchError
 from llm_ckpt.families import dense
-from llm_ckpt.families.fields import Codec, Facts, Field, Fixed, Ignored, Json
+from llm_ckpt.families.fields import REQUIRED, Codec, Default, Facts, Field, Fixed, Ignored, Json
 from llm_ckpt.families.layers import check_length
 from llm_ckpt.params import EXPERT, LAYER
 from llm_ckpt.rules import Glu, Rule, Same
@@ -54,8 +54,13 @@ TRAINING = Ignored(
 )
 
 
-def sizes(*changed: Codec, eps: float = 1e-6, without: tuple[str, ...] = ()) -> tuple[Codec, ...]:
-    """As dense.sizes, without the width of a feed-forward; `eps` is what an absent one means."""
+def sizes(
+    *changed: Codec,
+    eps: float = 1e-6,
+    top_k: Default = REQUIRED,
+    without: tuple[str, ...] = (),
+) -> tuple[Codec, ...]:
+    """As dense.sizes, without widths of feed-forwards; `eps`, `top_k`: what absent keys mean."""
     codecs = (
         *dense.sizes(without=("intermediate_size", "hidden_act", "rms_norm_eps", *without)),
         Field("rms_norm_eps", ("norm.eps",), default=eps, kind=float),
@@ -65,7 +70,7 @@ def sizes(*changed: Codec, eps: float = 1e-6, without: tuple[str, ...] = ()) -> 
             default="silu",
             choices=dense.ACTIVATIONS,
         ),
-        Field("num_experts_per_tok", ("moe.top_k",)),
+        Field("num_experts_per_tok", ("moe.top_k",), default=top_k),
         dense.kv_heads(),
         TRAINING,
     )
@@ -138,14 +143,19 @@ class Groups:
         return {self.groups: router.groups or 1, self.top_groups: router.top_groups or 1}
 
 
-# Keys of the router that go with SIGMOID.
-SIGMOID_FIELDS: tuple[Codec, ...] = (
-    Field("norm_topk_prob", ("moe.router.normalize",), default=True),
-    Field("routed_scaling_factor", ("moe.router.scaling",), default=1.0, kind=float),
-    Groups(),
-    Fixed("scoring_func", ("sigmoid",)),
-    Fixed("topk_method", ("noaux_tc",)),
-)
+def sigmoid_fields(*, normalize: bool = True, scaling: float = 1.0) -> tuple[Codec, ...]:
+    """Keys of the router that go with SIGMOID, and what absent ones mean."""
+    return (
+        Field("norm_topk_prob", ("moe.router.normalize",), default=normalize),
+        Field("routed_scaling_factor", ("moe.router.scaling",), default=scaling, kind=float),
+        Groups(),
+        # dots.llm1 has the name of the method in the place of the function's.
+        Fixed("scoring_func", ("sigmoid", "noaux_tc")),
+        Fixed("topk_method", ("noaux_tc",)),
+    )
+
+
+SIGMOID_FIELDS = sigmoid_fields()
 
 
 @dataclass(frozen=True, slots=True)

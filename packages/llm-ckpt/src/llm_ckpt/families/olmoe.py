@@ -9,7 +9,7 @@ FAMILY = Family(
     name="olmoe",
     architecture="OlmoeForCausalLM",
     fields=(
-        *moe.sizes(eps=1e-5),
+        *moe.sizes(eps=1e-5, top_k=8),
         UniformLayers(),
         RopeFields(),
         dense.head_dim(),

@@ -51,7 +51,7 @@ FAMILY = Family(
     name="phimoe",
     architecture="PhimoeForCausalLM",
     fields=(
-        *moe.sizes(eps=1e-5),
+        *moe.sizes(eps=1e-5, top_k=2),
         UniformLayers(),
         MscaleRope(),
         Window(),

@@ -12,7 +12,7 @@ FAMILY = Family(
     name="qwen2_moe",
     architecture="Qwen2MoeForCausalLM",
     fields=(
-        *moe.sizes(without=("attention_bias",)),
+        *moe.sizes(top_k=4, without=("attention_bias",)),
         UniformLayers(),
         RopeFields(),
         SwitchedWindows(),

@@ -10,7 +10,7 @@ FAMILY = Family(
     name="qwen3_moe",
     architecture="Qwen3MoeForCausalLM",
     fields=(
-        *moe.sizes(),
+        *moe.sizes(top_k=8),
         UniformLayers(),
         RopeFields(),
         SwitchedWindows(),
