@@ -4,12 +4,17 @@ The files are those of released models (facts of them, keys in their own spellin
 reads each and writes what it understood, and ours must say the same of both.
 """
 
+import shutil
+
 import pytest
+import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from ckpt_zoo.dense import CASES
 from llm_ckpt.errors import ArchError
 from llm_ckpt.families import family_named
+from llm_ckpt.source import open_source
 
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "use_cache": True, "initializer_range": 0.02}
 
@@ -329,6 +334,24 @@ def test_phi3s_older_names_of_longrope_say_the_same(old):
     ours = family_named(family, where="test")
     older = {**config, "rope_scaling": {**LONG, "type": old}}
     assert ours.read_config(older, where="old") == ours.read_config(config, where="new")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bloom"])
+def test_a_folder_saved_without_the_head_is_read(name, tmp_path):
+    """As openai-community/gpt2 is: no `transformer.`, and the causal mask beside the weights."""
+    case = next(case for case in CASES if case.family == name)
+    whole = case.save(tmp_path / "whole")
+    bare = tmp_path / "bare"
+    shutil.copytree(whole, bare)
+    tensors = load_file(bare / "model.safetensors")
+    stripped = {key.removeprefix("transformer."): value for key, value in tensors.items()}
+    if name == "gpt2":
+        stripped["h.0.attn.bias"] = torch.ones(1, 1, 64, 64).tril()
+    save_file(stripped, bare / "model.safetensors")
+    with open_source(whole) as wanted, open_source(bare) as found:
+        assert found.names() == wanted.names()
+        for key in wanted.names():
+            assert torch.equal(found.read(key), wanted.read(key))
 
 
 def test_two_names_of_one_thing_that_disagree_are_refused():

@@ -156,7 +156,8 @@ def open_source(
     tensors: Tensors
     if located.layout == "hf":
         where, config = str(located.root), read_json(located.root / CONFIG)
-        stored = dequantized(read_folder(located.root), config, where=where)
+        named = family.with_prefix(read_folder(located.root))
+        stored = dequantized(named, config, where=where)
         if (found := without_unstored(table, stored)) != model:
             notes.append(_UNSTORED.format(where=where, arch=model))
             table = family.table(found)

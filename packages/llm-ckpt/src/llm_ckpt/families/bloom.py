@@ -89,4 +89,5 @@ FAMILY = Family(
         dense.HEAD,
     ),
     copies={"lm_head.weight": "transformer.word_embeddings.weight"},
+    prefix="transformer.",
 )

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TypeVar, cast
 
 from llm_ckpt.arch import Arch, differences, parse_arch
 from llm_ckpt.errors import ArchError, first_few, suggest
@@ -12,6 +12,8 @@ from llm_ckpt.families.fields import Codec, Facts, Json, nest
 from llm_ckpt.families.layers import settle
 from llm_ckpt.rules import Rule
 from llm_ckpt.table import Table, compile_table
+
+_Tensor = TypeVar("_Tensor")  # however a folder's tensors are held
 
 # Keys of any config.json that say nothing about the weights or how they are computed with.
 RUNTIME_KEYS: Mapping[str, Json] = {
@@ -86,6 +88,8 @@ class Family:
     # Patterns of names that hold nothing to keep, and of tensors that arch.json cannot say; the
     # latter are left out with a note.
     buffers: tuple[str, ...] = ()
+    # What names of the oldest folders lack, which were saved without the head (GPT-2, BLOOM).
+    prefix: str = ""
     left_out: tuple[str, ...] = ()
 
     def read_config(self, config: Mapping[str, Json], *, where: str) -> Arch:
@@ -136,6 +140,13 @@ class Family:
     def not_converted(self, stored: Iterable[str]) -> list[str]:
         """The stored names that are left out."""
         return sorted(n for n in stored if any(re.fullmatch(p, n) for p in self.left_out))
+
+    def with_prefix(self, stored: Mapping[str, _Tensor]) -> dict[str, _Tensor]:
+        """The tensors of a folder, under whole names if every one lacks the family's prefix."""
+        if not self.prefix or any(name.startswith(self.prefix) for name in stored):
+            return dict(stored)
+        heads = {part for rule in self.rules for part in rule.parts if "{" not in part}
+        return {name if name in heads else self.prefix + name: s for name, s in stored.items()}
 
     def _check_keys(self, config: Mapping[str, Json], *, where: str) -> None:
         known = {key for codec in self.fields for key in codec.keys} | RUNTIME_KEYS.keys()

@@ -109,4 +109,5 @@ FAMILY = Family(
     copies={"lm_head.weight": "transformer.wte.weight"},
     # The causal mask, as old transformers releases stored it.
     buffers=(r"transformer\.h\.\d+\.attn\.(masked_)?bias",),
+    prefix="transformer.",
 )

@@ -36,4 +36,5 @@ FAMILY = Family(
         ),
     ),
     copies={"lm_head.weight": "transformer.wte.weight"},
+    prefix="transformer.",
 )
