@@ -173,7 +173,7 @@ def _of_prediction_layers(names: Mapping[str, str], arch: Arch) -> dict[str, str
 
 
 def _part(name: str, shape: Shape, cut: Cut, arch: Arch) -> Part:
-    match = _INDEXED.fullmatch(name)
+    match = _INDEXED.fullmatch(name) if name.endswith("]") else None
     if match is None:
         return Part(name, shape, cut)
     if arch.moe is None:

@@ -151,7 +151,9 @@ def check_length(slabs: Sequence[Slab]) -> None:
     """Refuse slabs that reach past the end of their file."""
     sizes: dict[Path, int] = {}
     for slab in slabs:
-        size = sizes.setdefault(slab.path, slab.path.stat().st_size)
+        if slab.path not in sizes:
+            sizes[slab.path] = slab.path.stat().st_size
+        size = sizes[slab.path]
         if slab.offset < 0 or slab.offset + slab.nbytes > size:
             raise FormatError(
                 f"{slab.path}: {size} bytes, want at least {slab.offset + slab.nbytes} (truncated?)"
