@@ -30,6 +30,9 @@ def with_experts(document, *, experts=6, ffn=100, shared=None):
         "bias": False,
         "groups": None,
         "top_groups": None,
+        "group_score": "max",
+        "linear_bias": False,
+        "zero_experts": 0,
     }
     document["layers"][0]["feed_forward"] = "moe"
     document["mlp"] = None

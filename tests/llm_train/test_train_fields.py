@@ -73,10 +73,7 @@ def test_unknown_key_names_the_nearest():
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"attention__softcap": 50.0}, r"attention\.softcap=50\.0 \(can build: None\)"),
-        ({"attention__sinks": True}, r"attention\.sinks=True"),
-        ({"norm__placement": "sandwich"}, r"norm\.placement='sandwich'"),
-        ({"scalars__embedding": 12.0}, r"scalars\.embedding=12\.0"),
+        ({"attention__shared_kv": 2}, r"attention\.shared_kv=2 \(can build: 1\)"),
         ({"mtp": {"layers": 1}}, r"mtp="),
     ],
 )

@@ -27,6 +27,7 @@ EXPERTS = {
     "gated": True,
     "bias": False,
     "clamp": None,
+    "glu_offset": 0.0,
     "shared": None,
     "router": {
         "score": "softmax",
@@ -36,6 +37,9 @@ EXPERTS = {
         "bias": False,
         "groups": None,
         "top_groups": None,
+        "group_score": "max",
+        "linear_bias": False,
+        "zero_experts": 0,
     },
 }
 

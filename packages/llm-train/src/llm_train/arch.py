@@ -81,6 +81,7 @@ class Indexer(_Part):
     head_dim: PositiveInt
     top_k: PositiveInt
     rope_interleaved: bool
+    borrowing_layers: tuple[PositiveInt, ...]
 
 
 class Mla(_Part):

@@ -9,7 +9,7 @@ from llm_train.arch import Arch, Attention
 from llm_train.config import Device, Precision, RunConfig
 
 # Mixers whose replicated parts get their whole gradient only when sequence parallel sums it.
-_SEQUENCE_PARALLEL_MIXERS = ("mla", "gdn")
+_SEQUENCE_PARALLEL_MIXERS = ("gdn",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,10 +11,14 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from llm_train.arch import Arch, Rope
 from llm_train.config import ParallelConfig, Recompute
+from llm_train.model.ends import finish_ends
 from llm_train.model.fields import config_fields
-from llm_train.model.rope import inverse_frequencies
+from llm_train.model.rope import Rotary, rotary_dim
 from llm_train.model.spec import block_spec
 
+POSITION_EMBEDDINGS: Mapping[str, Any] = MappingProxyType(
+    {"rope": "rope", "learned": "learned_absolute", "alibi": "none", "none": "none"}
+)
 RECOMPUTE: Mapping[Recompute, Mapping[str, Any]] = MappingProxyType(
     {
         Recompute.NONE: {},
@@ -102,9 +106,6 @@ def build_chunks(arch: Arch, config: TransformerConfig) -> list[Model]:
 
 
 def _build_chunk(arch: Arch, config: TransformerConfig, *, vp_stage: int | None) -> Model:
-    assert isinstance(arch.position, Rope)
-    assert arch.attention is not None
-    rope = arch.position
     chunk = Model(
         config,
         block_spec(arch, config, vp_stage=vp_stage),  # pyright: ignore[reportArgumentType]  # or a spec
@@ -114,11 +115,20 @@ def _build_chunk(arch: Arch, config: TransformerConfig, *, vp_stage: int | None)
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
         post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
         share_embeddings_and_output_weights=arch.tie_embeddings,
-        position_embedding_type="rope",
-        rotary_percent=rope.fraction,
-        rotary_base=rope.base,  # pyright: ignore[reportArgumentType]  # a float is fine
+        position_embedding_type=POSITION_EMBEDDINGS[arch.position.kind],
         vp_stage=vp_stage,
     )
-    # megatron-core knows one fixed Llama 3 scaling; the frequencies are ours.
-    chunk.rotary_pos_emb.inv_freq = inverse_frequencies(rope, arch.attention.head_dim)
+    if isinstance(arch.position, Rope):
+        chunk.rotary_pos_emb = rotary_of(arch, arch.position)
+    finish_ends(chunk, arch, config)
     return chunk
+
+
+def rotary_of(arch: Arch, rope: Rope) -> Rotary:
+    """The table of rotations of an architecture's heads."""
+    if arch.mla is not None:
+        dim = arch.mla.qk_rope_head_dim
+    else:
+        assert arch.attention is not None
+        dim = rotary_dim(rope, arch.attention.head_dim)
+    return Rotary(rope, dim=dim, max_positions=arch.max_position_embeddings)

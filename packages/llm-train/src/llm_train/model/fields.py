@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from llm_train.arch import Arch, Moe
+from llm_train.arch import Arch
 
 
 class UnsupportedArchError(ValueError):
@@ -84,68 +84,80 @@ TABLE: tuple[Config | Module | Only | Ignored, ...] = (
     Config("hidden_size", "hidden_size"),
     Module("max_position_embeddings", "GPTModel.max_sequence_length"),
     Module("tie_embeddings", "GPTModel.share_embeddings_and_output_weights"),
-    Only("output_bias", (False,)),
-    Only("output_normalized", (False,)),
-    Only("embedding_norm", (False,)),
+    Module("output_bias", "llm_train.model.ends"),
+    Module("output_normalized", "llm_train.model.ends"),
+    Module("embedding_norm", "llm_train.model.ends"),
     Config("norm.kind", "normalization", NORMALIZATIONS.__getitem__),
     Config("norm.eps", "layernorm_epsilon"),
     Config("norm.zero_centered", "layernorm_zero_centered_gamma"),
-    Only("norm.placement", ("pre",)),
+    Module("norm.placement", "norms of LayerSubmodules"),
     Module("layers.count", "TransformerConfig.num_layers"),
-    Only("layers.mixer", ("attention",)),
+    Only("layers.mixer", ("attention", "mla")),
     Only("layers.feed_forward", ("dense", "moe")),
     Module("layers.window", "CoreAttention.window of that layer"),
-    Only("layers.rope", (True,)),
+    Module("layers.rope", "Attention.has_rope of that layer"),
     Config("attention.heads", "num_attention_heads"),
     Config("attention.query_groups", "num_query_groups"),
     Config("attention.head_dim", "kv_channels"),
     Module("attention.qkv_bias", "linear_qkv class"),
     Module("attention.out_bias", "linear_proj class"),
-    Only("attention.qk_norm", ("none", "head")),
-    Only("attention.softcap", (None,)),
-    Only("attention.sinks", (False,)),
+    Module("attention.qk_norm", "q_layernorm and k_layernorm classes"),
+    Module("attention.softcap", "CoreAttention.softcap"),
+    Module("attention.sinks", "CoreAttention.softmax_offset"),
     Config("attention.scale", "softmax_scale"),
-    Only("attention.output_gate", (False,)),
+    Config("attention.output_gate", "attention_output_gate"),
     Only("attention.shared_kv", (1,)),
-    Only("mla", (None,)),
+    Config("mla.heads", "num_attention_heads"),
+    Module("mla.q_lora_rank", "LatentAttention"),
+    Module("mla.kv_lora_rank", "LatentAttention"),
+    Module("mla.qk_nope_head_dim", "LatentAttention"),
+    Module("mla.qk_rope_head_dim", "LatentAttention"),
+    Module("mla.v_head_dim", "LatentAttention"),
+    Module("mla.scale", "LatentAttention"),
+    Module("mla.norm_eps", "LatentAttention"),
+    Module("mla.down_bias", "LatentAttention"),
+    Module("mla.out_bias", "LatentAttention"),
+    Module("mla.q_scale", "LatentAttention"),
+    Module("mla.kv_scale", "LatentAttention"),
+    Only("mla.indexer", (None,)),
     Only("gdn", (None,)),
     Only("mamba2", (None,)),
-    Only("position.kind", ("rope",)),
+    Module("position.kind", "GPTModel.position_embedding_type, CoreAttention.alibi_heads"),
     Module("position.base", "llm_train.model.rope"),
-    Module("position.fraction", "llm_train.model.rope and GPTModel.rotary_percent"),
-    Config("position.interleaved", "rotary_interleaved"),
+    Module("position.fraction", "llm_train.model.rope"),
+    Module("position.interleaved", "Attention.is_interleaved"),
     Module("position.scaling", "llm_train.model.rope"),
     Module("mlp.activation", "TransformerConfig.activation_func, with moe.activation"),
     Module("mlp.gated", "TransformerConfig.gated_linear_unit, with moe.gated"),
     Config("mlp.ffn_hidden_size", "ffn_hidden_size"),
     Config("mlp.bias", "add_bias_linear"),
-    Only("mlp.clamp", (None,)),
-    Only("mlp.glu_offset", (0.0,)),
+    Module("mlp.clamp", "TransformerConfig.activation_func_clamp_value, with moe.clamp"),
+    Module("mlp.glu_offset", "TransformerConfig.glu_linear_offset, with moe.glu_offset"),
     Config("moe.experts", "num_moe_experts"),
     Config("moe.top_k", "moe_router_topk"),
     Config("moe.ffn_hidden_size", "moe_ffn_hidden_size"),
     Module("moe.activation", "TransformerConfig.activation_func, with mlp.activation"),
     Module("moe.gated", "TransformerConfig.gated_linear_unit, with mlp.gated"),
     Only("moe.bias", (False,)),
-    Only("moe.clamp", (None,)),
-    Only("moe.glu_offset", (0.0,)),
+    Module("moe.clamp", "TransformerConfig.activation_func_clamp_value, with mlp.clamp"),
+    Module("moe.glu_offset", "TransformerConfig.glu_linear_offset, with mlp.glu_offset"),
     Config("moe.shared.ffn_hidden_size", "moe_shared_expert_intermediate_size"),
     Config("moe.shared.gated", "moe_shared_expert_gate"),
-    Only("moe.router.score", ("softmax", "sigmoid")),
-    Config("moe.router.pre_softmax", "moe_router_pre_softmax"),
-    Module("moe.router.normalize", "implied by score and pre_softmax; checked"),
-    Module("moe.router.scaling", "TransformerConfig.moe_router_topk_scaling_factor"),
+    Module("moe.router.score", "llm_train.model.routing"),
+    Module("moe.router.pre_softmax", "llm_train.model.routing"),
+    Module("moe.router.normalize", "llm_train.model.routing"),
+    Module("moe.router.scaling", "llm_train.model.routing"),
     Config("moe.router.bias", "moe_router_enable_expert_bias"),
-    Config("moe.router.groups", "moe_router_num_groups"),
-    Config("moe.router.top_groups", "moe_router_group_topk"),
-    Module("moe.router.group_score", "implied by top_k and top_groups; checked"),
+    Module("moe.router.groups", "llm_train.model.routing"),
+    Module("moe.router.top_groups", "llm_train.model.routing"),
+    Module("moe.router.group_score", "llm_train.model.routing"),
     Only("moe.router.linear_bias", (False,)),
     Only("moe.router.zero_experts", (0,)),
     Only("mtp", (None,)),
-    Only("scalars.embedding", (1.0,)),
-    Only("scalars.residual", (1.0,)),
-    Only("scalars.logits", (1.0,)),
-    Only("scalars.logit_softcap", (None,)),
+    Module("scalars.embedding", "llm_train.model.ends"),
+    Module("scalars.residual", "Layer.residual_scale"),
+    Module("scalars.logits", "llm_train.model.ends"),
+    Module("scalars.logit_softcap", "llm_train.model.ends"),
 )
 
 
@@ -162,7 +174,9 @@ def config_fields(arch: Arch) -> dict[str, Any]:
                 fields[entry.target] = entry.convert(value)
     fields.update(_shared_by_dense_and_moe(arch))
     if arch.attention is not None:
-        fields["qk_layernorm"] = arch.attention.qk_norm == "head"
+        # With it megatron-core sums the gradients of norms that every rank holds; those over all
+        # heads lie cut.
+        fields["qk_layernorm"] = arch.attention.qk_norm in ("head", "head_after_rope")
     if arch.moe is not None:
         fields.update(_router_fields(arch))
     return fields
@@ -190,17 +204,20 @@ def _values(arch: Arch, field: str) -> list[Any]:
 
 
 def _shared_by_dense_and_moe(arch: Arch) -> dict[str, Any]:
-    """megatron-core has one activation and one gating for both kinds of feed-forward."""
+    """megatron-core has one activation, gating and clamping for both kinds of feed-forward."""
     parts = [part for part in (arch.mlp, arch.moe) if part is not None]
-    kinds = {(part.activation, part.gated) for part in parts}
+    kinds = {(part.activation, part.gated, part.clamp, part.glu_offset) for part in parts}
     if len(kinds) != 1:
         raise UnsupportedArchError(
-            f"mlp and moe differ in (activation, gated): {sorted(kinds)}; want them equal"
+            f"mlp and moe differ in (activation, gated, clamp, glu_offset): "
+            f"{sorted(map(str, kinds))}; want them equal"
         )
-    activation, gated = kinds.pop()
+    activation, gated, clamp, offset = kinds.pop()
     fields: dict[str, Any] = {
         "activation_func": ACTIVATIONS[activation],
         "gated_linear_unit": gated,
+        "activation_func_clamp_value": clamp,
+        "glu_linear_offset": offset,
     }
     if arch.mlp is None and arch.moe is not None:
         # A required field that no layer of an all-MoE model uses.
@@ -211,33 +228,12 @@ def _shared_by_dense_and_moe(arch: Arch) -> dict[str, Any]:
 
 def _router_fields(arch: Arch) -> dict[str, Any]:
     assert arch.moe is not None
-    router = arch.moe.router
-    # megatron-core normalises sigmoid scores, and softmax scores taken after top-k.
-    normalizes = router.score == "sigmoid" or not router.pre_softmax
-    if router.normalize != normalizes:
-        raise UnsupportedArchError(
-            f"moe.router: score={router.score}, pre_softmax={router.pre_softmax} gives "
-            f"normalize={normalizes}, arch.json says {router.normalize}"
-        )
-    _check_group_score(arch.moe)
+    # Balancing losses know two kinds of scores, and a bias goes with sigmoid alone.
+    is_softmax = arch.moe.router.score == "softmax" and not arch.moe.router.bias
     return {
-        "moe_router_score_function": router.score,
-        "moe_router_topk_scaling_factor": None if router.scaling == 1.0 else router.scaling,
+        "moe_router_score_function": "softmax" if is_softmax else "sigmoid",
         "moe_layer_freq": [int(run.feed_forward == "moe") for run in arch.each_layer()],
         "moe_token_dispatcher_type": "alltoall",
         "moe_router_dtype": "fp32",
         "moe_router_load_balancing_type": "none",
     }
-
-
-def _check_group_score(moe: Moe) -> None:
-    """megatron-core ranks a group by the sum of its best top_k / top_groups scores."""
-    groups, top_groups = moe.router.groups, moe.router.top_groups
-    if groups is None or top_groups is None or groups == top_groups:
-        return
-    summed = moe.top_k // top_groups
-    if {"max": 1, "top2": 2}[moe.router.group_score] != summed:
-        raise UnsupportedArchError(
-            f"moe.router.group_score={moe.router.group_score}, but top_k({moe.top_k}) // "
-            f"top_groups({top_groups}) = {summed} scores of a group would be summed"
-        )

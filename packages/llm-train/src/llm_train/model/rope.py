@@ -1,11 +1,53 @@
-"""Rotary frequencies of an architecture (pure)."""
+"""Rotary positions of an architecture: frequencies, scaling, and the rotation itself.
+
+Formulas: transformers' modeling_rope_utils.py, which follows the papers named below.
+"""
 
 import math
 
 import torch
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 
-from llm_train.arch import LinearScaling, Llama3Scaling, Rope
-from llm_train.model.fields import UnsupportedArchError
+from llm_train.arch import Llama3Scaling, LongRopeScaling, Rope, YarnScaling
+
+
+class Rotary(RotaryEmbedding):
+    """What GPTModel asks for rotary positions: [T, 1, 1, rotary_dim], cosines then sines.
+
+    `dim` is the number of elements that rotate.
+    """
+
+    def __init__(self, rope: Rope, *, dim: int, max_positions: int) -> None:
+        torch.nn.Module.__init__(self)
+        self.rope, self.dim, self.max_positions = rope, dim, max_positions
+
+    def forward(  # pyright: ignore[reportIncompatibleVariableOverride]  # not cached
+        self, max_seq_len: int, offset: int = 0, packed_seq: bool = False, cp_group: object = None
+    ) -> torch.Tensor:
+        frequencies = inverse_frequencies(
+            self.rope, dim=self.dim, tokens=max_seq_len, max_positions=self.max_positions
+        )
+        positions = torch.arange(max_seq_len) + offset
+        angles = torch.outer(positions.float(), frequencies)
+        factor = attention_factor(self.rope, max_positions=self.max_positions)
+        table = torch.cat([angles.cos(), angles.sin()], dim=-1) * factor
+        return table[:, None, None, :].to(torch.cuda.current_device())
+
+
+def rotate(x: torch.Tensor, table: torch.Tensor, *, is_interleaved: bool) -> torch.Tensor:
+    """Turn the first elements of every head of x [T, B, H, D] by `table` [T, 1, 1, rotary_dim].
+
+    A pair is (i, i + rotary_dim / 2), or (2i, 2i + 1) when interleaved. In fp32.
+    """
+    cos, sin = table.chunk(2, dim=-1)
+    turning, rest = x[..., : table.shape[-1]].float(), x[..., table.shape[-1] :]
+    if is_interleaved:
+        a, b = turning[..., 0::2], turning[..., 1::2]
+        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
+    else:
+        a, b = turning.chunk(2, dim=-1)
+        turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    return torch.cat([turned.type_as(x), rest], dim=-1) if rest.shape[-1] else turned.type_as(x)
 
 
 def rotary_dim(rope: Rope, head_dim: int) -> int:
@@ -13,24 +55,46 @@ def rotary_dim(rope: Rope, head_dim: int) -> int:
     return int(head_dim * rope.fraction)
 
 
-def inverse_frequencies(rope: Rope, head_dim: int) -> torch.Tensor:
-    """[rotary_dim / 2] fp32: radians a position, one a rotated pair.
-
-    Llama 3 scaling: `_compute_llama3_parameters` in transformers' modeling_rope_utils.py.
-    """
-    dim = rotary_dim(rope, head_dim)
+def inverse_frequencies(rope: Rope, *, dim: int, tokens: int, max_positions: int) -> torch.Tensor:
+    """[dim / 2] fp32: radians a position, one a rotated pair, for a sequence of `tokens`."""
     exponents = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
     frequencies = 1.0 / (rope.base**exponents)
     scaling = rope.scaling
     if scaling is None:
         return frequencies
-    if isinstance(scaling, LinearScaling) and scaling.kind == "linear":
-        return frequencies / scaling.factor
     if isinstance(scaling, Llama3Scaling):
         return _llama3(frequencies, scaling)
-    raise UnsupportedArchError(
-        f"position.scaling.kind={scaling.kind!r} (can build: null, 'linear', 'llama3')"
-    )
+    if isinstance(scaling, YarnScaling):
+        return _yarn(frequencies, rope.base, scaling)
+    if isinstance(scaling, LongRopeScaling):
+        is_long = tokens > scaling.original_max_position_embeddings
+        factors = scaling.long_factor if is_long else scaling.short_factor
+        return frequencies / torch.tensor(factors)
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    return _dynamic(rope.base, exponents, scaling.factor, dim, tokens, max_positions)
+
+
+def attention_factor(rope: Rope, *, max_positions: int) -> float:
+    """What cosines and sines are multiplied by, so that attention stays as sharp."""
+    scaling = rope.scaling
+    if isinstance(scaling, YarnScaling):
+        if scaling.mscale and scaling.mscale_all_dim:
+            return _mscale(scaling.factor, scaling.mscale) / _mscale(
+                scaling.factor, scaling.mscale_all_dim
+            )
+        return _mscale(scaling.factor, 1.0)
+    if isinstance(scaling, LongRopeScaling):
+        if scaling.attention_factor is not None:
+            return scaling.attention_factor
+        ratio = max_positions / scaling.original_max_position_embeddings
+        context = scaling.original_max_position_embeddings
+        return 1.0 if ratio <= 1 else math.sqrt(1 + math.log(ratio) / math.log(context))
+    return 1.0
+
+
+def _mscale(factor: float, weight: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
 
 def _llama3(frequencies: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:
@@ -42,3 +106,32 @@ def _llama3(frequencies: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:
     )
     keep = keep.clamp(0.0, 1.0)
     return (1 - keep) * frequencies / scaling.factor + keep * frequencies
+
+
+def _yarn(frequencies: torch.Tensor, base: float, scaling: YarnScaling) -> torch.Tensor:
+    """Between the pairs that turn `beta_fast` and `beta_slow` times (arXiv 2309.00071, §3.2)."""
+    dim, context = 2 * len(frequencies), scaling.original_max_position_embeddings
+
+    def pair_of(turns: float) -> float:
+        return dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = pair_of(scaling.beta_fast), pair_of(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    if low == high:
+        high += 0.001  # a step, not a division by zero
+    stretch = ((torch.arange(dim // 2).float() - low) / (high - low)).clamp(0.0, 1.0)
+    return frequencies / scaling.factor * stretch + frequencies * (1 - stretch)
+
+
+def _dynamic(
+    base: float, exponents: torch.Tensor, factor: float, dim: int, tokens: int, max_positions: int
+) -> torch.Tensor:
+    """The base grows with the sequence once it is longer than the model's positions."""
+    longest = max(tokens, max_positions)
+    growth = factor * longest / max_positions - (factor - 1)
+    return 1.0 / ((base * growth ** (dim / (dim - 2))) ** exponents)
+
+
+__all__ = ["Rotary", "attention_factor", "inverse_frequencies", "rotary_dim", "rotate"]

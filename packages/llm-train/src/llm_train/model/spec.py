@@ -1,30 +1,37 @@
 """Layer specs for megatron-core, built from `arch.json` with our own modules and no patching."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
+from typing import cast
 
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.backends import LocalSpecProvider
 from megatron.core.models.gpt.gpt_layer_specs import get_mlp_module_spec_for_backend
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.moe.moe_layer import MoESubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import (
     TransformerBlockSubmodules,
     get_num_layers_to_build,
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import (
-    TransformerLayer,
-    TransformerLayerSubmodules,
-    get_transformer_layer_offset,
-)
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from llm_train.arch import Arch, Attention, LayerRun
-from llm_train.model.modules import CoreAttention, Norm, OutLinear, QkvLinear
+from llm_train.arch import Arch, LayerRun, Rope
+from llm_train.arch import Attention as AttentionFacts
+from llm_train.model.attention import Attention
+from llm_train.model.core_attention import CoreAttention
+from llm_train.model.latent import LatentAttention, LatentOptions
+from llm_train.model.layer import Layer, LayerSubmodules
+from llm_train.model.linears import ColumnLinear, RowLinear
+from llm_train.model.norms import AllHeadsNorm, LateHeadNorm, Norm
+from llm_train.model.router import Router
 
 # Transformer Engine fuses the norms into the linears that follow them; checkpoints carry its names.
 DENSE_CHECKPOINT_NAMES = {
@@ -61,33 +68,90 @@ def block_spec(
 
 
 def _layer_spec(arch: Arch, layer: LayerRun) -> ModuleSpec:
-    assert arch.attention is not None
+    is_pre, is_post = arch.norm.placement != "post", arch.norm.placement != "pre"
+    before, after = (Norm if wanted else IdentityOp for wanted in (is_pre, is_post))
     is_moe = layer.feed_forward == "moe"
-    experts = arch.moe.experts if is_moe and arch.moe is not None else None
     return ModuleSpec(
-        module=TransformerLayer,
-        submodules=TransformerLayerSubmodules(
-            input_layernorm=Norm,
-            self_attention=_attention_spec(arch.attention, window=layer.window),
-            self_attn_bda=get_bias_dropout_add,  # pyright: ignore[reportArgumentType]  # a factory
-            pre_mlp_layernorm=Norm,
-            mlp=get_mlp_module_spec_for_backend(Provider(), num_experts=experts),
-            mlp_bda=get_bias_dropout_add,  # pyright: ignore[reportArgumentType]  # a factory
+        module=Layer,
+        params={"residual_scale": arch.scalars.residual},
+        submodules=LayerSubmodules(
+            input_layernorm=before,
+            self_attention=MIXERS[layer.mixer](arch, layer),
+            post_self_attn_layernorm=after,
+            pre_mlp_layernorm=before,
+            mlp=_feed_forward_spec(arch, is_moe=is_moe),
+            post_mlp_layernorm=after,
             sharded_state_dict_keys_map=MOE_CHECKPOINT_NAMES if is_moe else DENSE_CHECKPOINT_NAMES,
         ),
     )
 
 
-def _attention_spec(attention: Attention, *, window: int | None) -> ModuleSpec:
-    head_norm = Norm if attention.qk_norm == "head" else IdentityOp
+def _feed_forward_spec(arch: Arch, *, is_moe: bool) -> ModuleSpec:
+    if not is_moe or arch.moe is None:
+        return get_mlp_module_spec_for_backend(Provider())
+    spec = get_mlp_module_spec_for_backend(Provider(), num_experts=arch.moe.experts)
+    experts = cast("MoESubmodules", spec.submodules)
+    spec.submodules = replace(experts, router=partial(Router, facts=arch.moe.router))
+    return spec
+
+
+def _latent_spec(arch: Arch, layer: LayerRun) -> ModuleSpec:
+    position = arch.position
+    options = LatentOptions(
+        is_interleaved=isinstance(position, Rope) and position.interleaved,
+        has_rope=layer.rope and isinstance(position, Rope),
+        window=layer.window,
+    )
+    return ModuleSpec(module=LatentAttention, params={"mla": arch.mla, "options": options})
+
+
+def _attention_spec(arch: Arch, layer: LayerRun) -> ModuleSpec:
+    assert arch.attention is not None
+    attention, position = arch.attention, arch.position
+    core = partial(
+        CoreAttention,
+        window=layer.window,
+        softcap=attention.softcap,
+        sinks=attention.sinks,
+        alibi_heads=attention.heads if position.kind == "alibi" else None,
+    )
+    q_norm, k_norm = HEAD_NORMS[attention.qk_norm](attention)
     return ModuleSpec(
-        module=SelfAttention,
-        params={"attn_mask_type": AttnMaskType.causal},
+        module=Attention,
+        params={
+            "attn_mask_type": AttnMaskType.causal,
+            "has_rope": layer.rope and isinstance(position, Rope),
+            "is_interleaved": isinstance(position, Rope) and position.interleaved,
+        },
         submodules=SelfAttentionSubmodules(
-            linear_qkv=partial(QkvLinear, has_bias=attention.qkv_bias),
-            core_attention=partial(CoreAttention, window=window),
-            linear_proj=ModuleSpec(module=OutLinear, params={"has_bias": attention.out_bias}),
-            q_layernorm=head_norm,
-            k_layernorm=head_norm,
+            linear_qkv=partial(ColumnLinear, has_bias=attention.qkv_bias),
+            core_attention=core,
+            linear_proj=ModuleSpec(module=RowLinear, params={"has_bias": attention.out_bias}),
+            q_layernorm=q_norm,
+            k_layernorm=k_norm,
         ),
     )
+
+
+def _all_heads(attention: AttentionFacts) -> tuple[ModuleSpec, ModuleSpec]:
+    counts = (attention.heads, attention.query_groups)
+    q, k = (ModuleSpec(module=AllHeadsNorm, params={"heads": count}) for count in counts)
+    return q, k
+
+
+# attention.qk_norm → the modules of q_layernorm and k_layernorm.
+HEAD_NORMS: Mapping[
+    str, Callable[[AttentionFacts], tuple[ModuleSpec | type, ModuleSpec | type]]
+] = MappingProxyType(
+    {
+        "none": lambda _: (IdentityOp, IdentityOp),
+        "head": lambda _: (Norm, Norm),
+        "head_after_rope": lambda _: (LateHeadNorm, LateHeadNorm),
+        "full": _all_heads,
+    }
+)
+
+# layers.mixer → the spec of self_attention.
+MIXERS: Mapping[str, Callable[[Arch, LayerRun], ModuleSpec]] = MappingProxyType(
+    {"attention": _attention_spec, "mla": _latent_spec}
+)

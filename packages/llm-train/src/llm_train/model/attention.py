@@ -1,0 +1,54 @@
+"""Self-attention of one layer: projections and head norms of megatron-core, rotation of our own."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from megatron.core.transformer.attention import SelfAttention
+
+from llm_train.model.norms import LateHeadNorm
+from llm_train.model.rope import rotate
+
+
+class Attention(SelfAttention):
+    """SelfAttention whose rotation is `rotate`; `has_rope` False leaves positions out."""
+
+    def __init__(
+        self, *args: Any, has_rope: bool = True, is_interleaved: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.has_rope = has_rope
+        self.is_interleaved = is_interleaved
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # no inference, no caches
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        rotary_pos_emb: torch.Tensor | None = None,
+        packed_seq_params: object = None,
+        **_ignored: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[T, B, hidden] → the same and the bias that is still to add."""
+        has_gate = self.config.attention_output_gate
+        query, key, value, *gate = cast(
+            "tuple[torch.Tensor, ...]",
+            self.get_query_key_value_tensors(hidden_states, output_gate=has_gate),
+        )
+        if self.has_rope and rotary_pos_emb is not None:
+            query, key = (
+                rotate(x, rotary_pos_emb, is_interleaved=self.is_interleaved) for x in (query, key)
+            )
+        query, key = _late(self.q_layernorm, query), _late(self.k_layernorm, key)
+        is_recomputed = self.checkpoint_core_attention and self.training
+        attend = self._checkpointed_attention_forward if is_recomputed else self.core_attention
+        out = cast("Callable[..., torch.Tensor]", attend)(
+            query, key, value, attention_mask, packed_seq_params=packed_seq_params
+        )
+        if has_gate:
+            out = out * torch.sigmoid(gate[0].reshape(out.shape))
+        return self.linear_proj(out)
+
+
+def _late(norm: object, x: torch.Tensor) -> torch.Tensor:
+    return norm.late(x) if isinstance(norm, LateHeadNorm) else x

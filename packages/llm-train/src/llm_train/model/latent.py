@@ -1,0 +1,134 @@
+"""Multi-head latent attention (https://arxiv.org/abs/2405.04434) on tensor-parallel ranks.
+
+Keys and values come from one small vector a token that every rank holds; so do the rotated parts of
+the keys. Without sequence parallel their gradients are summed where they enter a rank's own heads.
+"""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from llm_train.arch import Mla
+from llm_train.model.core_attention import CoreAttention
+from llm_train.model.linears import ColumnLinear, ReplicatedLinear, RowLinear
+from llm_train.model.norms import RMSNorm
+from llm_train.model.rope import rotate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentOptions:
+    """What the layer is told beside the sizes: its rotation and its window."""
+
+    is_interleaved: bool
+    has_rope: bool
+    window: int | None
+
+
+class LatentAttention(MegatronModule):
+    """Latent attention with megatron-core's parameter names."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        *,
+        mla: Mla,
+        options: LatentOptions,
+        **_ignored: Any,
+    ) -> None:
+        super().__init__(config=config)
+        self.mla, self.options, self.layer_number = mla, options, layer_number
+        hidden, head = config.hidden_size, mla.qk_nope_head_dim + mla.qk_rope_head_dim
+        if mla.q_lora_rank is None:
+            self.linear_q_proj = self._column(hidden, mla.heads * head)
+        else:
+            self.linear_q_down_proj = self._down(hidden, mla.q_lora_rank)
+            self.q_layernorm = RMSNorm(config, mla.q_lora_rank, mla.norm_eps)
+            self.linear_q_up_proj = self._column(mla.q_lora_rank, mla.heads * head)
+        self.linear_kv_down_proj = self._down(hidden, mla.kv_lora_rank + mla.qk_rope_head_dim)
+        self.kv_layernorm = RMSNorm(config, mla.kv_lora_rank, mla.norm_eps)
+        rows = mla.heads * (mla.qk_nope_head_dim + mla.v_head_dim)
+        self.linear_kv_up_proj = self._column(mla.kv_lora_rank, rows)
+        self.core_attention = CoreAttention(
+            config,
+            layer_number,
+            softmax_scale=mla.scale or head**-0.5,
+            window=options.window,
+        )
+        self.linear_proj = RowLinear(
+            mla.heads * mla.v_head_dim,
+            hidden,
+            config=config,
+            init_method=config.output_layer_init_method,
+            has_bias=mla.out_bias,
+            input_is_parallel=True,
+            skip_bias_add=True,
+        )
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        rotary_pos_emb: torch.Tensor | None = None,
+        packed_seq_params: object = None,
+        **_ignored: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[T, B, hidden] (a slice of T under sequence parallel) → the same, and the bias to add."""
+        mla = self.mla
+        query = self._query(hidden_states)
+        latent, k_rope = self.linear_kv_down_proj(hidden_states).split(
+            [mla.kv_lora_rank, mla.qk_rope_head_dim], dim=-1
+        )
+        key_value, _ = self.linear_kv_up_proj(self.kv_layernorm(latent) * mla.kv_scale)
+        heads = key_value.unflatten(-1, (-1, mla.qk_nope_head_dim + mla.v_head_dim))
+        k_plain, value = heads.split([mla.qk_nope_head_dim, mla.v_head_dim], dim=-1)
+        q_plain, q_rope = query.split([mla.qk_nope_head_dim, mla.qk_rope_head_dim], dim=-1)
+        k_rope = self._for_every_rank(k_rope)[:, :, None, :]
+        if self.options.has_rope and rotary_pos_emb is not None:
+            q_rope, k_rope = (
+                rotate(x, rotary_pos_emb, is_interleaved=self.options.is_interleaved)
+                for x in (q_rope, k_rope)
+            )
+        key = torch.cat([k_plain, k_rope.expand(*k_plain.shape[:-1], -1)], dim=-1)
+        query = torch.cat([q_plain, q_rope], dim=-1)
+        out = self.core_attention(
+            query, key, value, attention_mask, packed_seq_params=packed_seq_params
+        )
+        return self.linear_proj(out)
+
+    def _query(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[T, B, heads / tp, qk_nope_head_dim + qk_rope_head_dim]."""
+        if self.mla.q_lora_rank is None:
+            flat, _ = self.linear_q_proj(hidden)
+        else:
+            flat, _ = self.linear_q_up_proj(self.q_layernorm(self.linear_q_down_proj(hidden)))
+        size = self.mla.qk_nope_head_dim + self.mla.qk_rope_head_dim
+        return flat.unflatten(-1, (-1, size)) * self.mla.q_scale
+
+    def _for_every_rank(self, x: torch.Tensor) -> torch.Tensor:
+        """The whole sequence, its gradient the sum over the ranks' heads."""
+        if self.config.sequence_parallel:
+            return cast("torch.Tensor", gather_from_sequence_parallel_region(x))
+        return cast("torch.Tensor", copy_to_tensor_model_parallel_region(x))
+
+    def _column(self, in_size: int, out_size: int) -> ColumnLinear:
+        return ColumnLinear(
+            in_size,
+            out_size,
+            config=self.config,
+            init_method=self.config.init_method,
+            has_bias=False,
+            gather_output=False,
+            skip_bias_add=False,
+        )
+
+    def _down(self, in_size: int, out_size: int) -> ReplicatedLinear:
+        return ReplicatedLinear(self.config, in_size, out_size, has_bias=self.mla.down_bias)

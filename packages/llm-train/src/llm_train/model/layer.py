@@ -1,0 +1,115 @@
+"""One decoder layer: norms before and after each block, scaled residuals."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from megatron.core.tensor_parallel import CheckpointWithoutOutput, checkpoint
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.spec_utils import ModuleSpec, build_module
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+)
+
+
+@dataclass
+class LayerSubmodules(TransformerLayerSubmodules):
+    """Adds the norms on the outputs of both blocks."""
+
+    post_self_attn_layernorm: ModuleSpec | type = IdentityOp
+    post_mlp_layernorm: ModuleSpec | type = IdentityOp
+
+
+class Layer(TransformerLayer):
+    """hidden + scale · norm(mixer(norm(hidden))), then the same with the feed-forward."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        submodules: LayerSubmodules,
+        *args: Any,
+        residual_scale: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(config, submodules, *args, **kwargs)
+        self.residual_scale = residual_scale
+        sizes = {"hidden_size": config.hidden_size, "eps": config.layernorm_epsilon}
+        self.post_self_attn_layernorm = cast(
+            "torch.nn.Module",
+            build_module(submodules.post_self_attn_layernorm, config=config, **sizes),
+        )
+        self.post_mlp_layernorm = cast(
+            "torch.nn.Module", build_module(submodules.post_mlp_layernorm, config=config, **sizes)
+        )
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        context: torch.Tensor | None = None,
+        rotary_pos_emb: torch.Tensor | None = None,
+        packed_seq_params: object = None,
+        padding_mask: torch.Tensor | None = None,
+        **_ignored: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[T, B, hidden] → the same; `context` goes through untouched."""
+
+        def mix(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+            return self.self_attention(
+                x,
+                attention_mask=attention_mask,
+                rotary_pos_emb=rotary_pos_emb,
+                packed_seq_params=packed_seq_params,
+            )
+
+        hidden = self._block(
+            hidden_states,
+            self.input_layernorm,
+            mix,
+            self.post_self_attn_layernorm,
+            is_norm_recomputed=self.recompute_input_layernorm,
+        )
+        hidden = self._block(
+            hidden,
+            self.pre_mlp_layernorm,
+            self._feed_forward(padding_mask),
+            self.post_mlp_layernorm,
+            is_norm_recomputed=self.recompute_pre_mlp_layernorm,
+        )
+        return hidden, context
+
+    def _block(
+        self,
+        hidden: torch.Tensor,
+        norm_before: Callable[[torch.Tensor], torch.Tensor],
+        work: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]],
+        norm_after: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        is_norm_recomputed: bool,
+    ) -> torch.Tensor:
+        """One residual branch; its first norm is computed again in backward when told to."""
+        recomputed = CheckpointWithoutOutput() if is_norm_recomputed else None
+        normed = recomputed.checkpoint if recomputed is not None else _call
+        out, bias = work(cast("torch.Tensor", normed(norm_before, hidden)))
+        if recomputed is not None:
+            recomputed.discard_output_and_register_recompute(out)
+        out = norm_after(out if bias is None else out + bias)
+        return hidden + (out if self.residual_scale == 1.0 else out * self.residual_scale)
+
+    def _feed_forward(
+        self, padding_mask: torch.Tensor | None
+    ) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]:
+        def plain(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+            return self.mlp(x, padding_mask=padding_mask)
+
+        def recomputed(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+            return cast("tuple[torch.Tensor, torch.Tensor | None]", checkpoint(plain, False, x))
+
+        return recomputed if self.recompute_mlp else plain
+
+
+def _call(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    return function(x)

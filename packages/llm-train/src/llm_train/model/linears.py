@@ -1,0 +1,38 @@
+"""Parallel linears that each decide on their own bias."""
+
+from typing import Any
+
+import torch
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+
+class ColumnLinear(ColumnParallelLinear):
+    """Rows cut over the tensor-parallel ranks, with a bias of its own choice."""
+
+    def __init__(self, *args: Any, has_bias: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "bias": has_bias})
+
+
+class RowLinear(RowParallelLinear):
+    """Columns cut over the tensor-parallel ranks, with a bias of its own choice."""
+
+    def __init__(self, *args: Any, has_bias: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "bias": has_bias})
+
+
+class ReplicatedLinear(torch.nn.Linear):
+    """A linear that every rank holds; gradients of slices of the sequence are summed over ranks."""
+
+    def __init__(
+        self, config: TransformerConfig, in_size: int, out_size: int, *, has_bias: bool = False
+    ) -> None:
+        super().__init__(
+            in_size,
+            out_size,
+            bias=has_bias,
+            device=torch.cuda.current_device(),
+            dtype=config.params_dtype,
+        )
+        for parameter in self.parameters():
+            parameter.sequence_parallel = config.sequence_parallel  # pyright: ignore[reportAttributeAccessIssue]
