@@ -141,17 +141,24 @@ def assemble(
 
     What lies outside (vocabulary padding) is zero.
     """
-    shape = piece_shape(boxes)
+    out = torch.empty(piece_shape(boxes), dtype=dtype)
+    assemble_into(out, boxes, extent, fill)
+    return out
+
+
+def assemble_into(
+    out: Tensor, boxes: Sequence[Box], extent: Shape, fill: Callable[[Box, Tensor], None]
+) -> None:
+    """`assemble` into a tensor of that shape."""
     inside = [box.overlap(whole(extent)) if extent else box for box in boxes]
-    is_padded = any(part != box for part, box in zip(inside, boxes, strict=True))
-    out = torch.zeros(shape, dtype=dtype) if is_padded else torch.empty(shape, dtype=dtype)
+    if any(part != box for part, box in zip(inside, boxes, strict=True)):
+        out.zero_()
     offset = 0
     for box, part in zip(boxes, inside, strict=True):
         rows = out[offset : offset + box.shape[0]] if box.shape else out
         if part is not None:
             fill(part, rows[part.within(box)])
         offset += box.shape[0] if box.shape else 0
-    return out
 
 
 def cut(tensor: Tensor, how: Cut, shard: Shard, *, where: str = "tensor") -> Tensor:

@@ -1,6 +1,6 @@
 """The tensors behind a weight source: made from Hugging Face's by rules, or cut from Megatron's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Protocol
@@ -13,8 +13,18 @@ from llm_ckpt.errors import CheckpointError, FormatError
 from llm_ckpt.formats.quantized import Stored
 from llm_ckpt.formats.slab import Files
 from llm_ckpt.formats.tiled import Tiled
-from llm_ckpt.layout import Box, Shape, Shard, assemble, cut, piece_boxes
-from llm_ckpt.table import Entry, Table
+from llm_ckpt.layout import (
+    Box,
+    Shape,
+    Shard,
+    assemble,
+    assemble_into,
+    cut,
+    piece_boxes,
+    piece_shape,
+)
+from llm_ckpt.rules import STACKED
+from llm_ckpt.table import Entry, Part, Table
 
 
 class Tensors(Protocol):
@@ -62,19 +72,22 @@ class HfTensors:
         if not entry.rule.commutes(shard.size, arch):
             merged = self.read(param, Shard(0, 1), param.shape)
             return cut(merged, param.cut, shard, where=param.name)
-        pieces: list[Tensor] = []
-        for part in entry.parts:
-            stored = self._stored[part.name]
-            if part.index is not None:
-                stored = stored.entry(part.index)
-            shape = padded if part.cut.padded else part.shape
-            boxes = piece_boxes(shape, part.cut, shard, where=part.name)
-            pieces.append(assemble(boxes, stored.shape, stored.dtype, _Reader(self._files, stored)))
-        return entry.rule.merge(pieces, arch)
+        pieces = [self._piece(part, shard, padded) for part in entry.parts]
+        if isinstance(entry.rule, STACKED):
+            return _stack(pieces)
+        return entry.rule.merge([piece.read() for piece in pieces], arch)
 
     def close(self) -> None:
         """Close files."""
         self._files.close()
+
+    def _piece(self, part: Part, shard: Shard, padded: Shape) -> "_Piece":
+        stored = self._stored[part.name]
+        if part.index is not None:
+            stored = stored.entry(part.index)
+        shape = padded if part.cut.padded else part.shape
+        boxes = piece_boxes(shape, part.cut, shard, where=part.name)
+        return _Piece(boxes, stored, self._files)
 
     def _entry(self, name: str) -> Entry:
         return self._table.entries[name]
@@ -128,9 +141,32 @@ class MegatronTensors:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
-    files: Files
-    stored: Stored
+class _Piece:
+    """The boxes that a rank holds of a stored tensor."""
 
-    def __call__(self, box: Box, out: Tensor) -> None:
+    boxes: tuple[Box, ...]
+    stored: Stored
+    files: Files
+
+    def read(self) -> Tensor:
+        """As a new tensor."""
+        return assemble(self.boxes, self.stored.shape, self.stored.dtype, self._fill)
+
+    def read_into(self, out: Tensor) -> None:
+        """Into its place in a larger one."""
+        assemble_into(out, self.boxes, self.stored.shape, self._fill)
+
+    def _fill(self, box: Box, out: Tensor) -> None:
         self.stored.read(self.files, box, out)
+
+
+def _stack(pieces: Sequence[_Piece]) -> Tensor:
+    """The pieces end to end on axis 0, each read into its place."""
+    if len(pieces) == 1:
+        return pieces[0].read()
+    shapes = [piece_shape(piece.boxes) for piece in pieces]
+    heights = [shape[0] for shape in shapes]
+    out = torch.empty((sum(heights), *shapes[0][1:]), dtype=pieces[0].stored.dtype)
+    for piece, rows in zip(pieces, out.split(heights), strict=True):
+        piece.read_into(rows)
+    return out

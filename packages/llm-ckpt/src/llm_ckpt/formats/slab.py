@@ -97,25 +97,23 @@ class Files:
         rows = slab.rows(box.start[0], box.stop[0])
         if box.shape[1:] == slab.shape[1:]:
             self._read_rows(rows, out)
-        elif _row_bytes(box.shape, slab.dtype) >= _PAGE_BYTES:
+        elif _row_bytes(box.shape, slab.dtype) >= _PAGE_BYTES and _has_flat_rows(out):
             self._read_columns(rows, box, out)
         else:
             self._read_blocks(rows, box, out)
 
     def _read_rows(self, slab: Slab, out: Tensor) -> None:
         if out.is_contiguous():
-            self._fill(slab, slab.offset, out)
+            self._fill(slab, out)
         else:
             self._read_blocks(slab, whole(slab.shape), out)
 
     def _read_columns(self, slab: Slab, box: Box, out: Tensor) -> None:
         row, skip = _row_bytes(slab.shape, slab.dtype), _skip_bytes(slab, box)
-        buffer = out if out.is_contiguous() else torch.empty_like(out[:1])
+        flat: Any = out.reshape(out.shape[0], -1).view(torch.uint8).numpy()
+        descriptor = self.descriptor(slab.path)
         for i in range(slab.shape[0]):
-            target = buffer[i : i + 1] if buffer is out else buffer
-            self._fill(slab, slab.offset + i * row + skip, target)
-            if buffer is not out:
-                out[i : i + 1] = buffer
+            _read_at(slab.path, descriptor, slab.offset + i * row + skip, memoryview(flat[i]))
 
     def _read_blocks(self, slab: Slab, box: Box, out: Tensor) -> None:
         height = max(1, _BLOCK_BYTES // max(1, _row_bytes(slab.shape, slab.dtype)))
@@ -123,22 +121,12 @@ class Files:
         for start in range(0, slab.shape[0], height):
             part = slab.rows(start, min(start + height, slab.shape[0]))
             block = torch.empty(part.shape, dtype=slab.dtype)
-            self._fill(part, part.offset, block)
+            self._fill(part, block)
             out[start : start + part.shape[0]] = block[(slice(None), *columns)]
 
-    def _fill(self, slab: Slab, offset: int, out: Tensor) -> None:
-        if out.numel() == 0:
-            return
-        view = byte_view(out)
-        done = 0
-        descriptor = self.descriptor(slab.path)
-        while done < len(view):
-            count = os.preadv(descriptor, [view[done:]], offset + done)
-            if count == 0:
-                raise FormatError(
-                    f"{slab.path}: ends at byte {offset + done}, want {len(view) - done} more"
-                )
-            done += count
+    def _fill(self, slab: Slab, out: Tensor) -> None:
+        if out.numel():
+            _read_at(slab.path, self.descriptor(slab.path), slab.offset, byte_view(out))
 
 
 def byte_view(tensor: Tensor) -> memoryview:
@@ -168,3 +156,16 @@ def _skip_bytes(slab: Slab, box: Box) -> int:
     if box.shape[2:] != slab.shape[2:]:
         raise FormatError(f"{slab.path}: a cut on axis 2 or later is not supported")
     return box.start[1] * prod(slab.shape[2:]) * slab.dtype.itemsize
+
+
+def _has_flat_rows(out: Tensor) -> bool:
+    return out.is_contiguous() or (out.dim() == 2 and out.stride(1) == 1)
+
+
+def _read_at(path: Path, descriptor: int, offset: int, view: memoryview) -> None:
+    done = 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], offset + done)
+        if count == 0:
+            raise FormatError(f"{path}: ends at byte {offset + done}, want {len(view) - done} more")
+        done += count

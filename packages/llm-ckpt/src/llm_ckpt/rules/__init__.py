@@ -15,7 +15,11 @@ from llm_ckpt.rules.feed_forward import Glu, InterleavedGlu
 from llm_ckpt.rules.linear_attention import GdnApart, GdnIn
 from llm_ckpt.rules.rule import Row, Rule, Same, Transposed
 
+# Rules whose merge lays the parts end to end on axis 0: they can be read into their places.
+STACKED: tuple[type[Rule], ...] = (Glu, Same)
+
 __all__ = [
+    "STACKED",
     "GdnApart",
     "GdnIn",
     "Glu",
