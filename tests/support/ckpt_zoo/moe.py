@@ -1,5 +1,7 @@
 """Tiny mixture-of-experts models that transformers ships."""
 
+from dataclasses import replace
+
 from ckpt_zoo.case import Case
 
 SIZES = {
@@ -53,7 +55,16 @@ GRANITE = {
     "logits_scaling": 1.6,
 }
 
-CASES: tuple[Case, ...] = (
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
+
+def _spread(case: Case) -> Case:
+    """The case with two expert-parallel ranks where its experts divide."""
+    experts = next(case.config[key] for key in _EXPERTS if key in case.config)
+    return replace(case, max_ep=1 if experts % 2 else 2)
+
+
+_CASES = (
     Case("mixtral", {**SIZES, "head_dim": 16, "num_local_experts": 6, "num_experts_per_tok": 3}),
     Case(
         "mixtral",
@@ -214,3 +225,5 @@ CASES: tuple[Case, ...] = (
     ),
     Case("solar_open", {**SIGMOID, "attention_bias": True, "n_shared_experts": 2}),
 )
+
+CASES: tuple[Case, ...] = tuple(map(_spread, _CASES))
