@@ -1,4 +1,4 @@
-"""Layouts of Megatron v1 that a model can have: every kind that llm-ckpt writes, drawn at random."""
+"""Layouts of Megatron v1 that a model can have: every kind that llm-ckpt writes, drawn."""
 
 from hypothesis import strategies as st
 
