@@ -183,6 +183,44 @@ def test_what_the_family_cannot_say_is_refused(config, change, said):
         arch_of({**config, **change})
 
 
+@pytest.mark.parametrize(
+    ("said", "borrowing"),
+    [
+        ({}, []),
+        ({"index_topk_freq": 4}, [2, 3, 4, 6, 7]),
+        ({"index_topk_freq": 3, "index_skip_topk_offset": 1}, [1, 2, 4, 5, 7]),
+        ({"index_topk_pattern": "FFSSFSSS"}, [2, 3, 5, 6, 7]),
+        ({"indexer_types": ["full"] + ["shared"] * 7}, [1, 2, 3, 4, 5, 6, 7]),
+    ],
+)
+def test_layers_without_an_indexer_are_those_that_transformers_finds(said, borrowing):
+    import transformers
+
+    sizes = {**latent.V3, **latent.SPARSE, "num_hidden_layers": 8, **said}
+    config = transformers.AutoConfig.for_model("glm_moe_dsa", **sizes)
+    types = ["shared" if layer in borrowing else "full" for layer in range(8)]
+    assert config.indexer_types == types
+    indexer = arch_of({**sizes, "model_type": "glm_moe_dsa"}).mla.indexer
+    assert list(indexer.borrowing_layers) == borrowing
+
+
+def test_a_first_layer_without_an_indexer_is_refused():
+    sizes = {**latent.V3, **latent.SPARSE, "indexer_types": ["shared", "full", "full", "full"]}
+    with pytest.raises(ArchError, match="the first 'full'"):
+        arch_of({**sizes, "model_type": "glm_moe_dsa"})
+
+
+def test_layers_with_and_without_an_indexer_are_not_stacked(tmp_path, convert):
+    case = next(case for case in CASES if case.id == "glm_moe_dsa-borrowing")
+    convert(case.save(tmp_path / "hf"), tmp_path / "v2", "v2")
+    from torch.distributed.checkpoint import FileSystemReader
+
+    keys = FileSystemReader(tmp_path / "v2/iter_0000001").read_metadata().state_dict_metadata
+    at = "self_attention.core_attention.indexer.linear_wk.weight"
+    found = sorted(key for key in keys if key.endswith(at))
+    assert found == [f"decoder.layers.{layer}.{at}" for layer in (0, 2)]
+
+
 def prediction_case():
     return next(case for case in CASES if case.id == "deepseek_v3-prediction")
 

@@ -23,7 +23,9 @@ def mla(layer, x):
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * scale
     seen = visible(length, layer.run["window"])[None].expand(batch, -1, -1)
     if facts["indexer"] is not None:
-        seen = seen & _selected(layer, x, q_latent, facts, seen)
+        if layer.index not in facts["indexer"]["borrowing_layers"]:
+            layer.shared["selected"] = _selected(layer, x, q_latent, facts, seen)
+        seen = seen & layer.shared["selected"]
     weights = scores.masked_fill(~seen[:, None], float("-inf")).softmax(dim=-1)
     out = torch.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, length, -1)
     return linear(layer, out, AT + "linear_proj")

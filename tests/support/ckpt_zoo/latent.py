@@ -180,6 +180,16 @@ CASES: tuple[Case, ...] = (
     Case("deepseek_v3", {**V3, "q_lora_rank": None, "norm_topk_prob": False}, "no-q-lora"),
     Case("deepseek_v32", {**V3, **SPARSE, "rope_parameters": YARN, "attention_bias": True}),
     Case("glm_moe_dsa", {**V3, **SPARSE, "n_group": 1, "topk_group": 1, "attention_bias": True}),
+    Case(
+        "glm_moe_dsa",
+        {
+            **V3,
+            **SPARSE,
+            "indexer_types": ["full", "shared", "full", "shared"],
+            "first_k_dense_replace": 0,
+        },
+        "borrowing",
+    ),
     Case("glm4_moe_lite", {**V3, "n_group": 1, "topk_group": 1, "attention_bias": True}),
     Case("glm4_moe_lite", {**V3, "q_lora_rank": None}, "no-q-lora"),
     Case("kimi_k2", write=write_kimi, logits=kimi_logits),

@@ -87,12 +87,13 @@ class Attention(_Strict):
 
 
 class Indexer(_Strict):
-    """Sparse-attention indexer of MLA."""
+    """Sparse-attention indexer of MLA; `borrowing_layers` use an earlier layer's choice."""
 
     heads: PositiveInt
     head_dim: PositiveInt
     top_k: PositiveInt
     rope_interleaved: bool
+    borrowing_layers: Annotated[tuple[PositiveInt, ...], Field(strict=False)]
 
 
 class Mla(_Strict):

@@ -33,7 +33,7 @@ def mixer(arch: Arch, run: LayerRun, *, layer: int) -> Iterator[Param]:
         owns_kv = layer % arch.attention.shared_kv == 0
         yield from _attention(arch.attention, arch.hidden_size, owns_kv=owns_kv)
     if run.mixer == "mla" and arch.mla:
-        yield from _mla(arch.mla, arch.hidden_size)
+        yield from _mla(arch.mla, arch.hidden_size, layer=layer)
     if run.mixer == "gdn" and arch.gdn:
         yield from _gdn(arch.gdn, arch.hidden_size)
     if run.mixer == "mamba2" and arch.mamba2:
@@ -70,7 +70,7 @@ def _attention(attention: Attention, hidden: int, *, owns_kv: bool) -> Iterator[
     yield from _linear("self_attention.linear_proj", (hidden, width), COLUMNS, attention.out_bias)
 
 
-def _mla(mla: Mla, hidden: int) -> Iterator[Param]:
+def _mla(mla: Mla, hidden: int, *, layer: int) -> Iterator[Param]:
     q_rows = mla.heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim)
     at = "self_attention."
     if mla.q_lora_rank is None:
@@ -85,7 +85,7 @@ def _mla(mla: Mla, hidden: int) -> Iterator[Param]:
     yield Param(at + "kv_layernorm.weight", (mla.kv_lora_rank,), WHOLE)
     kv_rows = mla.heads * (mla.qk_nope_head_dim + mla.v_head_dim)
     yield Param(at + "linear_kv_up_proj.weight", (kv_rows, mla.kv_lora_rank), ROWS)
-    if mla.indexer is not None:
+    if mla.indexer is not None and layer not in mla.indexer.borrowing_layers:
         at_indexer, indexer = at + "core_attention.indexer.", mla.indexer
         rank, dim = mla.q_lora_rank or hidden, indexer.head_dim
         yield Param(at_indexer + "linear_wq_b.weight", (indexer.heads * dim, rank), WHOLE)

@@ -15,6 +15,7 @@ FAMILY = Family(
         Fixed("indexer_rope_interleave", (True,)),
         *latent.EXPERTS,
         moe.layer_types(default_dense=3),
+        latent.EveryLayerIndexed(),
         latent.IndexedLayers(),
         *latent.SIGMOID,
         *latent.INDEXER_FIELDS,

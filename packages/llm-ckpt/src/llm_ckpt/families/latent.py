@@ -90,35 +90,66 @@ class LatentRope:
 
 @dataclass(frozen=True, slots=True)
 class IndexedLayers:
-    """Keys by which layers could do without an indexer of their own; none of ours may."""
+    """Which layers have an indexer of their own, and which take an earlier one's choice.
+
+    `indexer_types` says it layer by layer, older files by a pattern (`FSSF…`) or a frequency:
+    layers up to `index_skip_topk_offset`, then every `index_topk_freq`-th (arXiv 2603.12201).
+    """
 
     keys: tuple[str, ...] = (
-        "layer_types",
         "indexer_types",
+        "index_topk_pattern",
         "index_topk_freq",
         "index_skip_topk_offset",
-        "index_topk_pattern",
     )
 
     def read(self, config: Mapping[str, Json], *, where: str) -> Facts:
-        """No facts; refuses a layer that borrows another's choice, or has none."""
-        freq = config.get("index_topk_freq") or 1
-        given = {
-            "layer_types": _others(config.get("layer_types"), "indexed_attention"),
-            "indexer_types": _others(config.get("indexer_types"), "full"),
-            "index_topk_pattern": _others(config.get("index_topk_pattern"), "F", "full"),
-            "index_topk_freq": {freq} - {1},
-        }
-        for key, others in given.items():
-            if others:
-                raise ArchError(
-                    f"{where}: {key}={config[key]!r} cannot be converted, "
-                    "want an indexer in every layer"
-                )
+        """The numbers of the layers that borrow."""
+        count = number(config, "num_hidden_layers", where=where)
+        types = _indexer_types(config, count)
+        if len(types) != count or types[0] != "full" or set(types) - {"full", "shared"}:
+            raise ArchError(
+                f"{where}: indexers of layers are {types}, want {count} of 'full' and 'shared', "
+                "the first 'full'"
+            )
+        borrowing = [layer for layer, kind in enumerate(types) if kind == "shared"]
+        return {"mla.indexer.borrowing_layers": borrowing}
+
+    def write(self, arch: Arch) -> dict[str, Json]:
+        """Layer by layer."""
+        indexer = arch.mla.indexer if arch.mla else None
+        borrowing = indexer.borrowing_layers if indexer else ()
+        types = ["shared" if layer in borrowing else "full" for layer in range(arch.num_layers)]
+        return {self.keys[0]: types}
+
+
+def _indexer_types(config: Mapping[str, Json], count: int) -> list[str]:
+    given = config.get("indexer_types") or config.get("index_topk_pattern")
+    if given is not None:
+        return [{"F": "full", "S": "shared"}.get(kind, kind) for kind in cast("list[str]", given)]
+    every = max(config.get("index_topk_freq") or 1, 1)
+    first = config.get("index_skip_topk_offset", 2)
+    steps = (max(layer - first + 1, 0) for layer in range(count))
+    return ["shared" if step % every else "full" for step in steps]
+
+
+@dataclass(frozen=True, slots=True)
+class EveryLayerIndexed:
+    """`layer_types` of a model all of whose layers are of one kind."""
+
+    keys: tuple[str, ...] = ("layer_types",)
+
+    def read(self, config: Mapping[str, Json], *, where: str) -> Facts:
+        """No facts; refuses another kind."""
+        types = cast("list[str]", config.get("layer_types") or [])
+        if others := set(types) - {"indexed_attention"}:
+            raise ArchError(
+                f"{where}: layer_types has {sorted(others)}, want 'indexed_attention' alone"
+            )
         return {}
 
     def write(self, arch: Arch) -> dict[str, Json]:
-        """Nothing: every layer is what an absent key says."""
+        """Nothing: an absent key says the same."""
         del arch
         return {}
 
@@ -129,10 +160,6 @@ def number(config: Mapping[str, Json], key: str, *, where: str) -> int:
     if not isinstance(value, int):
         raise ArchError(f"{where}: {key}={value!r}, want an integer")
     return value
-
-
-def _others(values: Json, *accepted: str) -> set[str]:
-    return set(cast("list[str]", values or [])) - set(accepted)
 
 
 def _none(config: Mapping[str, Json]) -> Json:

@@ -129,7 +129,9 @@ def must_be_per_layer(arch: Arch) -> bool:
     a MambaStack.
     """
     kinds = {(run.mixer, run.feed_forward) for run in arch.layers}
+    indexer = arch.mla.indexer if arch.mla else None
     borrows = arch.attention is not None and arch.attention.shared_kv > 1
+    borrows = borrows or bool(indexer and indexer.borrowing_layers)
     return len(kinds) > 1 or arch.mamba2 is not None or borrows
 
 
