@@ -2,9 +2,10 @@
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,12 +13,20 @@ from torch import Tensor
 from llm_ckpt.formats.dist_metadata import Chunk
 from llm_ckpt.formats.hf import header_bytes
 from llm_ckpt.formats.model_args import model_args
+from llm_ckpt.formats.optimizer_state import OptimizerState, state_name
+from llm_ckpt.formats.optimizer_v1 import (
+    WRITTEN_KINDS,
+    StateBuffer,
+    check_written,
+    rank_values,
+    written_kind,
+)
 from llm_ckpt.formats.rank_files import CHECKPOINT_VERSION
 from llm_ckpt.formats.rank_state import Stored
 from llm_ckpt.formats.stream import FileFact, NewFile
 from llm_ckpt.formats.torch_zip import StoredTensor, TorchZipWriter
 from llm_ckpt.layout import Box
-from llm_ckpt.plan import DistFile, DistTensor, FilePlan, HfFile, Target, V1File
+from llm_ckpt.plan import DistFile, DistTensor, FilePlan, HfFile, StateFile, Target, V1File
 from llm_ckpt.source import WeightSource
 
 MAX_CHUNK_BYTES = 128 << 20
@@ -55,6 +64,9 @@ def write_planned(source: WeightSource, job: Job, on_bytes: OnBytes) -> Written:
         elif isinstance(job.file, V1File):
             _write_v1(source, job, job.file, stream, on_bytes)
             chunks = []
+        elif isinstance(job.file, StateFile):
+            _write_state(source, job, job.file, stream, on_bytes)
+            chunks = []
         else:
             chunks = list(_write_dist(source, job.file, stream, on_bytes))
         return Written(job.file.path, stream.commit(), tuple(chunks))
@@ -73,7 +85,17 @@ def rank_args(source: WeightSource, job: Job) -> dict[str, Any]:
         dtype=dtype,
     )
     facts["make_vocab_size_divisible_by"] = target.vocab_multiple
-    return facts | {"iteration": job.iteration}
+    progress = {"iteration": job.iteration, "consumed_train_samples": source.consumed_samples}
+    return facts | progress
+
+
+def carried_state(source: WeightSource, target: Target) -> OptimizerState | None:
+    """The optimizer state that goes along to the target."""
+    if target.layout == "hf" or not target.keeps_optimizer or source.optimizer is None:
+        return None
+    if target.layout == "v1":
+        check_written(source.optimizer)
+    return source.optimizer
 
 
 def _write_hf(source: WeightSource, file: HfFile, stream: NewFile, on_bytes: OnBytes) -> None:
@@ -103,15 +125,68 @@ def _write_v1(
             state[stored.name] = writer.tensor(parts, tensor.dtype, stored.shape)
             on_bytes(tensor.nbytes)
         states.append(state)
+    kept = carried_state(source, job.target)
+    optimizers = 2 if job.target.grid.ep > 1 else 1
+    values = rank_values(kept, optimizers=optimizers) if kept else {}
     keys = ["model"] if len(states) == 1 else [f"model{i}" for i in range(len(states))]
     writer.finish(
         {
             "args": Namespace(**rank_args(source, job)),
             "checkpoint_version": CHECKPOINT_VERSION,
             "iteration": job.iteration,
+            **{key: _with_stored(writer, value) for key, value in values.items()},
             **dict(zip(keys, states, strict=True)),
         }
     )
+
+
+def _write_state(
+    source: WeightSource, job: Job, file: StateFile, stream: NewFile, on_bytes: OnBytes
+) -> None:
+    kept = carried_state(source, job.target)
+    assert kept is not None
+    writer = TorchZipWriter(stream)
+    states: list[dict[object, object] | None] = []
+    for buffers in file.optimizers:
+        state: dict[object, object] = {"buckets_coalesced": True}
+        for number, buffer in enumerate(buffers or ()):
+            flat: dict[str, StoredTensor | int] = {}
+            for kind in WRITTEN_KINDS:
+                parts = _flat_parts(source, buffer, written_kind(kept, kind), job.padded_vocab_size)
+                flat[kind] = writer.tensor(parts, torch.float32, (buffer.numel,))
+                on_bytes(buffer.numel * torch.float32.itemsize)
+            flat["numel_unpadded"] = buffer.numel
+            state[number] = {(buffer.dtype, buffer.gradients): flat}
+        states.append(state if buffers is not None else None)
+    writer.finish(states[0] if len(states) == 1 else states)
+
+
+def _flat_parts(
+    source: WeightSource, buffer: StateBuffer, kind: str, padded_vocab_size: int
+) -> Iterator[Tensor]:
+    """A state of every parameter of a buffer, with zeros where none lies."""
+    end = 0
+    for start, stored in buffer.tensors:
+        if start > end:
+            yield torch.zeros(start - end)
+        pieces = tuple(replace(p, param=state_name(kind, p.param)) for p in stored.pieces)
+        yield from _parts(source, replace(stored, pieces=pieces), padded_vocab_size)
+        end = start + prod(stored.shape)
+    if buffer.numel > end:
+        yield torch.zeros(buffer.numel - end)
+
+
+def _with_stored(writer: TorchZipWriter, value: Any) -> Any:
+    """A plain value whose tensors are written, with what stands for them."""
+    if isinstance(value, Tensor):
+        return writer.tensor([value.reshape(-1)], value.dtype, tuple(value.shape))
+    if isinstance(value, dict):
+        pairs = cast("dict[Any, Any]", value).items()
+        return {key: _with_stored(writer, each) for key, each in pairs}
+    if isinstance(value, list | tuple):
+        items = cast("list[Any]", value)
+        return type(items)(_with_stored(writer, each) for each in items)
+    return value
 
 
 def _parts(source: WeightSource, stored: Stored, padded_vocab_size: int) -> Iterator[Tensor]:

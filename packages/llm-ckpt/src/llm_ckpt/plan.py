@@ -4,29 +4,36 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from math import prod
+from pathlib import PurePosixPath
 from typing import Literal
 
 import torch
 
+from llm_ckpt.arch import Arch
+from llm_ckpt.blocks import Param
 from llm_ckpt.errors import LayoutError
 from llm_ckpt.formats.dialects import Dialect
 from llm_ckpt.formats.dist_keys import keys_of, must_be_per_layer
 from llm_ckpt.formats.hf import shard_name
+from llm_ckpt.formats.optimizer_state import split_state
+from llm_ckpt.formats.optimizer_v1 import STATE_FILE, WRITTEN_KINDS, StateBuffer, state_buffers
+from llm_ckpt.formats.param_buffer import in_registered_order
 from llm_ckpt.formats.rank_files import rank_path
 from llm_ckpt.formats.rank_state import Stored, chunk_blocks, rank_tensors
 from llm_ckpt.formats.sections import sections_of
 from llm_ckpt.layout import Shape, padded_vocab
-from llm_ckpt.placement import ChunkPlace, Grid, Pipeline
+from llm_ckpt.placement import ChunkPlace, Grid, Pipeline, Rank
 from llm_ckpt.table import Table
 
 GIB = 1 << 30
 MAX_HF_SHARD_BYTES = 5 * 10**9
 MAX_DIST_FILE_BYTES = 2 * GIB
+_STATE_BYTES = torch.float32.itemsize * len(WRITTEN_KINDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """The layout wanted. `dtype` None keeps each tensor's own."""
+    """The layout wanted. `dtype` None keeps each tensor's own; the optimizer's always stay."""
 
     layout: Literal["hf", "v1", "v2"]
     grid: Grid = field(default_factory=Grid)
@@ -36,6 +43,7 @@ class Target:
     is_per_layer: bool = False
     dtype: torch.dtype | None = None
     max_shard_bytes: int = MAX_HF_SHARD_BYTES
+    keeps_optimizer: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +121,16 @@ class DistFile:
     tensors: tuple[DistTensor, ...]
 
 
-FilePlan = HfFile | V1File | DistFile
+@dataclass(frozen=True, slots=True)
+class StateFile:
+    """A rank's `distrib_optim.pt`: buffers of each optimizer; None where another rank has them."""
+
+    path: str
+    nbytes: int
+    optimizers: tuple[tuple[StateBuffer, ...] | None, ...]
+
+
+FilePlan = HfFile | V1File | DistFile | StateFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +149,11 @@ class Plan:
 
 
 def make_plan(table: Table, dtypes: Mapping[str, torch.dtype], target: Target) -> Plan:
-    """Lay the model out; a layout that does not divide raises with the equation."""
+    """Lay the model out; a layout that does not divide raises with the equation.
+
+    `dtypes` names the tensors to write: every parameter, and states of the optimizer, which keep
+    their own dtypes.
+    """
     target = replace(target, pipeline=target.pipeline.resolved(table.arch.num_layers))
     padded = table.arch.vocab_size
     if target.layout == "v1":
@@ -141,11 +162,12 @@ def make_plan(table: Table, dtypes: Mapping[str, torch.dtype], target: Target) -
         name: (target.dtype if entry.param.is_cast else None) or dtypes[name]
         for name, entry in table.entries.items()
     }
+    kept |= {name: dtype for name, dtype in dtypes.items() if name not in kept}
     if must_be_per_layer(table.arch):
         target = replace(target, is_per_layer=True)
     make = {"hf": _hf_files, "v1": _v1_files, "v2": _dist_files}[target.layout]
     files = tuple(make(table, kept, target, padded))
-    largest = max(_nbytes(e.param.shape, kept[n]) for n, e in table.entries.items())
+    largest = max(_nbytes(_param(table, name).shape, dtype) for name, dtype in kept.items())
     return Plan(target, files, padded, 2 * largest)
 
 
@@ -175,8 +197,9 @@ def _hf_tensors(table: Table, dtypes: Mapping[str, torch.dtype]) -> list[HfTenso
 
 def _v1_files(
     table: Table, dtypes: Mapping[str, torch.dtype], target: Target, padded: int
-) -> Iterator[V1File]:
+) -> Iterator[V1File | StateFile]:
     arch, pipeline, grid = table.arch, target.pipeline, target.grid
+    has_state = len(dtypes) > len(table.entries)
     if arch.moe is None and grid.ep > 1:
         raise LayoutError(f"ep({grid.ep}): the model has no experts, want 1")
     if arch.moe is not None:
@@ -199,8 +222,39 @@ def _v1_files(
                 )
                 for chunk in range(pipeline.vpp)
             )
+            path = rank_path(tp=rank.tp, pp=stage, ep=rank.ep, **shape)
+            if has_state:
+                tensors = tuple(_registered(chunk) for chunk in tensors)
+                yield _state_file(path, tensors, rank, target, arch)
             size = sum(tensor.nbytes for chunk in tensors for tensor in chunk)
-            yield V1File(rank_path(tp=rank.tp, pp=stage, ep=rank.ep, **shape), size, tensors)
+            yield V1File(path, size, tensors)
+
+
+def _registered(chunk: Sequence[V1Tensor]) -> tuple[V1Tensor, ...]:
+    """A state dict whose order says where each parameter lies in the optimizer's buffers."""
+    named = {tensor.stored.name: tensor for tensor in chunk}
+    return tuple(named[name] for name in in_registered_order(named))
+
+
+def _state_file(
+    path: str, chunks: Sequence[Sequence[V1Tensor]], rank: Rank, target: Target, arch: Arch
+) -> StateFile:
+    grid = target.grid
+    if grid.tp_extends_ep:
+        raise LayoutError("moe-tp-extend-ep: want --no-optimizer; its state is not written yet")
+    buffers = state_buffers(
+        [[(tensor.stored, tensor.dtype) for tensor in chunk] for chunk in chunks],
+        arch,
+        stages=target.pipeline.pp,
+        has_experts=grid.ep > 1,
+    )
+    # The first data-parallel rank of a tensor rank is the global rank of the same number.
+    holds_dense = rank.ep == rank.tp // grid.expert_tensor % grid.ep
+    optimizers = tuple(own if i or holds_dense else None for i, own in enumerate(buffers))
+    size = sum(buffer.numel for own in optimizers for buffer in own or ())
+    return StateFile(
+        str(PurePosixPath(path).with_name(STATE_FILE)), size * _STATE_BYTES, optimizers
+    )
 
 
 def _common_dtype(stored: Stored, dtypes: Mapping[str, torch.dtype]) -> torch.dtype:
@@ -216,13 +270,16 @@ def _dist_files(
 ) -> Iterator[DistFile]:
     del padded
     tensors: list[DistTensor] = []
-    for name, entry in table.entries.items():
-        keys = keys_of(name, table.arch, present=table.entries, is_per_layer=target.is_per_layer)
-        for key, part in product(keys, sections_of(entry.param)):
-            shape = (*key.extents, part.stop - part.start, *entry.param.shape[1:])
-            tensors.append(
-                DistTensor(name, dtypes[name], key.key + part.suffix, shape, key.place, part.start)
-            )
+    for name, dtype in dtypes.items():
+        param = _param(table, name)
+        prefix = name.removesuffix(param.name)
+        keys = keys_of(
+            param.name, table.arch, present=table.entries, is_per_layer=target.is_per_layer
+        )
+        for key, part in product(keys, sections_of(param)):
+            text = prefix + key.key + part.suffix
+            shape = (*key.extents, part.stop - part.start, *param.shape[1:])
+            tensors.append(DistTensor(name, dtype, text, shape, key.place, part.start))
     sizes = [_nbytes(t.shape[len(t.lead) :], t.dtype) for t in tensors]
     for index, (start, stop) in enumerate(_pack(sizes, MAX_DIST_FILE_BYTES)):
         members = tuple(tensors[start:stop])
@@ -239,6 +296,11 @@ def _pack(sizes: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
         total += size
     if sizes:
         yield start, len(sizes)
+
+
+def _param(table: Table, name: str) -> Param:
+    """The parameter of this name, or whose state has it."""
+    return table.entries[split_state(name)[1]].param
 
 
 def _nbytes(shape: Shape, dtype: torch.dtype) -> int:

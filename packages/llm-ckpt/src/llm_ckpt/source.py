@@ -5,6 +5,7 @@ megatron-core's local-spec names with global layer numbers; only the wanted byte
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,12 +16,20 @@ from torch import Tensor
 from llm_ckpt.adapt import AdaptedTensors
 from llm_ckpt.arch import Arch
 from llm_ckpt.blocks import Param
-from llm_ckpt.edge.folder import Located, companions, locate, read_arch
+from llm_ckpt.edge.folder import Located, companions, locate, read_arch, samples_consumed
 from llm_ckpt.errors import CheckpointError, first_few, suggest
 from llm_ckpt.families import family_named
 from llm_ckpt.families.mtp import without_unstored
 from llm_ckpt.formats.hf import CONFIG, read_folder, read_json
 from llm_ckpt.formats.megatron_v1 import read_v1
+from llm_ckpt.formats.optimizer_state import (
+    OptimizerState,
+    has_v2_state,
+    is_trained,
+    read_v2_state,
+    split_state,
+)
+from llm_ckpt.formats.optimizer_v1 import has_v1_state, read_v1_state
 from llm_ckpt.formats.peft import read_adapter
 from llm_ckpt.formats.quantized import dequantized
 from llm_ckpt.formats.torch_dist import read_v2
@@ -46,9 +55,11 @@ class WeightSource:
         located: Located,
         companions: Sequence[Path],
         notes: Sequence[str] = (),
+        is_adapted: bool = False,
     ) -> None:
         self._arch, self._table, self._tensors = table.arch, table, tensors
         self._companions, self._notes = tuple(companions), tuple(notes)
+        self._is_adapted = is_adapted
         self.located = located
 
     @property
@@ -76,6 +87,29 @@ class WeightSource:
         """Training iteration of a Megatron checkpoint, None for Hugging Face."""
         return self.located.iteration
 
+    @cached_property
+    def consumed_samples(self) -> int:
+        """Training samples behind a Megatron checkpoint; 0 where nothing says it."""
+        return samples_consumed(self.located)
+
+    @cached_property
+    def has_optimizer(self) -> bool:
+        """Whether optimizer state lies beside the weights, of whatever form."""
+        has = {"v1": has_v1_state, "v2": has_v2_state}
+        layout = self.located.layout
+        return layout != "hf" and has[layout](self.located.weights)
+
+    @cached_property
+    def optimizer(self) -> OptimizerState | None:
+        """The optimizer state, None without one or when an adapter changes the weights.
+
+        Raises where its form cannot be read. Its tensors are read by `read`, under its names.
+        """
+        if not self.has_optimizer or self._is_adapted:
+            return None
+        read = read_v1_state if self.located.layout == "v1" else read_v2_state
+        return read(self.located.weights, self._arch)
+
     def names(self) -> list[str]:
         """Canonical names, in model order. A tied model has no `output_layer.weight`."""
         return list(self._table.entries)
@@ -86,7 +120,7 @@ class WeightSource:
 
     def dtype(self, name: str) -> torch.dtype:
         """Stored dtype."""
-        return self._tensors.dtype(self._param(name).name)
+        return self._tensors_of(name).dtype(self._param(name).name)
 
     def read(
         self,
@@ -108,7 +142,7 @@ class WeightSource:
                     f"padded_vocab_size({padded_vocab_size}) < vocab_size({param.shape[0]})"
                 )
             padded = (padded_vocab_size, *param.shape[1:])
-        return self._tensors.read(param, Shard(*shard), padded)
+        return self._tensors_of(name).read(param, Shard(*shard), padded)
 
     def companions(self) -> list[Path]:
         """Tokenizer and configuration files that travel with the weights."""
@@ -116,7 +150,9 @@ class WeightSource:
 
     def close(self) -> None:
         """Close files."""
-        self._tensors.close()
+        opened: dict[str, MegatronTensors] = self.__dict__.get("_states", {})  # made on first use
+        for tensors in (self._tensors, *opened.values()):
+            tensors.close()
 
     def __enter__(self) -> "WeightSource":
         return self
@@ -129,7 +165,20 @@ class WeightSource:
     ) -> None:
         self.close()
 
+    @cached_property
+    def _states(self) -> dict[str, MegatronTensors]:
+        if self.optimizer is None:
+            return {}
+        return {kind: MegatronTensors(tiled) for kind, tiled in self.optimizer.kinds.items()}
+
+    def _tensors_of(self, name: str) -> Tensors:
+        kind, param = split_state(name)
+        if kind and (kind not in self._states or not is_trained(param)):
+            raise CheckpointError(f"{self.located.root}: no optimizer state {name!r}")
+        return self._states[kind] if kind else self._tensors
+
     def _param(self, name: str) -> Param:
+        name = split_state(name)[1]
         if name not in self._table.entries:
             hint = suggest(name, self._table.entries)
             raise CheckpointError(f"{self.located.root}: no parameter {name!r}{hint}")
@@ -175,4 +224,5 @@ def open_source(
         located=located,
         companions=companions(located.root),
         notes=notes,
+        is_adapted=adapter is not None,
     )

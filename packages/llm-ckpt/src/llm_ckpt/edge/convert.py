@@ -19,9 +19,10 @@ from llm_ckpt import __version__
 from llm_ckpt.edge import finish
 from llm_ckpt.edge.folder import iteration_name
 from llm_ckpt.edge.progress import byte_progress
+from llm_ckpt.edge.show import keys_line
 from llm_ckpt.edge.workers import write_in_workers, writing_process
 from llm_ckpt.errors import CheckpointError, FormatError
-from llm_ckpt.execute import Job, Written, write_planned
+from llm_ckpt.execute import Job, Written, carried_state, write_planned
 from llm_ckpt.formats.dist_metadata import Chunk
 from llm_ckpt.formats.stream import FileFact, sync_folder, write_file
 from llm_ckpt.layout import Box
@@ -69,7 +70,9 @@ class Outcome:
 
 def plan_for(source: WeightSource, target: Target) -> Plan:
     """The plan of converting `source` to `target`."""
-    return make_plan(source.table, {name: source.dtype(name) for name in source.names()}, target)
+    state = carried_state(source, target)
+    names = [*source.names(), *(state.names() if state else ())]
+    return make_plan(source.table, {name: source.dtype(name) for name in names}, target)
 
 
 def run(request: Request) -> Outcome:
@@ -78,7 +81,7 @@ def run(request: Request) -> Outcome:
         plan = plan_for(source, request.target)
         digest = _digest(source, request)
         if _is_done(request.destination, digest):
-            return Outcome(request.destination, True, 0, 0, plan.total_bytes, source.notes)
+            return Outcome(request.destination, True, 0, 0, plan.total_bytes, _notes(source, plan))
         _refuse_taken(request)
         partial = request.destination.with_name(request.destination.name + ".partial")
         with _locked(partial, digest, keep=request.is_resumed):
@@ -87,9 +90,20 @@ def run(request: Request) -> Outcome:
             finish.complete(source, plan, jobs[0], written, partial, request.files)
             _seal(partial, digest)
         _publish(partial, request.destination)
-        notes = source.notes
+        notes = _notes(source, plan)
     new = len(written) - resumed
     return Outcome(request.destination, False, new, resumed, plan.total_bytes, notes)
+
+
+def _notes(source: WeightSource, plan: Plan) -> tuple[str, ...]:
+    keys = (keys_line(plan),) if plan.target.layout == "v2" else ()
+    return (*keys, *_source_notes(source, plan))
+
+
+def _source_notes(source: WeightSource, plan: Plan) -> tuple[str, ...]:
+    if not source.has_optimizer or carried_state(source, plan.target) is not None:
+        return source.notes
+    return (*source.notes, f"{source.located.weights}: the optimizer's state is left out")
 
 
 def _jobs(source: WeightSource, plan: Plan, partial: Path) -> list[Job]:

@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -15,7 +15,7 @@ from llm_ckpt.arch import differences
 from llm_ckpt.checkpoint import Checkpoint, FileEntry, Parallel, tokenizer_digest
 from llm_ckpt.edge.folder import ARCH, CHECKPOINT, TRACKER, arch_from_file
 from llm_ckpt.errors import ArchError
-from llm_ckpt.execute import Job, Written, rank_args
+from llm_ckpt.execute import Job, Written, carried_state, rank_args
 from llm_ckpt.families import family_named
 from llm_ckpt.families.family import QUANTIZATION
 from llm_ckpt.formats.dist_keys import extra_state_keys
@@ -27,11 +27,15 @@ from llm_ckpt.formats.dist_metadata import (
     metadata_bytes,
 )
 from llm_ckpt.formats.hf import CONFIG, INDEX, index_bytes, read_json
+from llm_ckpt.formats.optimizer_state import (
+    CONTENT_SHARDING,
+    FULLY_RESHARDABLE,
+)
 from llm_ckpt.formats.stream import FileFact, NewFile, hash_file, write_file
 from llm_ckpt.formats.torch_dist import BACKEND, COMMON, MARK
 from llm_ckpt.formats.torch_zip import TorchZipWriter
 from llm_ckpt.params import expected_params
-from llm_ckpt.plan import DistFile, HfFile, Plan
+from llm_ckpt.plan import DistFile, HfFile, Plan, Target
 from llm_ckpt.source import WeightSource
 
 _EXTRA_FILE = "__0_extra.distcp"
@@ -115,7 +119,7 @@ def _complete_megatron(
         version=1,
         layout="v1" if target.layout == "v1" else "v2",
         iteration=job.iteration,
-        consumed_samples=0,
+        consumed_samples=source.consumed_samples,
         arch_digest=arch.digest(),
         tokenizer_digest=tokenizer_digest(read_json(tokenizer)) if tokenizer.is_file() else None,
         parallel=Parallel(
@@ -126,7 +130,7 @@ def _complete_megatron(
             etp=grid.expert_tensor if arch.moe else 1,
             dp=1,
         ),
-        contains=["weights"],
+        contains=_contents(source, target),
         files={
             path: FileEntry(bytes=fact.bytes, sha256=fact.sha256)
             for path, fact in sorted(facts.items())
@@ -163,25 +167,44 @@ def _write_extra_state(
 ) -> tuple[dict[str, tuple[str, int, int]], FileFact]:
     arch = source.architecture
     keys = extra_state_keys(expected_params(arch), arch, is_per_layer=plan.target.is_per_layer)
+    state = carried_state(source, plan.target)
     spans: dict[str, tuple[str, int, int]] = {}
     with NewFile(job.folder / _EXTRA_FILE) as stream:
         for key in keys:
             start = stream.position
             TorchZipWriter(stream).finish([None])
             spans[key] = (_EXTRA_FILE, start, stream.position - start)
+        for key, (path, offset, length) in (state.objects if state else {}).items():
+            start = stream.position
+            with path.open("rb") as file:
+                file.seek(offset)
+                stream.write(file.read(length))
+            spans[key] = (_EXTRA_FILE, start, length)
         return spans, stream.commit()
+
+
+def _contents(source: WeightSource, target: Target) -> list[Literal["weights", "optimizer", "rng"]]:
+    state = carried_state(source, target)
+    if state is None:
+        return ["weights"]
+    has_rng = state.has_rng and target.layout == "v2"
+    return ["weights", "optimizer", "rng"] if has_rng else ["weights", "optimizer"]
 
 
 def _write_common(source: WeightSource, plan: Plan, job: Job) -> FileFact:
     buffer = BytesIO()
+    state = carried_state(source, plan.target)
+    forms = {CONTENT_SHARDING: FULLY_RESHARDABLE, "chained_optim_avoid_prefix": True}
     torch.save(
         {
+            **(state.common if state else {}),
             "args": Namespace(**rank_args(source, job)),
             "iteration": job.iteration,
             "checkpoint_version": 3.0,
             "content_metadata": {
                 "singleton_local_shards": False,
                 "non_homogeneous_layers": plan.target.is_per_layer,
+                **(forms if state else {}),
             },
         },
         buffer,

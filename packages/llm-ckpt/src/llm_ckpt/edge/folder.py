@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 from llm_ckpt.arch import Arch, parse_arch_text
+from llm_ckpt.checkpoint import parse_checkpoint_text
 from llm_ckpt.errors import ArchError, FormatError
 from llm_ckpt.families import FAMILIES, family_named
 from llm_ckpt.formats.hf import CONFIG, INDEX, SINGLE, read_json
+from llm_ckpt.formats.rank_files import RANK_FILE
+from llm_ckpt.formats.torch_dist import COMMON
+from llm_ckpt.formats.torch_zip import read_torch_zip
 
 TRACKER = "latest_checkpointed_iteration.txt"
 ARCH = "arch.json"
@@ -90,6 +94,23 @@ def arch_from_file(path: Path) -> Arch:
         names = ", ".join(family.name for family in FAMILIES)
         raise ArchError(f'{path}: neither "format": "arch" nor a "model_type" (families: {names})')
     return family_named(kind, where=str(path)).read_config(document, where=str(path))
+
+
+def samples_consumed(located: Located) -> int:
+    """Samples drawn from the training data: checkpoint.json says so, or the `args` of Megatron."""
+    if located.layout == "hf":
+        return 0
+    path = located.weights / CHECKPOINT
+    if path.is_file():
+        return parse_checkpoint_text(
+            path.read_text(encoding="utf-8"), where=str(path)
+        ).consumed_samples
+    files = [located.weights / COMMON, *sorted(located.weights.glob(f"mp_rank_*/{RANK_FILE}"))]
+    found = next((file for file in files if file.is_file()), None)
+    value = read_torch_zip(found).value if found else {}
+    args = value.get("args") if isinstance(value, dict) else None
+    count = getattr(args, "consumed_train_samples", 0)
+    return count if isinstance(count, int) else 0
 
 
 def _kind_of(architectures: object) -> str | None:

@@ -15,18 +15,30 @@ from llm_ckpt.source import WeightSource
 
 
 def compare(left: WeightSource, right: WeightSource) -> Iterator[str]:
-    """One line for each difference; nothing when every bit is equal."""
+    """One line for each difference; nothing when every bit is equal.
+
+    Optimizer state is compared when both have it.
+    """
     for key in differences(left.architecture, right.architecture):
         yield f"arch: {key} differs"
-    names, others = left.names(), set(right.names())
-    for name in sorted(set(names) ^ others):
+    names, others = names_compared(left, right)
+    for name in sorted(set(names) ^ set(others)):
         yield f"{name}: only in {left.located.root if name in names else right.located.root}"
-    common = [name for name in names if name in others]
+    known = set(others)
+    common = [name for name in names if name in known]
     with byte_progress("comparing", len(common)) as advance:
         for name in common:
             if reason := _difference(left.read(name), right.read(name)):
                 yield f"{name}: {reason}"
             advance(1)
+
+
+def names_compared(left: WeightSource, right: WeightSource) -> tuple[list[str], list[str]]:
+    """Names of each: parameters, and optimizer state when both have it."""
+    names, others = left.names(), right.names()
+    if left is right or left.optimizer is None or right.optimizer is None:
+        return names, others
+    return names + left.optimizer.names(), others + right.optimizer.names()
 
 
 def check_files(source: WeightSource) -> Iterator[str]:

@@ -45,7 +45,7 @@ _VPP_DUALPIPEV = 2
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
+class Reading:
     """What is known of a checkpoint while its tensors are matched with parameters."""
 
     arch: Arch
@@ -60,7 +60,14 @@ class _Reading:
 def read_v1(iteration: Path, arch: Arch) -> Tiled:
     """Open every rank of an iteration folder; only pickles are read, no tensors."""
     ranks = open_ranks(iteration)
-    reading = _reading(ranks, arch, where=str(iteration))
+    reading = reading_of(ranks, arch, where=str(iteration))
+    return read_ranks(reading, ranks, tuple(reading.params.values()), where=str(iteration))
+
+
+def read_ranks(
+    reading: Reading, ranks: Sequence[RankFile], params: Sequence[Param], *, where: str
+) -> Tiled:
+    """The tiles of `params` in rank files, which hold tensors as those that were read do."""
     tiles: dict[str, dict[Box, Tile]] = {}
     dtypes: dict[str, torch.dtype] = {}
     unknown: dict[str, list[Tile]] = {}
@@ -81,10 +88,11 @@ def read_v1(iteration: Path, arch: Arch) -> Tiled:
                         at = f"{file.zip.path}: {local}"
                         raise FormatError(f"{at} has another dtype on other ranks")
     listed = {name: list(by_box.values()) for name, by_box in tiles.items()}
-    return check_tiles(listed | unknown, dtypes, reading.params.values(), where=str(iteration))
+    return check_tiles(listed | unknown, dtypes, params, where=where)
 
 
-def _reading(ranks: Sequence[RankFile], arch: Arch, *, where: str) -> _Reading:
+def reading_of(ranks: Sequence[RankFile], arch: Arch, *, where: str) -> Reading:
+    """What the files' names, shapes and options say of the layout."""
     grid = _grid(ranks, arch)
     _check_present(ranks, grid, where=where)
     params = expected_params(arch)
@@ -97,7 +105,7 @@ def _reading(ranks: Sequence[RankFile], arch: Arch, *, where: str) -> _Reading:
     others[""] = Block("", rest, ())
     tables = every_spelling()
     slots = _layer_slots(ranks, arch.num_layers, where=where)
-    return _Reading(
+    return Reading(
         arch=arch,
         grid=grid,
         layers=dict(zip(slots, layers, strict=True)),
@@ -222,7 +230,7 @@ def _vocabulary_rows(
 
 
 def _stored(
-    reading: _Reading,
+    reading: Reading,
     rank: Rank,
     place: ChunkPlace,
     local: str,
@@ -258,7 +266,7 @@ def _stored(
     )
 
 
-def _ways(reading: _Reading, rank: Rank, block: Block, relative: str) -> Iterator[Stored]:
+def _ways(reading: Reading, rank: Rank, block: Block, relative: str) -> Iterator[Stored]:
     for spelling in reading.spellings[block.prefix].get(relative, ()):
         padded = -(-reading.arch.vocab_size // rank.tensor.size) * rank.tensor.size
         yield stored_tensor(spelling, "", block, rank, reading.arch, padded_vocab=padded)
@@ -275,13 +283,13 @@ def _expert_names(block: Block, rank: Rank) -> dict[str, Stored]:
     }
 
 
-def _is_vocabulary(reading: _Reading, stored: Stored, shape: Shape) -> bool:
+def _is_vocabulary(reading: Reading, stored: Stored, shape: Shape) -> bool:
     param = reading.params[stored.pieces[0].param]
     return param.cut.padded and shape[1:] == param.shape[1:] and len(shape) == len(param.shape)
 
 
 def _tiles_of(
-    reading: _Reading, file: RankFile, rank: Rank, stored: Stored, lazy: Lazy, chunk: int
+    reading: Reading, file: RankFile, rank: Rank, stored: Stored, lazy: Lazy, chunk: int
 ) -> Iterator[tuple[str, Tile]]:
     slab = file.zip.slab(lazy)
     check_length([slab])

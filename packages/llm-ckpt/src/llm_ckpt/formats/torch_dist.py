@@ -6,7 +6,7 @@ axis 0 (`decoder.layers.mlp…` of shape [layers, …]) or keyed one by one; bot
 is tests/contracts/megatron_v2/SPEC.md.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -44,26 +44,39 @@ def read_v2(iteration: Path, arch: Arch) -> Tiled:
     backend = read_json(iteration / MARK).get("sharded_backend")
     if backend != BACKEND["sharded_backend"]:
         raise FormatError(f"{iteration / MARK}: sharded_backend {backend!r}, want 'torch_dist'")
-    metadata = read_metadata(iteration)
-    params = expected_params(arch)
+    stored = {
+        key: stored
+        for key, stored in read_metadata(iteration).tensors.items()
+        if names.is_weight(key.removeprefix("module."))
+    }
+    return read_keys(stored, expected_params(arch), arch, folder=iteration, where=str(iteration))
+
+
+def read_keys(
+    keys: Mapping[str, StoredKey],
+    params: Sequence[Param],
+    arch: Arch,
+    *,
+    folder: Path,
+    where: str,
+) -> Tiled:
+    """The tiles of `params` under the keys that are theirs, in files of `folder`."""
     by_name = {param.name: param for param in params}
     tiles: dict[str, list[Tile]] = {}
     dtypes: dict[str, torch.dtype] = {}
     sources: dict[tuple[str, int | None, str], str] = {}
-    for key, stored in metadata.tensors.items():
-        if not names.is_weight(key.removeprefix("module.")):
-            continue
+    for key, stored in keys.items():
         found = find(key)
         # a norm may be there under two names
         if sources.setdefault((found.pattern, found.half, found.section), key) != key:
             continue
-        for name, tile in _tiles_of(key, stored, found, by_name, arch, iteration):
+        for name, tile in _tiles_of(key, stored, found, by_name, arch, folder):
             if name == OUTPUT and arch.tie_embeddings:
                 continue
             tiles.setdefault(name, [])
             tiles[name] += [tile] if tile else []
             dtypes[name] = stored.dtype
-    return check_tiles(tiles, dtypes, params, where=str(iteration))
+    return check_tiles(tiles, dtypes, params, where=where)
 
 
 def write_object(sink: Any, value: object) -> None:
