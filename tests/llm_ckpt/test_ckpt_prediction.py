@@ -111,8 +111,11 @@ def test_copies_need_not_be_stored(whole):
 @pytest.mark.parametrize("copy", COPIES)
 def test_a_copy_that_differs_is_refused(whole, copy):
     change(whole, lambda tensors: tensors[copy][3].add_(1.0))
-    with pytest.raises(CheckpointError, match=rf"{copy} differs from {COPIES[copy]}"):
-        open_source(whole)
+    with (
+        open_source(whole) as source,
+        pytest.raises(CheckpointError, match=rf"{copy} differs from {COPIES[copy]}"),
+    ):
+        [source.read(name) for name in source.names()]
 
 
 def test_half_a_prediction_layer_is_missing_tensors(whole):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
+from operator import sub
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ class Box:
     @property
     def shape(self) -> Shape:
         """Extent on each axis."""
-        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+        return tuple(map(sub, self.stop, self.start))
 
     @property
     def numel(self) -> int:
@@ -121,6 +122,8 @@ def section_ranges(
     extent: int, sections: Sequence[int], *, where: str
 ) -> tuple[tuple[int, int], ...]:
     """Half-open ranges of an axis of `extent` whose lengths are in proportion to `sections`."""
+    if len(sections) == 1:
+        return ((0, extent),)
     total = sum(sections)
     if any(n * extent % total for n in sections):
         raise LayoutError(f"{where}: {extent} rows are not in the proportions {tuple(sections)}")

@@ -258,6 +258,8 @@ def _state_file(
 
 
 def _common_dtype(stored: Stored, dtypes: Mapping[str, torch.dtype]) -> torch.dtype:
+    if len(stored.pieces) == 1:  # most of hundreds of thousands
+        return dtypes[stored.pieces[0].param]
     found = {piece.param: dtypes[piece.param] for piece in stored.pieces}
     if len(set(found.values())) > 1:
         text = ", ".join(f"{name} {dtype}" for name, dtype in found.items())

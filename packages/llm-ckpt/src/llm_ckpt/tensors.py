@@ -26,6 +26,8 @@ from llm_ckpt.layout import (
 from llm_ckpt.rules import STACKED
 from llm_ckpt.table import Entry, Part, Table
 
+_COMPARED_BYTES = 8 << 20
+
 
 class Tensors(Protocol):
     """What a format gives: dtypes, and any rank's piece of any parameter."""
@@ -54,8 +56,10 @@ class HfTensors:
                     f"{stored[part.name].path}: {part.name} has shape "
                     f"{list(stored[part.name].shape)}, want {list(part.stored_shape)}"
                 )
+        for copy, of in table.copies.items():
+            if copy in stored and not _is_alike(stored[copy], stored[of]):
+                raise _not_one_tensor(stored[copy], copy, of)
         self._table, self._stored, self._files = table, stored, Files()
-        self._check_copies()
 
     def dtype(self, name: str) -> torch.dtype:
         """The parts' common dtype."""
@@ -66,7 +70,7 @@ class HfTensors:
         return next(iter(found.values()))
 
     def read(self, param: Param, shard: Shard, padded: Shape) -> Tensor:
-        """Read each part's piece, then merge."""
+        """Read each part's piece, then merge. What is read is compared with its copies."""
         entry, arch = self._entry(param.name), self._table.arch
         self.dtype(param.name)
         if not entry.rule.commutes(shard.size, arch):
@@ -87,33 +91,16 @@ class HfTensors:
             stored = stored.entry(part.index)
         shape = padded if part.cut.padded else part.shape
         boxes = piece_boxes(shape, part.cut, shard, where=part.name)
-        return _Piece(boxes, stored, self._files)
+        return _Piece(boxes, stored, self._files, self._copies(part))
 
     def _entry(self, name: str) -> Entry:
         return self._table.entries[name]
 
-    def _check_copies(self) -> None:
-        for copy, original in self._table.copies.items():
-            if copy in self._stored and not self._equal(copy, original):
-                raise CheckpointError(
-                    f"{self._stored[copy].path}: {copy} differs from {original}, but "
-                    "tie_word_embeddings says they are one tensor"
-                )
-
-    def _equal(self, left: str, right: str) -> bool:
-        a, b = self._stored[left], self._stored[right]
-        if (a.shape, a.dtype) != (b.shape, b.dtype):
-            return False
-        step = max(1, (8 << 20) // max(1, prod(a.shape[1:]) * a.dtype.itemsize))
-        for start in range(0, a.shape[0], step):
-            stop = min(start + step, a.shape[0])
-            box = Box((start, 0), (stop, a.shape[1]))
-            pair = [torch.empty(box.shape, dtype=a.dtype) for _ in (a, b)]
-            for stored, out in zip((a, b), pair, strict=True):
-                stored.read(self._files, box, out)
-            if not torch.equal(pair[0].view(torch.uint8), pair[1].view(torch.uint8)):
-                return False
-        return True
+    def _copies(self, part: Part) -> tuple["_Copy", ...]:
+        """Where the tensor is stored again."""
+        pairs = self._table.copies.items()
+        names = (copy for copy, of in pairs if of == part.name and copy in self._stored)
+        return tuple(_Copy(name, part.name, self._stored[name]) for name in names)
 
 
 class MegatronTensors:
@@ -147,6 +134,7 @@ class _Piece:
     boxes: tuple[Box, ...]
     stored: Stored
     files: Files
+    copies: tuple["_Copy", ...] = ()
 
     def read(self) -> Tensor:
         """As a new tensor."""
@@ -158,6 +146,38 @@ class _Piece:
 
     def _fill(self, box: Box, out: Tensor) -> None:
         self.stored.read(self.files, box, out)
+        for copy in self.copies:
+            copy.check(self.files, box, out)
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """A tensor that must equal the one called `of`."""
+
+    name: str
+    of: str
+    stored: Stored
+
+    def check(self, files: Files, box: Box, wanted: Tensor) -> None:
+        """Compare a box with what the other one holds there, a few rows at a time."""
+        row = prod(box.shape[1:]) * wanted.itemsize
+        for rows in wanted.split(max(1, _COMPARED_BYTES // max(1, row))):
+            stop = (box.start[0] + rows.shape[0], *box.stop[1:])
+            found = torch.empty(rows.shape, dtype=rows.dtype)
+            self.stored.read(files, Box(box.start, stop), found)
+            box = Box((stop[0], *box.start[1:]), box.stop)
+            if not torch.equal(found.view(torch.uint8), rows.view(torch.uint8)):
+                raise _not_one_tensor(self.stored, self.name, self.of)
+
+
+def _is_alike(a: Stored, b: Stored) -> bool:
+    return (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+def _not_one_tensor(stored: Stored, copy: str, of: str) -> CheckpointError:
+    return CheckpointError(
+        f"{stored.path}: {copy} differs from {of}, but tie_word_embeddings says they are one tensor"
+    )
 
 
 def _stack(pieces: Sequence[_Piece]) -> Tensor:
