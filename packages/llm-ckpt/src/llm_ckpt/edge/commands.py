@@ -1,8 +1,7 @@
 """What each command does, after parsing; imported only when a command runs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from llm_ckpt.edge import verify as compare
 from llm_ckpt.edge.convert import Outcome, Request, plan_for, run
 from llm_ckpt.edge.folder import CHECKPOINT, arch_from_file
 from llm_ckpt.edge.open import CheckpointOpener
+from llm_ckpt.edge.target import check_expected, target_of
 from llm_ckpt.errors import CheckpointError
 from llm_ckpt.families import FAMILIES
-from llm_ckpt.placement import Grid, Pipeline
 from llm_ckpt.plan import Target
 
 
@@ -54,11 +53,12 @@ def convert(
     resume: bool,
     overwrite: bool,
     plan_only: bool,
+    expect: Mapping[str, int],
     **layout: Any,
 ) -> None:
     """Convert, or only print the plan."""
-    target = _target(**layout)
     opener = CheckpointOpener(src, iteration, arch)
+    target = _chosen(opener, layout, expect)
     if plan_only:
         _print_plan(opener, target)
         return
@@ -75,9 +75,17 @@ def convert(
     _report(run(request))
 
 
-def plan(*, src: Path, arch: Path | None, iteration: int | None, **layout: Any) -> None:
+def plan(
+    *,
+    src: Path,
+    arch: Path | None,
+    iteration: int | None,
+    expect: Mapping[str, int],
+    **layout: Any,
+) -> None:
     """Print what a conversion would write."""
-    _print_plan(CheckpointOpener(src, iteration, arch), _target(**layout))
+    opener = CheckpointOpener(src, iteration, arch)
+    _print_plan(opener, _chosen(opener, layout, expect))
 
 
 def verify(*, a: Path, b: Path | None, arch: Path | None, iteration: int | None) -> bool:
@@ -94,7 +102,7 @@ def verify(*, a: Path, b: Path | None, arch: Path | None, iteration: int | None)
         for line in lines:
             click.echo(line)
             problems += 1
-        count = len(sources[0].names())
+        count = len(compare.names_compared(sources[0], sources[-1])[0])
         has_checksums = (sources[0].located.weights / CHECKPOINT).is_file()
     done = f"{count} tensors equal, bit by bit" if b else "files agree with their checksums"
     if b is None and not has_checksums:
@@ -128,39 +136,15 @@ def families() -> None:
         click.echo(f"{family.name}  {family.architecture}")
 
 
-def _target(
-    *,
-    to: str,
-    layout: str | None,
-    tp: int,
-    pp: int,
-    vpp: int,
-    num_layer_list: tuple[int, ...] | None,
-    make_vocab_size_divisible_by: int,
-    dtype: str | None,
-    per_layer_keys: bool,
+def _chosen(
+    opener: CheckpointOpener, layout: Mapping[str, Any], expect: Mapping[str, int]
 ) -> Target:
-    """Options → target; an option that the layout would ignore is a usage error."""
-    chosen = "hf" if to == "hf" else layout or "v1"
-    is_v1 = chosen == "v1"
-    pipelined = (tp, pp, vpp) != (1, 1, 1) or num_layer_list is not None
-    if to == "hf" and layout:
-        raise click.UsageError("--layout is for --to mcore")
-    if not is_v1 and (pipelined or make_vocab_size_divisible_by != 128):
-        raise click.UsageError(
-            f"{chosen} has no parallel layout: --tp, --pp, --vpp, --num-layer-list and "
-            "--make-vocab-size-divisible-by are for --layout v1"
-        )
-    if chosen != "v2" and per_layer_keys:
-        raise click.UsageError("--per-layer-keys is for --layout v2")
-    target = Target(layout="hf" if chosen == "hf" else "v1" if is_v1 else "v2", grid=Grid(tp=tp))
-    return replace(
-        target,
-        pipeline=Pipeline(pp=pp, vpp=vpp, layers_per_stage=num_layer_list),
-        vocab_multiple=make_vocab_size_divisible_by,
-        is_per_layer=per_layer_keys,
-        dtype=getattr(torch, dtype) if dtype else None,
-    )
+    chosen = target_of(**layout)
+    _say(chosen.notes)
+    if expect:
+        with opener() as source:
+            check_expected(expect, source.architecture, where=str(source.located.root))
+    return chosen.target
 
 
 def _print_plan(opener: CheckpointOpener, target: Target) -> None:

@@ -47,3 +47,11 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     )
     if plan.target.layout == "v1":
         yield f"vocabulary padded to {plan.padded_vocab_size} rows"
+    if plan.target.layout == "v2":
+        yield keys_line(plan)
+
+
+def keys_line(plan: Plan) -> str:
+    """How layers are keyed in a v2 checkpoint: the model that loads it must ask for the same."""
+    how = "one key a layer" if plan.target.is_per_layer else "layers stacked"
+    return f"v2 keys: {how}"
