@@ -100,7 +100,9 @@ def _places_of_megatron(params, bucket):
 
 
 def qwen3(golden_arch, *, tied):
+    """Sizes that are no multiples of 64, so that every padding of the buffers shows."""
     document = golden_arch("qwen3_tiny") | {"vocab_size": 250, "tie_embeddings": tied}
+    document["hidden_size"], document["mlp"]["ffn_hidden_size"] = 40, 100
     return parse_arch_text(json.dumps(document), where="test")
 
 
@@ -127,7 +129,8 @@ def qwen3_moe(golden_arch):
 # Name → layout, ranks, bucket size; "half": in bfloat16
 LAYOUTS = {
     "tp2": ({"tp": 2}, 2, None),
-    "pp2 tied half": ({"pp": 2}, 2, None),
+    "dp3": ({}, 3, None),
+    "pp2 tied half": ({"pp": 2, "vocab": 250}, 2, None),
     "vpp": ({"pp": 2, "vpp": 2}, 2, None),
     "dp2 buckets": ({}, 2, 3000),
     "ep2": ({"ep": 2}, 2, None),
@@ -161,7 +164,7 @@ def saved_by_megatron(root, name, arch):
 
     def rank(rank):
         chunks, optimizer = megatron.build(
-            arch, bucket=bucket, dtype=dtype_of(name), vocab=PADDED, **layout
+            arch, bucket=bucket, dtype=dtype_of(name), **{"vocab": PADDED, **layout}
         )
         megatron.fill(arch, chunks, optimizer)
         args = {"data_parallel_size": world_size, "ddp_bucket_size": bucket}
@@ -229,9 +232,11 @@ def test_v1_state_of_megatron_core_is_read_and_written_for_another_layout(
     convert(tmp_path / "v2", tmp_path / "v1", "v1", **other)
     assert_states(tmp_path / "v1", arch, dtype)
     loads_in_megatron(tmp_path / "v1", arch, dtype, 4, other)
-    if arch.moe:  # one optimizer for two
+    if arch.moe:  # one optimizer for two, and two for one
         convert(tmp_path / "v1", tmp_path / "one", "v1")
         loads_in_megatron(tmp_path / "one", arch, dtype, 1, {})
+        convert(tmp_path / "one", tmp_path / "two", "v1", **other)
+        loads_in_megatron(tmp_path / "two", arch, dtype, 4, other)
 
 
 def test_modules_register_parameters_in_the_order_that_is_written(golden_arch):

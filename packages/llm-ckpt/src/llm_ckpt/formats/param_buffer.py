@@ -57,9 +57,8 @@ def place(params: Sequence[BufferParam], *, bucket_numel: int | None) -> Placed:
     starts: list[int] = []
     base = end = 0  # where the bucket begins in the buffer, where its last parameter ends in it
     for param in reversed(params):
+        # An embedding with a bucket of its own begins where it would without, too.
         start = -(-end // _ALIGN) * _ALIGN
-        if param.has_own_bucket and end:
-            base, start = base + start, 0
         starts.append(base + start)
         end = start + param.numel
         if param.has_own_bucket or (bucket_numel is not None and end >= bucket_numel):
