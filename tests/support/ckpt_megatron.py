@@ -191,19 +191,6 @@ def _moe_options(document, *, is_grouped):
     }
 
 
-def _experts(moe, *, tp, ep):
-    if moe is None:
-        return {}
-    return {
-        "num_moe_experts": moe["experts"],
-        "moe_ffn_hidden_size": moe["ffn_hidden_size"],
-        "moe_router_topk": moe["top_k"],
-        "moe_token_dispatcher_type": "alltoall",
-        "expert_model_parallel_size": ep,
-        "sequence_parallel": tp > 1,
-    }
-
-
 def _chunk(document, config, stage, vocab):
     from megatron.core import parallel_state as state
     from megatron.core.models.gpt import gpt_layer_specs as specs

@@ -15,7 +15,7 @@ from llm_ckpt.errors import LayoutError
 from llm_ckpt.formats.dialects import Dialect
 from llm_ckpt.formats.dist_keys import keys_of, must_be_per_layer
 from llm_ckpt.formats.hf import shard_name
-from llm_ckpt.formats.optimizer_state import split_state
+from llm_ckpt.formats.optimizer_state import is_trained, split_state
 from llm_ckpt.formats.optimizer_v1 import STATE_FILE, WRITTEN_KINDS, StateBuffer, state_buffers
 from llm_ckpt.formats.param_buffer import in_registered_order
 from llm_ckpt.formats.rank_files import rank_path
@@ -232,8 +232,9 @@ def _v1_files(
 
 def _registered(chunk: Sequence[V1Tensor]) -> tuple[V1Tensor, ...]:
     """A state dict whose order says where each parameter lies in the optimizer's buffers."""
-    named = {tensor.stored.name: tensor for tensor in chunk}
-    return tuple(named[name] for name in in_registered_order(named))
+    trained = {t.stored.name: t for t in chunk if is_trained(t.stored.pieces[0].param)}
+    rest = (tensor for tensor in chunk if tensor.stored.name not in trained)
+    return (*(trained[name] for name in in_registered_order(trained)), *rest)
 
 
 def _state_file(

@@ -43,19 +43,18 @@ Span = tuple[Path, int, int]
 class OptimizerState:
     """All that training resumes from beside the weights.
 
-    `kinds`: for each kind the tensors by canonical parameter. `common`: plain values. `objects`:
-    what torch_dist keeps of each rank's random state, by key: file, offset, length.
+    `params` have tensors of each of `kinds`. `common`: plain values. `objects`: what torch_dist
+    keeps of each rank's random state, by key: file, offset, length.
     """
 
+    params: tuple[str, ...]
     kinds: Mapping[str, Tiled]
     common: Mapping[str, Any]
     objects: Mapping[str, Span] = field(default_factory=dict[str, Span])
 
     def names(self) -> list[str]:
-        """Names of the state tensors, kind by kind."""
-        return [
-            state_name(kind, name) for kind, tiled in self.kinds.items() for name in tiled.tiles
-        ]
+        """Names of the state tensors, kind by kind in model order."""
+        return [state_name(kind, name) for kind in self.kinds for name in self.params]
 
     @property
     def has_rng(self) -> bool:
@@ -114,7 +113,8 @@ def read_v2_state(iteration: Path, arch: Arch) -> OptimizerState | None:
         for kind, found in keys.items()
     }
     objects = _objects(metadata, iteration)
-    return OptimizerState(kinds=kinds, common=_common(opened), objects=objects)
+    names = tuple(param.name for param in params)
+    return OptimizerState(params=names, kinds=kinds, common=_common(opened), objects=objects)
 
 
 def plain_values(opened: TorchZip, value: object, *, where: str) -> Any:

@@ -99,7 +99,8 @@ def read_v1_state(iteration: Path, arch: Arch) -> OptimizerState:
         kind: read_ranks(reading, files, params, where=f"{iteration}: {kind} in {STATE_FILE}")
         for kind, files in kinds.items()
     }
-    return OptimizerState(kinds=tiled, common=_common(ranks[0]))
+    names = tuple(param.name for param in params)
+    return OptimizerState(params=names, kinds=tiled, common=_common(ranks[0]))
 
 
 def check_written(state: OptimizerState) -> None:
