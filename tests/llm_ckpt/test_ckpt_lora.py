@@ -1,20 +1,29 @@
 """Adapters that peft makes, merged by us, against peft's own merge and transformers' logits."""
 
+import argparse
 import json
+from pathlib import Path
 
 import peft
 import pytest
 import torch
 import transformers
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from ckpt_models import read_tensors, save_model
+from llm_ckpt.arch import parse_arch
+from llm_ckpt.cli import main
 from llm_ckpt.edge.convert import Request, run
 from llm_ckpt.edge.open import CheckpointOpener
 from llm_ckpt.errors import CheckpointError, FormatError
-from llm_ckpt.placement import Pipeline
+from llm_ckpt.lora import PartFactors, merged_factors
+from llm_ckpt.placement import Grid, Pipeline
 from llm_ckpt.plan import Target
+from llm_ckpt.rules import Qkv
 from llm_ckpt.source import open_source
+
+GOLDEN = Path(__file__).parents[1] / "contracts/arch/golden"
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 VARIANTS = {
@@ -50,10 +59,9 @@ def make_adapter(base, folder, *, family=transformers.AutoModelForCausalLM, **op
     return {name: tensor.clone() for name, tensor in merged.state_dict().items()}
 
 
-def merge(base, adapter, output, layout="hf", **options):
+def merge(base, adapter, output, layout="hf", *, tp=1, pp=1):
     opener = CheckpointOpener(base, None, None, adapter)
-    pipeline = Pipeline(pp=options.pop("pp", 1))
-    target = Target(layout=layout, pipeline=pipeline, **options)
+    target = Target(layout=layout, grid=Grid(tp=tp), pipeline=Pipeline(pp=pp))
     return run(Request(opener=opener, destination=output, target=target, fingerprint="test"))
 
 
@@ -174,3 +182,129 @@ def test_half_an_adapter_is_refused(adapter, hf_folder):
 def test_a_folder_that_is_no_adapter_says_what_is_missing(hf_folder, tmp_path):
     with pytest.raises(FormatError, match=r"adapter_config\.json: file is missing"):
         open_source(hf_folder("qwen3"), adapter=tmp_path)
+
+
+# Adapters in Megatron's form
+
+
+def run_command(*words):
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def load_ranks(root):
+    """Rank folder → its pickle, by torch."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return {
+            path.parent.name: torch.load(path, weights_only=True)
+            for path in sorted(root.glob("iter_0000001/mp_rank_*/model_optim_rng.pt"))
+        }
+
+
+@pytest.fixture
+def wide(hf_folder, tmp_path):
+    """A base, an adapter of every linear with ranks and alphas of its own, and peft's merge."""
+    base = hf_folder("qwen3")
+    options = {"rank_pattern": {"k_proj": 2}, "alpha_pattern": {"down_proj": 40}}
+    wanted = make_adapter(base, tmp_path / "peft", target_modules=LINEARS, **options)
+    return base, tmp_path / "peft", wanted
+
+
+LAYOUT = ("--tp", "2", "--pp", "2")
+
+
+def test_factors_in_rank_files_make_each_ranks_piece_of_the_merged_weights(wide, tmp_path):
+    base, adapter, _ = wide
+    run_command("import-lora", adapter, "--base", base, "--output", tmp_path / "lora", *LAYOUT)
+    words = ("--to", "mcore", *LAYOUT, "--output")
+    run_command("convert", base, *words, tmp_path / "base")
+    run_command("convert", base, "--lora", adapter, *words, tmp_path / "merged")
+    factors, plain, merged = (load_ranks(tmp_path / name) for name in ("lora", "base", "merged"))
+    assert factors.keys() == plain.keys() == merged.keys()
+    for rank, file in factors.items():
+        scaling = file["args"].lora_alpha / file["args"].lora_r
+        sides = file["model"]
+        adapted = {name.split(".lora_")[0] for name in sides}
+        assert len(adapted) == 2 * 4  # two layers a stage, four fused linears a layer
+        for module in adapted:
+            a, b = (sides[f"{module}.lora_{side}.default.weight"] for side in "AB")
+            found = plain[rank]["model"][f"{module}.weight"] + scaling * b @ a
+            wanted = merged[rank]["model"][f"{module}.weight"]
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapter_comes_back_from_megatron_with_the_same_product(wide, tmp_path):
+    base, adapter, wanted = wide
+    run_command("import-lora", adapter, "--base", base, "--output", tmp_path / "lora", *LAYOUT)
+    run_command("export-lora", tmp_path / "lora", "--output", tmp_path / "again")
+    run_command("merge-lora", base, tmp_path / "again", "--output", tmp_path / "merged")
+    found = read_tensors(tmp_path / "merged")
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_peft_loads_what_we_export_and_gives_the_logits_of_the_merged_model(wide, tmp_path):
+    base, adapter, _ = wide
+    run_command("import-lora", adapter, "--base", base, "--output", tmp_path / "lora", *LAYOUT)
+    run_command("export-lora", tmp_path / "lora", "--output", tmp_path / "again")
+    run_command("merge-lora", base, adapter, "--output", tmp_path / "merged")
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    tokens = torch.arange(16)[None]
+    with torch.no_grad():
+        found = peft.PeftModel.from_pretrained(model, tmp_path / "again").eval()(tokens).logits
+        merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+        torch.testing.assert_close(found, merged(tokens).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def trained(wide, tmp_path):
+    """Base and factors in one v1 folder, as MindSpeed-LLM's training saves them."""
+    base, adapter, wanted = wide
+    run_command("import-lora", adapter, "--base", base, "--output", tmp_path / "lora", *LAYOUT)
+    words = ("--to", "mcore", *LAYOUT, "--output", tmp_path / "trained")
+    run_command("convert", base, *words)
+    factors = load_ranks(tmp_path / "lora")
+    for rank, file in load_ranks(tmp_path / "trained").items():
+        adapted = {name.split(".lora_")[0] for name in factors[rank]["model"]}
+        state = {
+            name.replace(".weight", ".base_layer.weight")
+            if name.removesuffix(".weight") in adapted
+            else name: tensor
+            for name, tensor in file["model"].items()
+        }
+        file["model"] = state | factors[rank]["model"]
+        file["args"].lora_alpha = factors[rank]["args"].lora_alpha
+        torch.save(file, tmp_path / f"trained/iter_0000001/{rank}/model_optim_rng.pt")
+    return tmp_path / "trained", wanted
+
+
+def test_factors_beside_the_weights_are_never_lost_silently(trained, tmp_path):
+    with pytest.raises(FormatError, match="holds LoRA factors beside its weights; merge them with"):
+        open_source(trained[0])
+
+
+def test_factors_beside_the_weights_are_merged_when_asked(trained, tmp_path):
+    folder, wanted = trained
+    run_command("convert", folder, "--lora", folder, "--to", "hf", "--output", tmp_path / "hf")
+    for name, tensor in read_tensors(tmp_path / "hf").items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_a_folder_without_factors_is_no_adapter(hf_folder, convert, tmp_path):
+    convert(hf_folder("qwen3"), tmp_path / "v1", "v1")
+    with pytest.raises(FormatError, match="no lora_A or lora_B among the tensors"):
+        open_source(hf_folder("qwen3"), adapter=tmp_path / "v1")
+
+
+def test_parts_that_share_one_a_keep_their_rank():
+    """As a Megatron model's fused projection is exported: import gives it back as it was."""
+    document = json.loads((GOLDEN / "llama_tiny.json").read_text())
+    arch = parse_arch(document, where="test")
+    a, parts = torch.randn(3, 64), [torch.randn(rows, 3) for rows in (64, 32, 32)]
+    rule = Qkv("m", q="q", k="k", v="v")
+    shapes = [(rows, 64) for rows in (64, 32, 32)]
+    given = [PartFactors(a, b, 1.0) for b in parts]
+    found_a, found_b = merged_factors(rule, given, shapes, arch)
+    assert torch.equal(found_a, a)
+    assert torch.equal(found_b, rule.merge(parts, arch))

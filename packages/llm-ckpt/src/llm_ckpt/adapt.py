@@ -1,29 +1,74 @@
 """A checkpoint of any format with an adapter merged into it, parameter by parameter, as it is read.
 
-The base is only read. A parameter that the adapter touches is split into its Hugging Face tensors,
-each is adapted in fp32 and rounded once, and they are merged again.
+The base is only read. A PEFT adapter changes Hugging Face tensors, so a parameter is split into
+those first; a Megatron one changes parameters as they are. In fp32, rounded once.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from llm_ckpt.blocks import Param
 from llm_ckpt.errors import CheckpointError, first_few, suggest
+from llm_ckpt.formats.lora_v1 import MegatronAdapter
 from llm_ckpt.formats.peft import Adapter, LowRank
 from llm_ckpt.formats.slab import Files
 from llm_ckpt.layout import FULL, Shape, Shard, cut, whole
 from llm_ckpt.lora import adapted
-from llm_ckpt.table import Part, Table
+from llm_ckpt.table import Entry, Part, Table
 from llm_ckpt.tensors import Tensors
 
 
-class AdaptedTensors:
-    """The tensors of a checkpoint with an adapter merged in."""
+class Change(Protocol):
+    """What an adapter does to parameters."""
 
-    def __init__(self, base: Tensors, adapter: Adapter, table: Table) -> None:
-        self._base, self._adapter, self._table, self._files = base, adapter, table, Files()
+    def touches(self, entry: Entry) -> bool:
+        """Whether it changes this one."""
+        ...
+
+    def changed(self, entry: Entry, weight: Tensor) -> Tensor:
+        """The whole parameter, changed."""
+        ...
+
+    def close(self) -> None:
+        """Close files."""
+        ...
+
+
+class AdaptedTensors:
+    """The tensors of a checkpoint with a change applied."""
+
+    def __init__(self, base: Tensors, change: Change, table: Table) -> None:
+        self._base, self._change, self._table = base, change, table
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The base's."""
+        return self._base.dtype(name)
+
+    def read(self, param: Param, shard: Shard, padded: Shape) -> Tensor:
+        """The base's piece, or the piece of the whole changed parameter."""
+        entry = self._table.entries[param.name]
+        if not self._change.touches(entry):
+            return self._base.read(param, shard, padded)
+        changed = self._change.changed(entry, self._base.read(param, FULL, param.shape))
+        if padded != param.shape:
+            filling = changed.new_zeros(padded[0] - param.shape[0], *padded[1:])
+            changed = torch.cat([changed, filling])
+        return cut(changed, param.cut, shard, where=param.name).contiguous()
+
+    def close(self) -> None:
+        """Close files."""
+        self._change.close()
+        self._base.close()
+
+
+class PeftChange:
+    """A PEFT adapter, on the Hugging Face tensors that parameters are made of."""
+
+    def __init__(self, adapter: Adapter, table: Table) -> None:
+        self._adapter, self._arch, self._files = adapter, table.arch, Files()
         parts = {part.name: part for part in table.hf_parts()}
         _check_names(adapter, parts)
         for name, low_rank in adapter.low_rank.items():
@@ -31,28 +76,18 @@ class AdaptedTensors:
         for name, slab in adapter.replaced.items():
             _check_shape(adapter, parts[name], slab.shape)
 
-    def dtype(self, name: str) -> torch.dtype:
-        """The base's."""
-        return self._base.dtype(name)
+    def touches(self, entry: Entry) -> bool:
+        """Whether any of its tensors is adapted or replaced."""
+        return any(part.name in self._adapter.names() for part in entry.parts)
 
-    def read(self, param: Param, shard: Shard, padded: Shape) -> Tensor:
-        """The base's piece, or the piece of the whole adapted parameter."""
-        entry = self._table.entries[param.name]
-        if not any(part.name in self._adapter.names() for part in entry.parts):
-            return self._base.read(param, shard, padded)
-        arch = self._table.arch
-        tensors = entry.rule.split(self._base.read(param, FULL, param.shape), arch)
-        changed = map(self._adapted, entry.parts, tensors)
-        merged = entry.rule.merge(list(changed), arch)
-        if padded != param.shape:
-            filling = merged.new_zeros(padded[0] - param.shape[0], *padded[1:])
-            merged = torch.cat([merged, filling])
-        return cut(merged, param.cut, shard, where=param.name).contiguous()
+    def changed(self, entry: Entry, weight: Tensor) -> Tensor:
+        """Split, change each tensor, merge."""
+        tensors = entry.rule.split(weight, self._arch)
+        return entry.rule.merge(list(map(self._adapted, entry.parts, tensors)), self._arch)
 
     def close(self) -> None:
         """Close files."""
         self._files.close()
-        self._base.close()
 
     def _adapted(self, part: Part, weight: Tensor) -> Tensor:
         if part.name in self._adapter.replaced:
@@ -75,8 +110,27 @@ class AdaptedTensors:
         )
 
 
-def _check_names(adapter: Adapter, known: Iterable[str]) -> None:
-    unknown = sorted(adapter.names() - set(known))
+class MegatronChange:
+    """An adapter of Megatron parameters."""
+
+    def __init__(self, adapter: MegatronAdapter) -> None:
+        self._adapter = adapter
+
+    def touches(self, entry: Entry) -> bool:
+        """Whether it has factors for it."""
+        return entry.param.name in self._adapter.factors
+
+    def changed(self, entry: Entry, weight: Tensor) -> Tensor:
+        """The weight plus the scaled product of its factors."""
+        factors = self._adapter.factors[entry.param.name]
+        return adapted(weight, factors.a, factors.b, scaling=self._adapter.scaling)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _check_names(adapter: Adapter, known: Mapping[str, Part]) -> None:
+    unknown = sorted(adapter.names() - known.keys())
     if unknown:
         raise CheckpointError(
             f"{adapter.folder}: {len(unknown)} of {len(adapter.names())} adapted weights are not "

@@ -12,6 +12,7 @@ from llm_ckpt.edge.options import (
     FILE,
     FOLDER,
     ConvertCommand,
+    adapter_options,
     apply,
     layout_options,
     run_options,
@@ -61,7 +62,7 @@ def init(**options: Any) -> None:
 )
 @click.argument("src", type=FOLDER)
 @click.option("--output", type=FOLDER, required=True, help="Folder to write.")
-@apply(layout_options(), source_options(), run_options())
+@apply(layout_options(), source_options(), adapter_options(), run_options())
 def convert(**options: Any) -> None:
     """Convert SRC (Hugging Face, Megatron v1 or v2: detected) to another format or layout."""
     from llm_ckpt.edge import commands
@@ -71,12 +72,52 @@ def convert(**options: Any) -> None:
 
 @main.command(cls=ConvertCommand, epilog="Example: llm-ckpt plan hf-model --to mcore --tp 8 --pp 4")
 @click.argument("src", type=FOLDER)
-@apply(layout_options(), source_options())
+@apply(layout_options(), source_options(), adapter_options())
 def plan(**options: Any) -> None:
     """Print what `convert` would write: files, sizes, memory. Exit 1 when it cannot."""
     from llm_ckpt.edge import commands
 
     commands.plan(**options)
+
+
+@main.command("merge-lora", epilog="Example: llm-ckpt merge-lora hf-model adapter --output merged")
+@click.argument("base", type=FOLDER)
+@click.argument("adapter", type=FOLDER)
+@click.option("--output", type=FOLDER, required=True, help="Folder to write.")
+@apply(layout_options(default_format="hf"), source_options(), run_options())
+def merge_lora(base: Path, adapter: Path, **options: Any) -> None:
+    """Merge ADAPTER into BASE, in fp32: `convert` with --lora."""
+    from llm_ckpt.edge import commands
+
+    commands.convert(src=base, lora=adapter, lora_alpha=None, **options)
+
+
+@main.command("export-lora", epilog="Example: llm-ckpt export-lora mcore-lora --output adapter")
+@click.argument("src", type=FOLDER)
+@click.option("--output", type=FOLDER, required=True, help="PEFT folder to write.")
+@click.option("--lora-alpha", type=float, help="Where SRC does not say.")
+@apply(source_options())
+def export_lora(**options: Any) -> None:
+    """Write the LoRA factors of SRC, a Megatron v1 folder, as a PEFT adapter."""
+    from llm_ckpt.edge import adapters
+
+    adapters.export_lora(**options)
+
+
+@main.command(
+    "import-lora",
+    epilog="Example: llm-ckpt import-lora adapter --base hf-model --output mcore-lora --tp 2",
+)
+@click.argument("adapter", type=FOLDER)
+@click.option("--base", type=FOLDER, required=True, help="Model it is for, or its config.json.")
+@click.option("--output", type=FOLDER, required=True, help="Megatron v1 folder to write.")
+@apply(layout_options(default_format="mcore"))
+def import_lora(**options: Any) -> None:
+    """Write a PEFT adapter as LoRA factors in Megatron v1 rank files, without the base."""
+    from llm_ckpt.edge import adapters
+
+    options.pop("expect")
+    adapters.import_lora(**options)
 
 
 @main.command(epilog="Example: llm-ckpt verify hf-model mcore")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llm_ckpt.formats.dist_metadata import Chunk
 from llm_ckpt.formats.hf import header_bytes
+from llm_ckpt.formats.legacy import nested
 from llm_ckpt.formats.model_args import model_args
 from llm_ckpt.formats.optimizer_state import OptimizerState, state_name
 from llm_ckpt.formats.optimizer_v1 import (
@@ -116,7 +117,7 @@ def _write_v1(
     source: WeightSource, job: Job, file: V1File, stream: NewFile, on_bytes: OnBytes
 ) -> None:
     writer = TorchZipWriter(stream)
-    states: list[Mapping[str, StoredTensor]] = []
+    states: list[Mapping[str, Any]] = []
     for chunk in file.chunks:
         state: dict[str, StoredTensor] = {}
         for tensor in chunk:
@@ -124,7 +125,7 @@ def _write_v1(
             parts = _parts(source, stored, job.padded_vocab_size)
             state[stored.name] = writer.tensor(parts, tensor.dtype, stored.shape)
             on_bytes(tensor.nbytes)
-        states.append(state)
+        states.append(_as_nested(state, source, job.target))
     kept = carried_state(source, job.target)
     optimizers = 2 if job.target.grid.ep > 1 else 1
     values = rank_values(kept, optimizers=optimizers) if kept else {}
@@ -138,6 +139,14 @@ def _write_v1(
             **dict(zip(keys, states, strict=True)),
         }
     )
+
+
+def _as_nested(
+    state: dict[str, StoredTensor], source: WeightSource, target: Target
+) -> dict[str, Any]:
+    if target.dialect.name != "legacy":
+        return state
+    return nested(state, is_tied=source.architecture.tie_embeddings)
 
 
 def _write_state(

@@ -7,13 +7,18 @@ rows of that, each scaled to a learned length. All in fp32, rounded once to the 
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 from torch import Tensor
 
+from llm_ckpt.arch import Arch
 from llm_ckpt.errors import FormatError
+from llm_ckpt.layout import Shape
+from llm_ckpt.rules import Rule
 
 # Values of fields that would change the weights in a way this module does not compute.
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
@@ -87,3 +92,42 @@ def adapted(
         lengths = merged.square().sum(1, keepdim=True).sqrt()
         merged = merged * (magnitude.float()[:, None] / lengths)
     return (merged.t() if is_transposed else merged).to(weight.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class PartFactors:
+    """The factors of one Hugging Face tensor and the factor of their product."""
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+
+
+def merged_factors(
+    rule: Rule, parts: Sequence[PartFactors | None], shapes: Sequence[Shape], arch: Arch
+) -> tuple[Tensor, Tensor]:
+    """A [rank, in] and B [out, rank] of a parameter, B·A the merged scaled products of its parts.
+
+    Parts that share one A keep their rank; otherwise their A are stacked and each B has its own
+    columns. None is a part without adapter.
+    """
+    given = [part for part in parts if part is not None]
+    shares = all(torch.equal(part.a, given[0].a) for part in given)
+    a = given[0].a if shares else torch.cat([part.a for part in given])
+    columns: list[Tensor] = []
+    offset = 0
+    for part, shape in zip(parts, shapes, strict=True):
+        wide = a.new_zeros(shape[0], a.shape[0])
+        if part is not None:
+            rank = part.a.shape[0]
+            wide[:, offset : offset + rank] = part.b * part.scaling
+            offset += 0 if shares else rank
+        columns.append(wide)
+    return a, rule.merge(columns, arch)
+
+
+def of_rank(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The same product with zero rows and columns up to `rank`."""
+    missing = rank - a.shape[0]
+    more_a, more_b = a.new_zeros(missing, a.shape[1]), b.new_zeros(b.shape[0], missing)
+    return torch.cat([a, more_a]), torch.cat([b, more_b], dim=1)

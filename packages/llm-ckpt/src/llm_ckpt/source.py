@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_ckpt.adapt import AdaptedTensors
+from llm_ckpt.adapt import AdaptedTensors, Change, MegatronChange, PeftChange
 from llm_ckpt.arch import Arch
 from llm_ckpt.blocks import Param
-from llm_ckpt.edge.folder import Located, companions, locate, read_arch, samples_consumed
+from llm_ckpt.edge.folder import TRACKER, Located, companions, locate, read_arch, samples_consumed
 from llm_ckpt.errors import CheckpointError, first_few, suggest
 from llm_ckpt.families import family_named
 from llm_ckpt.families.mtp import without_unstored
 from llm_ckpt.formats.hf import CONFIG, read_folder, read_json
+from llm_ckpt.formats.lora_v1 import read_lora_v1
 from llm_ckpt.formats.megatron_v1 import read_v1
 from llm_ckpt.formats.optimizer_state import (
     OptimizerState,
@@ -191,12 +192,14 @@ def open_source(
     iteration: int | None = None,
     arch: Path | None = None,
     adapter: Path | None = None,
+    lora_alpha: float | None = None,
 ) -> WeightSource:
     """Open a checkpoint of any of the three formats; names and shapes are checked at once.
 
     `iteration` chooses one of a training run's (default: the tracker's). `arch` is an arch.json or
-    config.json for a Megatron checkpoint that has none beside it. `adapter` is a PEFT folder whose
-    LoRA is merged into every weight it is for.
+    config.json for a Megatron checkpoint that has none beside it. `adapter` is a PEFT folder, or a
+    Megatron folder with low-rank factors (which may be `path` itself), to merge into the weights it
+    is for; `lora_alpha` is for a Megatron one that does not say.
     """
     located = locate(Path(path), iteration=iteration)
     model = read_arch(located, arch)
@@ -214,10 +217,14 @@ def open_source(
             notes.append(_LEFT_OUT.format(where=where, count=len(lost), names=first_few(lost)))
         tensors = HfTensors(table, stored, where=where)
     else:
-        read = read_v1 if located.layout == "v1" else read_v2
-        tensors = MegatronTensors(read(located.weights, model))
+        tensors = MegatronTensors(
+            read_v1(located.weights, model, ignores_adapters=adapter is not None)
+            if located.layout == "v1"
+            else read_v2(located.weights, model)
+        )
     if adapter is not None:
-        tensors = AdaptedTensors(tensors, read_adapter(adapter), table)
+        change = _change(adapter, table, alpha=lora_alpha)
+        tensors = AdaptedTensors(tensors, change, table)
     return WeightSource(
         table=table,
         tensors=tensors,
@@ -226,3 +233,11 @@ def open_source(
         notes=notes,
         is_adapted=adapter is not None,
     )
+
+
+def _change(adapter: Path, table: Table, *, alpha: float | None) -> Change:
+    """An adapter of either form."""
+    if (adapter / TRACKER).is_file():
+        weights = locate(adapter).weights
+        return MegatronChange(read_lora_v1(weights, table.arch, alpha=alpha))
+    return PeftChange(read_adapter(adapter), table)

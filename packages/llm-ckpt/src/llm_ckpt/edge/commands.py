@@ -14,6 +14,7 @@ from llm_ckpt.edge import verify as compare
 from llm_ckpt.edge.convert import Outcome, Request, plan_for, run
 from llm_ckpt.edge.folder import CHECKPOINT, arch_from_file
 from llm_ckpt.edge.open import CheckpointOpener
+from llm_ckpt.edge.space import check_space, space_line
 from llm_ckpt.edge.target import check_expected, target_of
 from llm_ckpt.errors import CheckpointError
 from llm_ckpt.families import FAMILIES
@@ -54,13 +55,15 @@ def convert(
     overwrite: bool,
     plan_only: bool,
     expect: Mapping[str, int],
+    lora: Path | None,
+    lora_alpha: float | None,
     **layout: Any,
 ) -> None:
     """Convert, or only print the plan."""
-    opener = CheckpointOpener(src, iteration, arch)
+    opener = CheckpointOpener(src, iteration, arch, lora, lora_alpha)
     target = _chosen(opener, layout, expect)
     if plan_only:
-        _print_plan(opener, target)
+        _print_plan(opener, target, output)
         return
     _refuse_inside(output, src)
     request = Request(
@@ -81,10 +84,12 @@ def plan(
     arch: Path | None,
     iteration: int | None,
     expect: Mapping[str, int],
+    lora: Path | None,
+    lora_alpha: float | None,
     **layout: Any,
 ) -> None:
     """Print what a conversion would write."""
-    opener = CheckpointOpener(src, iteration, arch)
+    opener = CheckpointOpener(src, iteration, arch, lora, lora_alpha)
     _print_plan(opener, _chosen(opener, layout, expect))
 
 
@@ -147,11 +152,15 @@ def _chosen(
     return chosen.target
 
 
-def _print_plan(opener: CheckpointOpener, target: Target) -> None:
+def _print_plan(opener: CheckpointOpener, target: Target, output: Path | None = None) -> None:
     with opener() as source:
         _say(source.notes)
-        for line in show.plan_lines(plan_for(source, target)):
-            click.echo(line)
+        plan = plan_for(source, target)
+    for line in show.plan_lines(plan):
+        click.echo(line)
+    if output is not None:
+        click.echo(space_line(output, plan.total_bytes))
+        check_space(output, plan.total_bytes)
 
 
 def _say(notes: Iterable[str]) -> None:

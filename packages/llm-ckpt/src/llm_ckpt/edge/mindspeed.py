@@ -114,21 +114,23 @@ OPTIONS: tuple[OldOption, ...] = (
     OldOption("--ckpt-cfg-path", _V1, "ignored", "", "families are files of the package"),
     OldOption("--max-queue-size", _V1, "ignored", "", "there is no queue"),
     OldOption("--no-checking", _V1, "ignored", "", "names and shapes are always checked", count=0),
-    OldOption("--load-from-legacy", _V1, "refused", "", "legacy Megatron is not read", count=0),
-    OldOption("--save-to-legacy", _V1, "refused", "", "legacy Megatron is not written", count=0),
+    OldOption("--load-from-legacy", _V1, "ignored", "", "legacy models are detected", count=0),
+    OldOption("--save-to-legacy", _V1, "layout", "--dialect legacy", "", count=0),
     OldOption("--load-hf-from-config", _V1, "refused", "", "use llm-ckpt init", count=0),
     OldOption("--qlora-nf4", _V1, "refused", "", "weights are not quantised", count=0),
     OldOption("--orm", _V1, "refused", "", "reward heads are not converted", count=0),
-    *(
-        OldOption(name, _BOTH, "refused", "", "a LoRA in Megatron's form is not read", count=count)
-        for name, count in (
-            ("--lora-load", 1),
-            ("--lora-r", 1),
-            ("--lora-alpha", 1),
-            ("--lora-target-modules", None),
-            ("--save-lora-to-hf", 0),
-        )
+    OldOption("--lora-load", _BOTH, "renamed", "--lora", "factors in Megatron's form, or PEFT's"),
+    OldOption("--lora-r", _BOTH, "ignored", "", "the rank is that of the factors"),
+    OldOption("--lora-alpha", _BOTH, "same", "--lora-alpha", ""),
+    OldOption(
+        "--lora-target-modules",
+        _BOTH,
+        "ignored",
+        "",
+        "the factors say what they are for",
+        count=None,
     ),
+    OldOption("--save-lora-to-hf", _BOTH, "refused", "", "use llm-ckpt export-lora", count=0),
 )
 _BY_NAME = {option.name: option for option in OPTIONS}
 
@@ -219,6 +221,8 @@ def _translated(
     if option.name == "--moe-grouped-gemm":
         is_te = given.get("--transformer-impl") == ["transformer_engine"]
         return ["--expert-layout", "te" if is_te else "grouped"], ""
+    if option.name == "--save-to-legacy":
+        return ["--dialect", "legacy"], ""
     if option.name == "--load-dir":
         return values, ""
     if option.name == "--hf-cfg-dir":

@@ -15,11 +15,16 @@ class CheckpointOpener:
     iteration: int | None = None
     arch: Path | None = None
     adapter: Path | None = None
+    lora_alpha: float | None = None
 
     def __call__(self) -> WeightSource:
         """Open it."""
         return open_source(
-            self.path, iteration=self.iteration, arch=self.arch, adapter=self.adapter
+            self.path,
+            iteration=self.iteration,
+            arch=self.arch,
+            adapter=self.adapter,
+            lora_alpha=self.lora_alpha,
         )
 
     def fingerprint(self) -> str:
@@ -28,4 +33,4 @@ class CheckpointOpener:
         folders = [located.weights, *([self.adapter] if self.adapter else [])]
         files = sorted(p for folder in folders for p in folder.rglob("*") if p.is_file())
         facts = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-        return repr((str(located.root.resolve()), located.iteration, facts))
+        return repr((str(located.root.resolve()), located.iteration, facts, self.lora_alpha))

@@ -60,10 +60,25 @@ def source_options() -> tuple[Decorator, ...]:
     )
 
 
-def layout_options() -> tuple[Decorator, ...]:
-    """What is written."""
+def adapter_options() -> tuple[Decorator, ...]:
+    """An adapter that is merged on the way."""
     return (
-        click.option("--to", type=click.Choice(("hf", "mcore")), required=True, help="Format."),
+        click.option(
+            "--lora",
+            type=FOLDER,
+            help="Merge this adapter: a PEFT folder, or a Megatron folder with LoRA factors.",
+        ),
+        click.option("--lora-alpha", type=float, help="Of a Megatron folder that does not say."),
+    )
+
+
+def layout_options(*, default_format: str | None = None) -> tuple[Decorator, ...]:
+    """What is written."""
+    formats = click.Choice(("hf", "mcore"))
+    return (
+        click.option("--to", type=formats, required=True, help="Format.")
+        if default_format is None
+        else click.option("--to", type=formats, default=default_format, show_default=True),
         click.option("--layout", type=click.Choice(("v1", "v2")), help="Megatron layout [v1]."),
         *_parallel_options(),
         *_name_options(),
@@ -105,9 +120,9 @@ def _name_options() -> tuple[Decorator, ...]:
     return (
         click.option(
             "--dialect",
-            type=click.Choice(("megatron", "mindspeed")),
+            type=click.Choice(("megatron", "mindspeed", "legacy")),
             default="megatron",
-            help="v1: whose names [megatron].",
+            help="v1: whose names; legacy: Megatron's models before megatron-core [megatron].",
         ),
         click.option(
             "--expert-layout",

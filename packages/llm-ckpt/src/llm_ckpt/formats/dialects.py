@@ -15,7 +15,7 @@ from llm_ckpt.arch import Arch, Attention, Gdn, Mla
 from llm_ckpt.errors import ArchError, LayoutError
 from llm_ckpt.layout import Shard
 
-DialectName = Literal["megatron", "mindspeed"]
+DialectName = Literal["megatron", "mindspeed", "legacy"]
 Implementation = Literal["local", "transformer_engine"]
 ExpertLayout = Literal["sequential", "grouped", "te"]
 EXPERT_LAYOUTS: tuple[ExpertLayout, ...] = ("sequential", "grouped", "te")
@@ -51,6 +51,9 @@ class Dialect:
 
     def spellings(self, arch: Arch, *, is_prediction: bool) -> tuple[Spelling, ...]:
         """The tables to use; `is_prediction`: for a layer of multi-token prediction."""
+        if self.name == "legacy":
+            self._check_legacy(arch)
+            return LEGACY
         is_te = self.implementation == "transformer_engine"
         stack = MAMBA_STACK if arch.mamba2 is not None else ()
         if self.name == "megatron":
@@ -64,11 +67,31 @@ class Dialect:
         mamba = stack if is_te else (*LOCAL_MAMBA, *stack)
         return (*split, *apart, *norms, *mamba, *MINDSPEED)
 
+    def _check_legacy(self, arch: Arch) -> None:
+        """Refuse what Megatron's legacy models do not have."""
+        attention = arch.attention
+        facts = {
+            "layers other than attention with a dense feed-forward": any(
+                (run.mixer, run.feed_forward) != ("attention", "dense") for run in arch.layers
+            ),
+            "multi-token prediction": arch.mtp is not None,
+            f"norm.placement {arch.norm.placement}": arch.norm.placement != "pre",
+            "norms, sinks or gates in attention": attention is not None
+            and (attention.qk_norm != "none" or attention.sinks or attention.output_gate),
+            "--transformer-impl, --expert-layout or --mla-mm-split": (
+                (self.implementation, self.experts, self.splits_mla)
+                != ("local", "sequential", False)
+            ),
+        }
+        if found := [name for name, is_used in facts.items() if is_used]:
+            raise LayoutError(f"--dialect legacy has no {', '.join(found)}")
+
 
 def every_spelling() -> tuple[Spelling, ...]:
     """All tables: what a reader accepts beside the canonical names."""
     local = (LOCAL_MLA, LOCAL_MAMBA, MAMBA_STACK, FUSED_NORMS)
     theirs = (SPLIT_MLA, MINDSPEED_FUSED_NORMS, MINDSPEED_APART, MINDSPEED, MINDSPEED_OLD)
+    local = (*local, LEGACY, LEGACY_OLD)
     return tuple(dict.fromkeys(s for table in (*local, *theirs) for s in table))
 
 
@@ -289,4 +312,25 @@ MINDSPEED_OLD: tuple[Spelling, ...] = (
     Spelling("mlp.shared_expert_gate.weight", ("mlp.shared_experts.gate_weight",)),
     Spelling(_AT + "linear_qb.weight", (_Q_UP,)),
     Spelling(_AT + "linear_kvb.weight", (_KV_UP,)),
+)
+
+# Megatron's legacy models; the nesting around these names is formats/legacy.py's.
+LEGACY: tuple[Spelling, ...] = tuple(
+    Spelling(f"{theirs}.{kind}", (f"{ours}.{kind}",))
+    for theirs, ours in (
+        ("input_norm", "input_layernorm"),
+        (_AT + "query_key_value", _AT + "linear_qkv"),
+        (_AT + "dense", _AT + "linear_proj"),
+        ("post_attention_norm", "pre_mlp_layernorm"),
+        ("mlp.dense_h_to_4h", "mlp.linear_fc1"),
+        ("mlp.dense_4h_to_h", "mlp.linear_fc2"),
+        ("decoder.final_norm", "decoder.final_layernorm"),
+    )
+    for kind in ("weight", "bias")
+)
+
+# Names of its older releases, read and never written.
+LEGACY_OLD: tuple[Spelling, ...] = tuple(
+    Spelling(f"post_attention_layernorm.{kind}", (f"pre_mlp_layernorm.{kind}",))
+    for kind in ("weight", "bias")
 )

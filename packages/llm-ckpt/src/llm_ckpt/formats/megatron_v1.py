@@ -17,9 +17,16 @@ from llm_ckpt.arch import Arch
 from llm_ckpt.blocks import Param
 from llm_ckpt.errors import FormatError, first_few
 from llm_ckpt.formats.dialects import EXPERT_LAYOUTS, Spelling, every_spelling
-from llm_ckpt.formats.rank_files import RankFile, open_ranks, rank_path
+from llm_ckpt.formats.rank_files import (
+    FINAL_NORMS,
+    RankFile,
+    holds_adapters,
+    open_ranks,
+    rank_path,
+)
 from llm_ckpt.formats.rank_state import (
     Block,
+    Piece,
     Stored,
     blocks_of,
     expert_tensors,
@@ -57,9 +64,17 @@ class Reading:
     vocabulary: Mapping[tuple[int, int, str], Mapping[int, int]]
 
 
-def read_v1(iteration: Path, arch: Arch) -> Tiled:
-    """Open every rank of an iteration folder; only pickles are read, no tensors."""
+def read_v1(iteration: Path, arch: Arch, *, ignores_adapters: bool = False) -> Tiled:
+    """Open every rank of an iteration folder; only pickles are read, no tensors.
+
+    Low-rank factors beside the weights are left out when `ignores_adapters` says so, else refused.
+    """
     ranks = open_ranks(iteration)
+    if not ignores_adapters and any(holds_adapters(rank) for rank in ranks):
+        raise FormatError(
+            f"{iteration}: holds LoRA factors beside its weights; merge them with --lora and this "
+            "folder, or take them out with llm-ckpt export-lora"
+        )
     reading = reading_of(ranks, arch, where=str(iteration))
     return read_ranks(reading, ranks, tuple(reading.params.values()), where=str(iteration))
 
@@ -209,8 +224,7 @@ def _schedule(first: RankFile, pp: int, vpp: int) -> Schedule:
     if pp == 1 or vpp != _VPP_DUALPIPEV:
         return "interleaved"
     names = {name for name, _ in first.tensors(1)}
-    is_last = names & {"decoder.final_layernorm.weight", "final_layernorm.weight"}
-    return "dualpipev" if is_last else "interleaved"
+    return "dualpipev" if names & FINAL_NORMS else "interleaved"
 
 
 def _vocabulary_rows(
@@ -239,20 +253,7 @@ def _stored(
     experts: dict[str, dict[str, Stored]],
 ) -> Stored | None:
     """What a tensor of a file is; None when no parameter is spelled so."""
-    match = _LOCAL_LAYER.fullmatch(local)
-    prefix, relative = (match[1], match[3]) if match else ("", local)
-    if match and match[2]:
-        block = reading.layers.get((place, int(match[2])))
-    else:
-        block = reading.others.get(prefix)
-    if block is None:
-        return None
-    if block.prefix not in experts:
-        experts[block.prefix] = _expert_names(block, rank)
-    if relative in experts[block.prefix]:
-        ways = [experts[block.prefix][relative]]
-    else:
-        ways = list(_ways(reading, rank, block, relative))
+    ways = _candidates(reading, rank, place, local, experts)
     if not ways:
         return None
     for stored in ways:
@@ -264,6 +265,38 @@ def _stored(
         f"{file.zip.path}: {local} has shape {list(lazy.shape)}, want {wanted} "
         f"(rank {rank.tp} of tp {reading.grid.tp} of {list(param.shape)})"
     )
+
+
+def piece_of(reading: Reading, file: RankFile, chunk: int, local: str) -> Piece | None:
+    """The parameter, and the rank's piece of it, that a name of a file stands for alone."""
+    rank = _rank_of(file, reading.grid)
+    for stored in _candidates(reading, rank, ChunkPlace(file.pp, chunk), local, {}):
+        if len(stored.pieces) == 1 and stored.pieces[0].rows is None:
+            return stored.pieces[0]
+    return None
+
+
+def _candidates(
+    reading: Reading,
+    rank: Rank,
+    place: ChunkPlace,
+    local: str,
+    experts: dict[str, dict[str, Stored]],
+) -> list[Stored]:
+    """Every way in which a name of a file may be meant."""
+    match = _LOCAL_LAYER.fullmatch(local)
+    prefix, relative = (match[1], match[3]) if match else ("", local)
+    if match and match[2]:
+        block = reading.layers.get((place, int(match[2])))
+    else:
+        block = reading.others.get(prefix)
+    if block is None:
+        return []
+    if block.prefix not in experts:
+        experts[block.prefix] = _expert_names(block, rank)
+    if relative in experts[block.prefix]:
+        return [experts[block.prefix][relative]]
+    return list(_ways(reading, rank, block, relative))
 
 
 def _ways(reading: Reading, rank: Rank, block: Block, relative: str) -> Iterator[Stored]:

@@ -1,5 +1,6 @@
 """PEFT folders: `adapter_config.json` and `adapter_model.safetensors`."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor
 
 from llm_ckpt.errors import FormatError, first_few
-from llm_ckpt.formats.hf import read_header, read_json
+from llm_ckpt.formats.hf import header_bytes, read_header, read_json
 from llm_ckpt.formats.slab import Files, Slab
+from llm_ckpt.formats.stream import NewFile, write_file
 from llm_ckpt.layout import whole
 from llm_ckpt.lora import AdapterConfig, parse_adapter_config
 
@@ -81,6 +83,42 @@ def read_adapter(folder: Path) -> Adapter:
     if not low_rank and not replaced:
         raise FormatError(f"{folder / WEIGHTS}: holds no tensors")
     return Adapter(folder, config, low_rank, replaced)
+
+
+def write_adapter(
+    folder: Path, factors: Mapping[str, tuple[Tensor, Tensor]], *, scaling: float, modules: set[str]
+) -> None:
+    """Write a folder that peft loads; `factors` are A and B by Hugging Face module.
+
+    `modules` are all modules of the model: where names of the last part alone would adapt more of
+    them, the whole names are written.
+    """
+    rank = next(iter(factors.values()))[0].shape[0]
+    last = {name.rsplit(".", 1)[-1] for name in factors}
+    meant = {name for name in modules if name.rsplit(".", 1)[-1] in last}
+    document = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": scaling * rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted(last if meant == factors.keys() else factors),
+    }
+    tensors = [
+        (f"{_PREFIX}{module}.lora_{side}.weight", tensor)
+        for module, pair in factors.items()
+        for side, tensor in zip("AB", pair, strict=True)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    with NewFile(folder / WEIGHTS) as file:
+        file.write(header_bytes([(n, t.dtype, tuple(t.shape)) for n, t in tensors]))
+        for _, tensor in tensors:
+            file.write_tensor(tensor.contiguous(), tensor.dtype)
+        file.commit()
+    write_file(folder / CONFIG, (json.dumps(document, indent=2) + "\n").encode())
 
 
 def _low_rank(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from llm_ckpt.errors import FormatError, first_few
+from llm_ckpt.formats.legacy import flattened, is_legacy
 from llm_ckpt.formats.torch_zip import TorchZip, read_torch_zip
 from llm_ckpt.formats.unpickle import Lazy
 from llm_ckpt.params import EMBEDDING
@@ -14,7 +15,10 @@ from llm_ckpt.params import EMBEDDING
 RANK_FILE = "model_optim_rng.pt"
 CHECKPOINT_VERSION = 3.0
 _RANK = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
-_FINAL_NORMS = ("decoder.final_layernorm.weight", "final_layernorm.weight")
+# Of a transformer, of a MambaStack, and MindSpeed-LLM's beside prediction layers.
+FINAL_NORMS = frozenset(
+    {"decoder.final_layernorm.weight", "decoder.final_norm.weight", "final_layernorm.weight"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +33,16 @@ class RankFile:
     args: object
 
     def tensors(self, chunk: int) -> Iterator[tuple[str, Lazy]]:
-        """Tensors of a chunk by their names there."""
+        """Tensors of a chunk by their names there; low-rank factors aside."""
         for name, value in self.chunks[chunk].items():
-            if isinstance(value, Lazy) and "_extra_state" not in name:
+            if isinstance(value, Lazy) and "_extra_state" not in name and ".lora_" not in name:
+                # PEFT puts the weight it adapts one level down.
+                yield name.removeprefix("module.").replace(".base_layer.", "."), value
+
+    def adapters(self, chunk: int) -> Iterator[tuple[str, Lazy]]:
+        """Low-rank factors of a chunk by their names there."""
+        for name, value in self.chunks[chunk].items():
+            if isinstance(value, Lazy) and ".lora_" in name:
                 yield name.removeprefix("module."), value
 
 
@@ -66,6 +77,11 @@ def open_ranks(iteration: Path) -> tuple[RankFile, ...]:
     return tuple(sorted(placed, key=lambda rank: (rank.pp, rank.ep, rank.tp)))
 
 
+def holds_adapters(rank: RankFile) -> bool:
+    """Whether a file has low-rank factors."""
+    return any(True for chunk in range(len(rank.chunks)) for _ in rank.adapters(chunk))
+
+
 def _placed(named: Sequence[tuple[tuple[int, ...], RankFile]]) -> Iterable[RankFile]:
     """A single suffix is the expert rank when every file holds both ends of the model."""
     is_expert = all(_holds_both_ends(rank) for _, rank in named)
@@ -79,7 +95,7 @@ def _placed(named: Sequence[tuple[tuple[int, ...], RankFile]]) -> Iterable[RankF
 
 def _holds_both_ends(rank: RankFile) -> bool:
     names = {name for chunk in range(len(rank.chunks)) for name, _ in rank.tensors(chunk)}
-    return EMBEDDING in names and any(name in names for name in _FINAL_NORMS)
+    return EMBEDDING in names and bool(names & FINAL_NORMS)
 
 
 def _open(path: Path) -> RankFile:
@@ -98,4 +114,8 @@ def _open(path: Path) -> RankFile:
         keys.append(f"model{len(keys)}")
     if not keys:
         raise FormatError(f"{path}: no 'model' or 'model0' among {first_few(sorted(value))}")
-    return RankFile(0, 0, 0, opened, tuple(value[key] for key in keys), value.get("args"))
+    states = tuple(
+        flattened(value[key], where=str(path)) if is_legacy(value[key]) else value[key]
+        for key in keys
+    )
+    return RankFile(0, 0, 0, opened, states, value.get("args"))

@@ -116,7 +116,9 @@ def _separate(tensor: Tensor, attention: Attention) -> tuple[Tensor, ...]:
     by_group = tensor.reshape(-1, width, *rest)
     q, k, v = torch.split(by_group, [width - 2 * dim, dim, dim], dim=1)
     if attention.output_gate:
-        halves = [half.reshape(q.shape[0], -1, dim, *rest) for half in q.split(q_rows, dim=1)]
+        halves = [
+            half.reshape(q.shape[0], -1, dim, *rest) for half in torch.split(q, q_rows, dim=1)
+        ]
         q = torch.stack(halves, dim=2)
     return tuple(part.reshape(-1, *rest) for part in (q, k, v))
 

@@ -48,7 +48,7 @@ class GdnIn:
         kinds = [
             kind.reshape(-1, *rest)
             for part, sizes in zip(parts, _per_key_head(_gdn(arch)), strict=True)
-            for kind in part.reshape(-1, sum(sizes), *rest).split(sizes, dim=1)
+            for kind in torch.split(part.reshape(-1, sum(sizes), *rest), sizes, dim=1)
         ]
         return torch.cat(kinds)
 
@@ -56,7 +56,7 @@ class GdnIn:
         """Deal each kind of row out to the key heads."""
         both, rest = _per_key_head(_gdn(arch)), tensor.shape[1:]
         heads = tensor.shape[0] // sum(map(sum, both))
-        kinds = tensor.split([heads * size for sizes in both for size in sizes])
+        kinds = torch.split(tensor, [heads * size for sizes in both for size in sizes])
         by_head = [kind.reshape(heads, -1, *rest) for kind in kinds]
         count = len(both[0])
         return tuple(
@@ -107,7 +107,7 @@ class GdnApart:
         """Undo the stacking, of all rows or of a rank's."""
         wanted = [shape[0] for shape in self.part_shapes(_in_shape(tensor, arch), arch)]
         rows = [size * tensor.shape[0] // sum(wanted) for size in wanted]
-        return tuple(tensor.split(rows))
+        return tuple(torch.split(tensor, rows))
 
 
 def _in_shape(tensor: Tensor, arch: Arch) -> Shape:
