@@ -5,6 +5,7 @@ written there has a marker with its checksum, so `resume` redoes at most the fil
 """
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from llm_ckpt.edge import finish
 from llm_ckpt.edge.folder import iteration_name
 from llm_ckpt.edge.progress import byte_progress
 from llm_ckpt.edge.show import keys_line
+from llm_ckpt.edge.space import check_space
 from llm_ckpt.edge.workers import write_in_workers, writing_process
 from llm_ckpt.errors import CheckpointError, FormatError
 from llm_ckpt.execute import Job, Written, carried_state, write_planned
@@ -85,14 +87,19 @@ def run(request: Request) -> Outcome:
         _refuse_taken(request)
         partial = request.destination.with_name(request.destination.name + ".partial")
         with _locked(partial, digest, keep=request.is_resumed):
-            jobs = _jobs(source, plan, partial)
-            written, resumed = _write_all(request, source, jobs, partial)
-            finish.complete(source, plan, jobs[0], written, partial, request.files)
+            new = 0 if _is_done(partial, digest) else _fill(request, source, plan, partial)
             _seal(partial, digest)
-        _publish(partial, request.destination)
-        notes = _notes(source, plan)
-    new = len(written) - resumed
+            _publish(partial, request.destination)
+        notes, resumed = _notes(source, plan), len(plan.files) - new
     return Outcome(request.destination, False, new, resumed, plan.total_bytes, notes)
+
+
+def _fill(request: Request, source: WeightSource, plan: Plan, partial: Path) -> int:
+    """Everything of the plan that `partial` has not; the number of files written."""
+    jobs = _jobs(source, plan, partial)
+    written, resumed = _write_all(request, source, jobs, partial)
+    finish.complete(source, plan, jobs[0], written, partial, request.files)
+    return len(written) - resumed
 
 
 def _notes(source: WeightSource, plan: Plan) -> tuple[str, ...]:
@@ -120,6 +127,7 @@ def _write_all(
     done = {job.file.path: _read_marker(partial, job) for job in jobs}
     pending = [job for job in jobs if done[job.file.path] is None]
     left = sum(job.file.nbytes for job in pending)
+    check_space(partial, left)
     label = f"writing {request.destination.name}"
     with byte_progress(label, left) as advance:
         for job, result in _results(request, source, pending, advance):
@@ -186,7 +194,8 @@ def _locked(partial: Path, digest: str, *, keep: bool) -> Iterator[None]:
         except OSError:
             raise CheckpointError(f"{partial}: another conversion is writing here") from None
         lock.seek(0)
-        if not (keep and lock.read() == digest):
+        is_ours = lock.read() == digest or _is_done(partial, digest)
+        if not (keep and is_ours):
             for child in partial.iterdir():
                 if child.is_dir():
                     shutil.rmtree(child)
@@ -195,7 +204,11 @@ def _locked(partial: Path, digest: str, *, keep: bool) -> Iterator[None]:
             lock.truncate(0)
             lock.write(digest)
             lock.flush()
-        yield
+        try:
+            yield
+        finally:
+            if partial.exists() and [child.name for child in partial.iterdir()] == [_LOCK]:
+                shutil.rmtree(partial)  # nothing was written
 
 
 def _write_marker(partial: Path, written: Written) -> None:
@@ -234,25 +247,26 @@ def _marker(partial: Path, path: str) -> Path:
 
 
 def _seal(partial: Path, digest: str) -> None:
-    """Drop the markers and record the plan; the folder is complete after this."""
-    shutil.rmtree(partial / _DONE, ignore_errors=True)
+    """Record the plan; the folder is complete after this."""
     files = {
         str(path.relative_to(partial)): path.stat().st_size
         for path in sorted(partial.rglob("*"))
-        if path.is_file() and path.name != _LOCK
+        if path.is_file() and not {_DONE, _LOCK, RECORD} & set(path.relative_to(partial).parts)
     }
     record = {"plan": digest, "created_by": f"llm-ckpt {__version__}", "files": files}
     write_file(partial / RECORD, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def _publish(partial: Path, destination: Path) -> None:
+    """Give the complete folder its name; what only a conversion in progress needs goes first."""
+    shutil.rmtree(partial / _DONE, ignore_errors=True)
     (partial / _LOCK).unlink(missing_ok=True)
     for folder in [partial, *(p for p in partial.rglob("*") if p.is_dir())]:
         sync_folder(folder)
-    old = destination.with_name(f".{destination.name}.{os.getpid()}.old")
     if destination.exists():
-        os.rename(destination, old)
+        os.rename(destination, destination.with_name(f".{destination.name}.{os.getpid()}.old"))
     os.rename(partial, destination)
     sync_folder(destination.parent)
-    if old.exists():
+    # Also those of runs that were killed right here.
+    for old in destination.parent.glob(f".{glob.escape(destination.name)}.*.old"):
         shutil.rmtree(old)

@@ -65,8 +65,10 @@ def write_in_workers(
     `source` serves forked workers; others call `opener`. No process outlives this generator.
     """
     pending = sorted(jobs, key=lambda job: job.file.nbytes)  # taken from the end
-    workers = [_start(source, opener) for _ in range(min(count, len(jobs)))]
+    workers: list[_Worker] = []
     try:
+        for _ in range(min(count, len(jobs))):
+            workers.append(_start(source, opener, [worker.pipe for worker in workers]))
         for worker in workers:
             _hand_out(worker, pending)
         while busy := [worker for worker in workers if worker.job]:
@@ -84,12 +86,12 @@ def write_in_workers(
         _end(workers)
 
 
-def _start(source: WeightSource, opener: Opener) -> _Worker:
+def _start(source: WeightSource, opener: Opener, others: Sequence[Connection]) -> _Worker:
     """Forked on Linux; macOS may not fork a process that has used its frameworks."""
     is_forked = sys.platform == "linux"
     context = get_context("fork") if is_forked else get_context("spawn")
     ours, theirs = context.Pipe()
-    arguments = (theirs, source if is_forked else opener)
+    arguments = (theirs, source, [ours, *others]) if is_forked else (theirs, opener, [])
     process = context.Process(target=_serve, args=arguments, daemon=True)
     process.start()
     theirs.close()
@@ -131,8 +133,14 @@ def _end(workers: Sequence[_Worker]) -> None:
             worker.process.join()
 
 
-def _serve(pipe: Connection, given: WeightSource | Opener) -> None:
-    """A worker's life: a job, its progress, its result, until nobody listens."""
+def _serve(pipe: Connection, given: WeightSource | Opener, inherited: Sequence[Connection]) -> None:
+    """A worker's life: a job, its progress, its result, until nobody listens.
+
+    A forked worker first closes the parent's ends of all pipes: as long as anyone holds one, nobody
+    notices that the parent is gone.
+    """
+    for connection in inherited:
+        connection.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     source = given if isinstance(given, WeightSource) else given()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError), writing_process():
