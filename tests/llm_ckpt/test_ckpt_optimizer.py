@@ -141,7 +141,7 @@ def test_v2_state_goes_to_stacked_keys_and_back_and_training_resumes_bit_equal(
 
 def test_v2_state_goes_to_v1_and_back(trained, convert, tmp_path):
     saved, _ = trained
-    convert(saved, tmp_path / "v1", "v1", tp=2, pp=2)
+    convert(saved, tmp_path / "v1", "v1", tp=2, pp=2, workers=2)
     convert(tmp_path / "v1", tmp_path / "v2", "v2", is_per_layer=True)
     wanted, found = all_tensors(saved), all_tensors(tmp_path / "v2")
     assert found.keys() == wanted.keys()
