@@ -73,7 +73,7 @@ def test_hf_v1_v2_hf_is_bit_identical(name, folder_of, convert, tmp_path_factory
     arch = arch_from_file(folder_of(case) / "config.json")
 
     @settings(
-        max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+        max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
     )
     @given(layout=v1_layouts(case, arch), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
     def trip(layout, dtype):

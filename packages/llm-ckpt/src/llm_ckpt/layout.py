@@ -182,12 +182,17 @@ def join(pieces: Sequence[Tensor], how: Cut) -> Tensor:
 
 def missing_part(shape: Shape, boxes: Sequence[Box]) -> str | None:
     """Why `boxes` do not tile `shape` exactly, or None when they do."""
-    for i, box in enumerate(boxes):
+    for box in boxes:
         if len(box.shape) != len(shape) or box.overlap(whole(shape)) != box:
             return f"chunk {box.start}..{box.stop} lies outside {shape}"
-        for other in boxes[:i]:
+    # In the order of rows a box can only overlap those that begin before it ends.
+    ordered = sorted(boxes, key=lambda box: box.start)
+    for i, box in enumerate(ordered):
+        for other in ordered[i + 1 :]:
+            if shape and other.start[0] >= box.stop[0]:
+                break
             if box.overlap(other):
-                return f"chunks {other.start}..{other.stop} and {box.start}..{box.stop} overlap"
+                return f"chunks {box.start}..{box.stop} and {other.start}..{other.stop} overlap"
     found, wanted = sum(box.numel for box in boxes), prod(shape)
     return None if found == wanted else f"{found} of {wanted} elements are stored"
 
