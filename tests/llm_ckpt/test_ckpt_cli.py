@@ -159,6 +159,35 @@ def test_plan_lists_files_and_writes_nothing(llm_ckpt, hf_folder, tmp_path):
     )
 
 
+def test_context_parallelism_is_accepted_and_told_to_change_nothing(llm_ckpt, hf_folder, tmp_path):
+    source = hf_folder("qwen3")
+    text = llm_ckpt("convert", source, "--to", "mcore", "--cp", 2, "--output", tmp_path / "a")
+    assert "--cp: context parallelism divides no weight" in text
+    llm_ckpt("convert", source, "--to", "mcore", "--output", tmp_path / "b")
+    rank = "iter_0000001/mp_rank_00/model_optim_rng.pt"
+    assert (tmp_path / "a" / rank).read_bytes() == (tmp_path / "b" / rank).read_bytes()
+
+
+def test_a_plan_of_v2_says_how_layers_are_keyed(llm_ckpt, hf_folder):
+    args = ("plan", hf_folder("qwen3"), "--to", "mcore", "--layout", "v2")
+    assert "v2 keys: layers stacked" in llm_ckpt(*args)
+    assert "v2 keys: one key a layer" in llm_ckpt(*args, "--per-layer-keys")
+
+
+def test_layout_options_reach_the_files(llm_ckpt, hf_folder):
+    args = ("plan", hf_folder("qwen3"), "--to", "mcore")
+    text = llm_ckpt(*args, "--pp", 2, "--layers-per-chunk", 1, "--transformer-impl", "local")
+    assert "mp_rank_00_001" in text
+    text = llm_ckpt(*args, "--pp", 2, "--schedule", "dualpipev", "--dialect", "mindspeed")
+    assert "2 files" in text
+    text = llm_ckpt(*args, "--pp", 2, "--noop-layers", "0,5", "--vpp", 3, "--tp", 2)
+    assert "4 files" in text
+    text = llm_ckpt(*args, "--noop-layers", "0,9", code=1)
+    assert "noop layer 9 is not in 0..5" in text
+    text = llm_ckpt(*args, "--etp", 2, code=1)
+    assert "would hold the expert pieces 0 and 1" in text
+
+
 def test_inspect_shows_every_parameter_once(llm_ckpt, hf_folder):
     text = llm_ckpt("inspect", hf_folder("qwen3"))
     assert text.count("linear_qkv") == 4
@@ -181,6 +210,10 @@ def test_families_are_listed(llm_ckpt):
         (["--to", "hf", "--tp", "2"], "for --layout v1"),
         (["--to", "hf", "--layout", "v1"], "--layout is for --to mcore"),
         (["--to", "mcore", "--layout", "v2", "--pp", "2"], "for --layout v1"),
+        (
+            ["--to", "mcore", "--layout", "v2", "--ep", "2", "--mla-mm-split"],
+            "--ep, --mla-mm-split",
+        ),
         (["--to", "mcore", "--per-layer-keys"], "--per-layer-keys is for --layout v2"),
         (["--to", "mcore", "--num-layer-list", "a,b"], "want whole numbers like 7,9"),
         (["--to", "mcore", "--tp", "0"], "--tp"),
