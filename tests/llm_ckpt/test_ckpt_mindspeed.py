@@ -117,7 +117,7 @@ def test_there_and_back_with_their_names(run, hf_folder, tmp_path):
     assert_same_folder(folder, original / "mg2hf")
 
 
-@pytest.mark.parametrize("option", ["--orm", "--qlora-nf4", "--save-to-legacy", "--lora-r=8"])
+@pytest.mark.parametrize("option", ["--orm", "--qlora-nf4", "--save-lora-to-hf"])
 def test_what_is_not_done_is_refused(option, run, hf_folder, tmp_path):
     args = ["--save-model-type", "mg", "--load-dir", hf_folder("qwen3"), "--save-dir", tmp_path]
     assert option.split("=")[0] in run("convert", *args, option, code=2)

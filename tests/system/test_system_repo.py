@@ -91,6 +91,7 @@ def test_commands_in_pages_exist_with_their_options(page: str) -> None:
         command = known[path]
         is_group = isinstance(command, click.Group)
         options = {"--help"}.union(*(one.opts + one.secondary_opts for one in command.params))
+        options |= getattr(command, "aliases", frozenset())
         used = {word.split("=")[0] for word in words if word.startswith("--")}
         assert not is_group or used, f"{page}: {shlex.join(words)}: {' '.join(path)} is no command"
         assert used <= options, f"{page}: {shlex.join(words)}: unknown {sorted(used - options)}"

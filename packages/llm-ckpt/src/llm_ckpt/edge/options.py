@@ -18,6 +18,8 @@ _COUNT = click.IntRange(min=1)
 class ConvertCommand(click.Command):
     """A command that takes the option names of MindSpeed-LLM's converters too."""
 
+    aliases = frozenset(option.name for option in mindspeed.OPTIONS)
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Translate, tell what was ignored, parse."""
         try:
