@@ -75,7 +75,9 @@ def build_mamba(document, *, tp=1, vocab, is_fused=True):
         vocab_size=vocab,
         max_sequence_length=64,
         hybrid_override_pattern=pattern,
-        position_embedding_type="none",
+        position_embedding_type=document["position"]["kind"],
+        rotary_base=document["position"].get("base", 1e4),
+        rotary_percent=document["position"].get("fraction", 1.0),
         share_embeddings_and_output_weights=document["tie_embeddings"],
         parallel_output=False,
     )

@@ -67,6 +67,24 @@ NEMOTRON_H = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
+BAMBA = {
+    "vocab_size": 250,
+    "hidden_size": 48,
+    "intermediate_size": 36,
+    "num_hidden_layers": 4,
+    "attn_layer_indices": [1],
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "mamba_n_heads": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 10,
+    "mamba_d_conv": 3,
+    "mamba_chunk_size": 7,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 
 
 def with_prediction_layer(case):
@@ -168,5 +186,18 @@ CASES: tuple[Case, ...] = (
         {**NEMOTRON_H, "n_group": 4, "topk_group": 2, "norm_topk_prob": False},
         "groups",
         max_ep=2,
+    ),
+    Case("bamba", BAMBA),
+    Case(
+        "bamba",
+        {
+            **BAMBA,
+            "attn_layer_indices": [0, 3],
+            "attention_bias": True,
+            "mlp_bias": True,
+            "mamba_proj_bias": True,
+            "tie_word_embeddings": True,
+        },
+        "biases",
     ),
 )

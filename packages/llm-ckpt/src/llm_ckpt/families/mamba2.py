@@ -44,17 +44,22 @@ class Layers:
 class Expand:
     """`expand`, which repeats what the heads say: their width over the hidden size."""
 
+    key: str = "expand"
     heads: str = "num_heads"
     head_dim: str = "head_dim"
-    keys: tuple[str, ...] = ("expand",)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The one key; those of the heads belong to other codecs."""
+        return (self.key,)
 
     def read(self, config: Mapping[str, Json], *, where: str) -> Facts:
         """No facts; refuses a width that is not the heads'."""
-        expand, hidden = config.get("expand", 2), config.get("hidden_size", 0)
-        heads, dim = config.get(self.heads, 0), config.get(self.head_dim, 0)
-        if int(expand * hidden) != heads * dim:
+        expand, hidden = config.get(self.key, 2), config.get("hidden_size", 0)
+        heads, dim = config.get(self.heads, 0), config.get(self.head_dim)
+        if isinstance(dim, int) and int(expand * hidden) != heads * dim:
             raise ArchError(
-                f"{where}: expand({expand}) * hidden_size({hidden}) = {int(expand * hidden)}, "
+                f"{where}: {self.key}({expand}) * hidden_size({hidden}) = {int(expand * hidden)}, "
                 f"want {self.heads}({heads}) * {self.head_dim}({dim}) = {heads * dim}"
             )
         return {}
@@ -64,7 +69,7 @@ class Expand:
         if arch.mamba2 is None:
             return {}
         expand = arch.mamba2.heads * arch.mamba2.head_dim / arch.hidden_size
-        return {"expand": int(expand) if expand.is_integer() else expand}
+        return {self.key: int(expand) if expand.is_integer() else expand}
 
 
 # Of how a new model's time steps are drawn, and of precision.
@@ -111,6 +116,8 @@ FAMILY = Family(
         Expand(),
         Fixed("time_step_limit", NO_LIMIT),
         TRAINING,
+        # Of Codestral's folder; transformers always norms, and after the gate.
+        Ignored(("norm_before_gate", "rms_norm")),
     ),
     constants={
         **dense.MODEL,

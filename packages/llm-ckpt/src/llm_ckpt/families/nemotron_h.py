@@ -109,6 +109,8 @@ FAMILY = Family(
                 *("attention_head_dim", "expand", "hidden_dropout", "mamba_ssm_cache_dtype"),
                 *("moe_shared_expert_overlap", "mtp_layers_block_type", "norm_eps"),
                 *("num_logits_to_keep", "rms_norm_eps", "use_mamba_kernels"),
+                # Of released folders, though no position is rotated.
+                *("partial_rotary_factor", "rope_theta"),
             )
         ),
     ),

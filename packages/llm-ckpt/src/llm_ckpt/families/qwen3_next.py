@@ -2,7 +2,7 @@
 
 from llm_ckpt.families import dense, gdn, moe
 from llm_ckpt.families.family import Family
-from llm_ckpt.families.fields import Field, UniformLayers
+from llm_ckpt.families.fields import Field, Fixed, UniformLayers
 from llm_ckpt.families.rope import RopeFields
 from llm_ckpt.params import LAYER
 from llm_ckpt.rules import GdnIn
@@ -27,6 +27,7 @@ FAMILY = Family(
         moe.SoftmaxWeights(default=True),
         Field("num_experts", ("moe.experts",), default=512),
         Field("shared_expert_intermediate_size", ("moe.shared.ffn_hidden_size",), default=512),
+        Fixed("use_sliding_window", (False, None)),
         # The released folders hold a prediction layer of which config.json says nothing.
         moe.PredictionLayers(default=1),
     ),
