@@ -12,24 +12,13 @@ from llm_ckpt.edge.options import (
     FILE,
     FOLDER,
     ConvertCommand,
+    Group,
     adapter_options,
     apply,
     layout_options,
     run_options,
     source_options,
 )
-from llm_ckpt.errors import CheckpointError
-
-
-class Group(click.Group):
-    """Turns errors a user or a file causes into one line and exit code 1."""
-
-    def invoke(self, ctx: click.Context) -> object:
-        """Run a command."""
-        try:
-            return super().invoke(ctx)
-        except (CheckpointError, OSError) as error:
-            raise click.ClickException(str(error)) from error
 
 
 @click.group(cls=Group, context_settings={"max_content_width": 100})

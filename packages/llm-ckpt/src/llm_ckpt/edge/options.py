@@ -7,12 +7,24 @@ from typing import Any
 import click
 
 from llm_ckpt.edge import mindspeed
+from llm_ckpt.errors import CheckpointError
 
 DTYPES = ("float32", "bfloat16", "float16")
 FOLDER = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, dir_okay=False)
 Decorator = Callable[[Any], Any]
 _COUNT = click.IntRange(min=1)
+
+
+class Group(click.Group):
+    """Turns errors a user or a file causes into one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except (CheckpointError, OSError) as error:
+            raise click.ClickException(str(error)) from error
 
 
 class ConvertCommand(click.Command):
