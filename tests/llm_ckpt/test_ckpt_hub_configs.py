@@ -1,7 +1,7 @@
-"""config.json as the hub has it, old keys and idle ones and all, judged by transformers.
+"""config.json in the shape of released models, old keys and idle ones and all.
 
-The files are those of released models (facts of them, keys in their own spelling); transformers
-reads each and writes what it understood, and ours must say the same of both.
+Written down from memory, not downloaded: their numbers prove nothing. The judge is transformers,
+which reads each and writes what it understood, and ours must say the same of both.
 """
 
 import shutil
