@@ -117,3 +117,22 @@ def test_a_run_with_only_damaged_checkpoints_is_not_started_anew(run_document):
     (folder / checkpoint_files.DESCRIPTION).write_text("{")
     with pytest.raises(RankError, match=r"none of its 1 checkpoints is whole .*not JSON"):
         train(run_document)
+
+
+def test_moments_survive_in_buckets_whose_ends_are_padded(run_document, tmp_path):
+    """A tied embedding of 251 · 64 elements is a bucket of its own, filled up to 16128.
+
+    megatron-core gathers the moments without that filling and reads them as if it were there, so
+    those of every later parameter would be kept shifted by 64.
+    """
+    arch = json.loads(Path(run_document["model"]["arch"]).read_text())
+    (tmp_path / "tied.json").write_text(
+        json.dumps(arch | {"tie_embeddings": True, "vocab_size": 251})
+    )
+    run_document["model"]["arch"] = str(tmp_path / "tied.json")
+    run_document["save"]["every"] = 5
+    run_document["parallel"] = {"pp": 2}
+    whole = train(run_document, world_size=2)
+    root = Path(run_document["save"]["path"])
+    checkpoint_files.iteration_folder(root, 10).rename(root / ".saving_0000010")
+    assert train(run_document, world_size=2) == whole

@@ -79,11 +79,13 @@ def build_schedule(
 def prepare_state(optimizer: MegatronOptimizer) -> None:
     """Make moments exist before a checkpoint is described or loaded.
 
-    megatron-core 0.16.1 without Apex expects them at both times and makes them at neither.
+    megatron-core 0.16.1 without Apex expects them at both times and makes them at neither; and it
+    looks for them in its gathered buffers where they would be if these kept their filling.
     """
     for distributed in _distributed_parts(optimizer):
         _make_moments(distributed.optimizer)
         distributed._set_main_param_and_optimizer_states = MethodType(_copy_states, distributed)
+        distributed.get_parameter_state_dp_zero = MethodType(_gathered_states, distributed)
 
 
 def unshare_steps(optimizer: MegatronOptimizer) -> None:
@@ -151,3 +153,35 @@ def _copy_states(
     for key, target in {"param": main, **self.optimizer.state[main]}.items():
         if key != "step":
             target.copy_(tensors[key])
+
+
+def _gathered_states(
+    self: DistributedOptimizer, *args: Any, **kwargs: Any
+) -> dict[Any, Any] | None:
+    """megatron-core's gathered moments, with the filling back between buckets.
+
+    Its buckets end at multiples of 128 elements and its index of parameters counts that; the
+    gathered tensors leave it out, so every parameter after a bucket that is filled up would be
+    saved shifted.
+    """
+    gather: Any = DistributedOptimizer.get_parameter_state_dp_zero
+    state: dict[Any, Any] | None = gather(self, *args, **kwargs)
+    if state is None:
+        return None
+    for index, buffer in enumerate(self.buffers):
+        for gathered in state[index].values():
+            for kind in ("param", "exp_avg", "exp_avg_sq"):
+                if kind in gathered:
+                    gathered[kind] = _with_filling(gathered[kind], buffer.buckets)
+    return state
+
+
+def _with_filling(gathered: torch.Tensor, buckets: Sequence[Any]) -> torch.Tensor:
+    parts: list[torch.Tensor] = []
+    start = 0
+    for bucket in buckets:
+        stop = start + bucket.numel_unpadded
+        filling = bucket.grad_data.numel() - bucket.numel_unpadded
+        parts += [gathered[start:stop], gathered.new_zeros(filling)]
+        start = stop
+    return torch.cat(parts)
