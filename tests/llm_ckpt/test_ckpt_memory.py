@@ -66,8 +66,11 @@ def growth(*args):
 
 
 def test_peak_memory_is_two_tensors_and_not_the_model(tmp_path):
-    """8 layers are 270 MB; each command may grow by two of the largest tensor and 50 MB."""
-    source = write_model(tmp_path / "hf", 8)
+    """16 layers are 540 MB; each command may grow by two of the largest tensor and 100 MB.
+
+    Those are for blocks on their way to the disk (32 MB) and for modules imported on the way.
+    """
+    source = write_model(tmp_path / "hf", 16)
     commands = {
         "v1": ("--to", "mcore", "--tp", "2"),
         "v2": ("--to", "mcore", "--layout", "v2"),
@@ -76,5 +79,5 @@ def test_peak_memory_is_two_tensors_and_not_the_model(tmp_path):
     for name, options in commands.items():
         grown = growth("convert", source, "--output", tmp_path / name, *options)
         print(f"{name}: peak grew by {grown >> 20} MB")
-        assert grown < 2 * LARGEST + (50 << 20)
+        assert grown < 2 * LARGEST + (100 << 20)
         source = tmp_path / name

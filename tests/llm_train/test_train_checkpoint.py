@@ -136,3 +136,40 @@ def test_moments_survive_in_buckets_whose_ends_are_padded(run_document, tmp_path
     root = Path(run_document["save"]["path"])
     checkpoint_files.iteration_folder(root, 10).rename(root / ".saving_0000010")
     assert train(run_document, world_size=2) == whole
+
+
+def test_checkpoints_are_also_written_as_hugging_face_folders(run_document, tmp_path):
+    """The weights of each are those of the checkpoint; transformers trains on from them."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(
+        vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_layers=2, head_dim=16
+    )
+    transformers.Qwen3ForCausalLM(config).save_pretrained(tmp_path / "hf")
+    run_document["model"] = {"load": str(tmp_path / "hf")}
+    run_document["save"] |= {"every": 4, "keep": 2, "hf": True}
+    run_document["parallel"] = {"tp": 2}
+    train(run_document, world_size=2)
+    root = Path(run_document["save"]["path"])
+    assert sorted(path.name for path in root.glob("hf_*")) == ["hf_0000008", "hf_0000010"]
+    from llm_ckpt.source import open_source
+
+    with open_source(root, iteration=8) as saved, open_source(root / "hf_0000008") as written:
+        assert saved.names() == written.names()
+        assert all(torch.equal(saved.read(name), written.read(name)) for name in saved.names())
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(root / "hf_0000010")
+    first = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert not torch.equal(loaded.lm_head.weight, first.lm_head.weight)
+
+
+def test_a_failed_export_does_not_end_the_training(run_document, monkeypatch, capfd):
+    """The checkpoint is whole; only the folder beside it is missing, and that is said."""
+    run_document["save"] |= {"hf": True}
+    folder = Path(run_document["save"]["path"]) / "hf_0000010"
+    folder.mkdir(parents=True)
+    (folder / "mine.txt").write_text("not llm-ckpt's")
+    assert len(train(run_document)) == 10
+    assert f"{folder}: not written, the checkpoint of step 10 is" in capfd.readouterr().err
+    assert (folder / "mine.txt").exists()

@@ -237,6 +237,10 @@ class SaveConfig(_Section):
     keep: Count | None = Field(
         default=None, description="how many of the newest checkpoints stay; null = all"
     )
+    hf: bool = Field(
+        default=False,
+        description="also write each checkpoint as a Hugging Face folder, hf_NNNNNNN; needs llm-ckpt",
+    )
     resume: Resume = Field(
         default=Resume.AUTO,
         description="auto = continue from the newest checkpoint if there is one; never = start "

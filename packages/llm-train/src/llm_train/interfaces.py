@@ -79,3 +79,11 @@ class PrepareRawData(Protocol):
         machine. Shows its progress on standard error.
         """
         ...
+
+
+class ExportWeights(Protocol):
+    """What the entry point `llm_train.export` names."""
+
+    def __call__(self, checkpoint: Path, *, iteration: int, output: Path) -> None:
+        """Write an iteration of the run folder `checkpoint` as a Hugging Face folder `output`."""
+        ...

@@ -4,9 +4,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from llm_train.arch import Arch, parse
-from llm_train.interfaces import WeightSource
+from llm_train.interfaces import ExportWeights, WeightSource
 
 GROUP = "llm_train.weights"
+EXPORT_GROUP = "llm_train.export"
 
 
 class ProviderError(RuntimeError):
@@ -25,6 +26,17 @@ def open_source(path: Path) -> WeightSource:
         names = ", ".join(sorted(provider.name for provider in providers))
         raise ProviderError(f"{GROUP!r} has several providers: {names}; uninstall all but one")
     return providers[0].load()(path)
+
+
+def hf_exporter() -> ExportWeights:
+    """What writes Hugging Face folders during a run."""
+    providers = list(entry_points(group=EXPORT_GROUP))
+    if not providers:
+        raise ProviderError(
+            f"save.hf=true: it needs a provider of {EXPORT_GROUP!r} and none is installed; "
+            "pip install llm-ckpt, or set save.hf=false"
+        )
+    return providers[0].load()
 
 
 def arch_of(source: WeightSource, *, where: Path) -> Arch:

@@ -1,6 +1,7 @@
 """Comparing two checkpoints tensor by tensor, and one with its recorded checksums."""
 
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 
 import torch
@@ -26,11 +27,12 @@ def compare(left: WeightSource, right: WeightSource) -> Iterator[str]:
         yield f"{name}: only in {left.located.root if name in names else right.located.root}"
     known = set(others)
     common = [name for name in names if name in known]
-    with byte_progress("comparing", len(common)) as advance:
-        for name in common:
+    sizes = {name: prod(left.shape(name)) * left.dtype(name).itemsize for name in common}
+    with byte_progress("comparing", sum(sizes.values())) as advance:
+        for name, size in sizes.items():
             if reason := _difference(left.read(name), right.read(name)):
                 yield f"{name}: {reason}"
-            advance(1)
+            advance(size)
 
 
 def names_compared(left: WeightSource, right: WeightSource) -> tuple[list[str], list[str]]:

@@ -32,7 +32,6 @@ _ZIP64_FROM = 1 << 31
 _ZIP64_EXTRA = 20
 _LOCAL_HEADER = 30
 _PIECE_BYTES = 1 << 20
-_MAX_PICKLE_BYTES = 1 << 30
 
 
 class Sink(Protocol):

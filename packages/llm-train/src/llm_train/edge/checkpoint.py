@@ -14,6 +14,7 @@ from llm_train import __version__
 from llm_train.arch import digest
 from llm_train.config import Resume
 from llm_train.edge import checkpoint_files as files
+from llm_train.interfaces import ExportWeights
 from llm_train.model.build import Model
 from llm_train.train.optimizer import (
     SHARDING_METADATA,
@@ -36,6 +37,7 @@ class Checkpoints:
     parallel: Mapping[str, int | None]
     keep: int | None
     resume: Resume
+    export: ExportWeights | None
     say: Callable[[str], None]
 
     def save(
@@ -75,6 +77,7 @@ class Checkpoints:
                 created_by=f"llm-train {__version__}",
             )
             files.finish(self.root, saving, description)
+            self._export(iteration)
             if self.keep is not None:
                 files.prune(self.root, self.keep)
         dist.barrier()
@@ -91,6 +94,16 @@ class Checkpoints:
                 f"{self.root}: no whole checkpoint to resume from, and save.resume=require"
             )
         return 0
+
+    def _export(self, iteration: int) -> None:
+        """The checkpoint as a Hugging Face folder; it is whole already, so training goes on."""
+        if self.export is None:
+            return
+        output = files.hf_folder(self.root, iteration)
+        try:
+            self.export(self.root, iteration=iteration, output=output)
+        except (OSError, ValueError) as error:
+            self.say(f"{output}: not written, the checkpoint of step {iteration} is: {error}")
 
     def _newest_whole(self) -> files.Description | None:
         """The newest iteration whose files are all as they were written; damage is told."""

@@ -49,6 +49,11 @@ def iteration_folder(root: Path, iteration: int) -> Path:
     return root / f"iter_{iteration:07d}"
 
 
+def hf_folder(root: Path, iteration: int) -> Path:
+    """Where the same weights lie as a Hugging Face folder, if the run writes them."""
+    return root / f"hf_{iteration:07d}"
+
+
 def finished_iterations(root: Path) -> list[int]:
     """Iterations whose description is in place, oldest first."""
     found = [
@@ -130,9 +135,10 @@ def finish(root: Path, saving: Path, description: Description) -> None:
 
 
 def prune(root: Path, keep: int) -> None:
-    """Remove all finished iterations but the newest `keep`."""
+    """Remove all finished iterations but the newest `keep`, and their Hugging Face folders."""
     for iteration in finished_iterations(root)[:-keep]:
         shutil.rmtree(iteration_folder(root, iteration))
+        shutil.rmtree(hf_folder(root, iteration), ignore_errors=True)
 
 
 def copy_companions(root: Path, companions: Sequence[Path]) -> None:

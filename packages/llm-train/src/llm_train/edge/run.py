@@ -18,7 +18,7 @@ from llm_train.edge.metrics_log import MetricsLog
 from llm_train.edge.quiet import quiet_libraries
 from llm_train.edge.raw_data import with_datasets
 from llm_train.interfaces import WeightSource
-from llm_train.weights import arch_of, open_source
+from llm_train.weights import arch_of, hf_exporter, open_source
 
 if TYPE_CHECKING:
     from llm_train.edge.checkpoint import Checkpoints
@@ -82,6 +82,7 @@ def _checkpoints(
         parallel={**sizes, "dp": check.layout(config, rank_environment().world_size).dp},
         keep=config.save.keep,
         resume=config.save.resume,
+        export=hf_exporter() if config.save.hf else None,
         say=_say,
     )
 
