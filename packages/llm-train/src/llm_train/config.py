@@ -239,7 +239,7 @@ class SaveConfig(_Section):
     )
     hf: bool = Field(
         default=False,
-        description="write each checkpoint as a Hugging Face folder too, hf_NNNNNNN; needs llm-ckpt",
+        description="write each checkpoint as a Hugging Face folder too: hf_NNNNNNN (llm-ckpt)",
     )
     resume: Resume = Field(
         default=Resume.AUTO,
