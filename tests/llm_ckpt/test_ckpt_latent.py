@@ -241,8 +241,11 @@ def test_a_copy_that_differs_is_refused(tmp_path):
     tensors = read_tensors(folder)
     tensors["model.layers.4.shared_head.head.weight"][3, 5] += 1
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"layers\.4\.shared_head\.head\.weight differs"):
-        open_source(folder)
+    with (
+        open_source(folder) as source,
+        pytest.raises(CheckpointError, match=r"layers\.4\.shared_head\.head\.weight differs"),
+    ):
+        source.read("output_layer.weight")  # told when its bytes are read
 
 
 # Megatron-core ranks a group by the sum of its best top_k / top_groups experts: two, as arch.json.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from ckpt_models import assert_same_folder, read_tensors
+from ckpt_models import assert_same_folder, load_pickle, read_tensors
 from llm_ckpt.cli import main
 from llm_ckpt.errors import FormatError, LayoutError
 from llm_ckpt.source import open_source
@@ -105,8 +105,7 @@ def test_a_legacy_checkpoint_is_written_as_its_own_code_nests_it(
     for stage in range(stages):
         name = "mp_rank_00" + (f"_{stage:03d}" if stages > 1 else "")
         path = tmp_path / f"legacy/iter_0000001/{name}/model_optim_rng.pt"
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            found = dict(flat(torch.load(path, weights_only=True)["model"]))
+        found = dict(flat(load_pickle(path)["model"]))
         layers = range(stage * size, (stage + 1) * size)
         wanted = dict(flat(legacy_state(hf, layers, head=head)))
         assert found.keys() == wanted.keys()
@@ -147,5 +146,4 @@ def test_the_predecessors_option_writes_legacy(hf_folder, tmp_path):
     result = CliRunner().invoke(main, [str(word) for word in words])
     assert result.exit_code == 0, result.output
     path = tmp_path / "out/iter_0000001/mp_rank_00/model_optim_rng.pt"
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        assert torch.load(path, weights_only=True)["model"].keys() == {"language_model"}
+    assert load_pickle(path)["model"].keys() == {"language_model"}

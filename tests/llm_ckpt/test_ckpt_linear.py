@@ -1,6 +1,5 @@
 """Linear attention and state spaces in Megatron's layouts, against megatron-core's own modules."""
 
-import argparse
 import json
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 
 from arch_decoder import decode
 from ckpt_megatron_linear import build_gdn, build_mamba
-from ckpt_models import assert_same_folder
+from ckpt_models import assert_same_folder, load_pickle
 from ckpt_zoo.case import Case
 from ckpt_zoo.state_space import BAMBA, CASES, GDN, MAMBA2, NEMOTRON_H
 from fork_ranks import run_ranks
@@ -64,8 +63,7 @@ def document_of(root):
 def load_rank(root, rank):
     """As Megatron-LM reads it, by torch's own loader."""
     path = root / f"iter_0000001/mp_rank_{rank:02d}/model_optim_rng.pt"
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, weights_only=True, mmap=True)["model"]
+    return load_pickle(path, mmap=True)["model"]
 
 
 def sharded(model):

@@ -1,6 +1,5 @@
 """Adapters that peft makes, merged by us, against peft's own merge and transformers' logits."""
 
-import argparse
 import json
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import transformers
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from ckpt_models import read_tensors, save_model
+from ckpt_models import load_pickle, read_tensors, save_model
 from llm_ckpt.arch import parse_arch
 from llm_ckpt.cli import main
 from llm_ckpt.edge.convert import Request, run
@@ -195,11 +194,10 @@ def run_command(*words):
 
 def load_ranks(root):
     """Rank folder → its pickle, by torch."""
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return {
-            path.parent.name: torch.load(path, weights_only=True)
-            for path in sorted(root.glob("iter_0000001/mp_rank_*/model_optim_rng.pt"))
-        }
+    return {
+        path.parent.name: load_pickle(path)
+        for path in sorted(root.glob("iter_0000001/mp_rank_*/model_optim_rng.pt"))
+    }
 
 
 @pytest.fixture

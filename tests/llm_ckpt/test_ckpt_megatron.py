@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ckpt_megatron import build_chunks, logits_of
-from ckpt_models import assert_same_folder, build_model, read_tensors
+from ckpt_models import assert_same_folder, build_model, load_pickle, read_tensors
 from fork_ranks import run_ranks
 from llm_ckpt.source import open_source
 
@@ -32,10 +32,7 @@ def rank_file(root, rank, *, tp, pp):
 
 def load_rank(root, rank, *, tp, pp):
     """As Megatron-LM reads it, by torch's own loader."""
-    import argparse
-
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(rank_file(root, rank, tp=tp, pp=pp), weights_only=True, mmap=True)
+    return load_pickle(rank_file(root, rank, tp=tp, pp=pp), mmap=True)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,6 +1,5 @@
 """Megatron-core loads our files of models with experts, latent attention and prediction layers."""
 
-import argparse
 import json
 from dataclasses import replace
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 from ckpt_megatron import build_chunks, held_pieces
-from ckpt_models import assert_same_folder
+from ckpt_models import assert_same_folder, load_pickle
 from ckpt_zoo import CASES
 from fork_ranks import run_ranks
 from llm_ckpt.source import open_source
@@ -54,8 +53,7 @@ def load_mine(root, *, pp, ep):
     name += f"_{state.get_pipeline_model_parallel_rank():03d}" if pp > 1 else ""
     name += f"_{state.get_expert_model_parallel_rank():03d}" if ep > 1 else ""
     path = root / "iter_0000001" / name / "model_optim_rng.pt"
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, weights_only=True, mmap=True)
+    return load_pickle(path, mmap=True)
 
 
 def sharded(chunk, **metadata):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ckpt_models import assert_same_folder
+from ckpt_models import assert_same_folder, load_pickle
 
 LAYOUTS = [
     {"tp": tp, "pp": pp, "vpp": vpp, "layers": layers}
@@ -107,13 +107,10 @@ def test_large_tensors_are_stored_in_row_blocks_that_read_back(
 
 def test_transformer_engine_names_are_read_in_v1(hf_folder, convert, tmp_path):
     """A file saved by torch itself with the fused names, buffers and optimizer beside."""
-    import argparse
-
     folder = hf_folder("qwen3")
     convert(folder, tmp_path / "v1", "v1")
     path = tmp_path / "v1/iter_0000001/mp_rank_00/model_optim_rng.pt"
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        state = torch.load(path, weights_only=True)
+    state = load_pickle(path)
     renamed = {
         name.replace("input_layernorm.", "self_attention.linear_qkv.layer_norm_").replace(
             "pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_"

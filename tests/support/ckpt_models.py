@@ -1,5 +1,7 @@
 """Tiny models made by transformers, saved as Hugging Face folders."""
 
+import argparse
+
 import torch
 
 SIZES = {
@@ -39,6 +41,16 @@ def save_model(folder, family, *, shard="5GB", **options):
     model = build_model(family, **options)
     model.save_pretrained(folder, max_shard_size=shard)
     return folder
+
+
+def load_pickle(path, *, mmap=False):
+    """A Megatron rank file as Megatron-LM reads it, by torch's own loader.
+
+    megatron-core allows `Namespace` for good when it is imported, and a `with safe_globals` would
+    forbid it again when it ends: for every later test, and every rank forked from this process.
+    """
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    return torch.load(path, weights_only=True, mmap=mmap)
 
 
 def read_tensors(folder):

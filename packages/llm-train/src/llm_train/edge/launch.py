@@ -134,12 +134,16 @@ def _open_log(path: Path) -> tuple[int, BinaryIO]:
 
 
 def free_port() -> int:
-    """A port nothing listens on, below those the system hands out to connections by itself."""
+    """A port nothing listens on, below those the system hands out to connections by itself.
+
+    Chosen by the system's randomness: two runs with one seed would choose the same.
+    """
+    choose = random.SystemRandom()
     while True:
-        port = random.randrange(*_MASTER_PORTS)
+        port = choose.randrange(*_MASTER_PORTS)
         with socket.socket() as probe:
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind(("", port))
             except OSError:
                 continue
         return port
