@@ -28,6 +28,7 @@ from llm_ckpt.formats.stream import FileFact, NewFile
 from llm_ckpt.formats.torch_zip import StoredTensor, TorchZipWriter
 from llm_ckpt.layout import Box
 from llm_ckpt.plan import DistFile, DistTensor, FilePlan, HfFile, StateFile, Target, V1File
+from llm_ckpt.rules import STACKED
 from llm_ckpt.source import WeightSource
 
 MAX_CHUNK_BYTES = 128 << 20
@@ -101,16 +102,19 @@ def carried_state(source: WeightSource, target: Target) -> OptimizerState | None
 
 def _write_hf(source: WeightSource, file: HfFile, stream: NewFile, on_bytes: OnBytes) -> None:
     stream.write(header_bytes([(t.name, t.dtype, t.shape) for t in file.tensors]))
-    parts: tuple[Tensor, ...] = ()
-    held: str | None = None  # the parameter that `parts` are of: neighbours share one reading
+    rows, parts = _Rows(source), _Parts(source)
     for tensor in file.tensors:
         for name, number in tensor.pieces:
-            if name != held:
-                parts = ()  # gives its memory to the next
-                rule = source.table.entries[name].rule
-                parts, held = rule.split(source.read(name), source.architecture), name
-            stream.write_tensor(parts[number], tensor.dtype)
-            on_bytes(parts[number].numel() * tensor.dtype.itemsize)
+            entry = source.table.entries[name]
+            if isinstance(entry.rule, STACKED):
+                heights = [part.shape[0] for part in entry.parts]
+                start = sum(heights[:number])
+                blocks = rows.take(name, start, start + heights[number])
+            else:
+                blocks = iter([parts.take(name, number)])
+            for block in blocks:
+                stream.write_tensor(block, tensor.dtype)
+                on_bytes(block.numel() * tensor.dtype.itemsize)
 
 
 def _write_v1(
@@ -202,6 +206,9 @@ def _parts(source: WeightSource, stored: Stored, padded_vocab_size: int) -> Iter
     """The pieces of a stored tensor, in the order of its bytes."""
     for piece in stored.pieces:
         shard = (piece.shard.rank, piece.shard.size)
+        if piece.rows is None and not stored.is_transposed:
+            yield from source.blocks(piece.param, shard, padded_vocab_size=padded_vocab_size)
+            continue
         tensor = source.read(piece.param, shard, padded_vocab_size=padded_vocab_size)
         if stored.is_transposed:
             tensor = tensor.T.contiguous()
@@ -218,30 +225,71 @@ def _write_dist(
     stream: NewFile,
     on_bytes: OnBytes,
 ) -> Iterator[tuple[str, Chunk]]:
-    whole, held = torch.empty(0), ""  # sections of one parameter share one reading
+    rows = _Rows(source)
     for planned in file.tensors:
-        if planned.name != held:
-            del whole
-            whole, held = source.read(planned.name), planned.name
-        tensor = whole[planned.rows]
-        for box, rows in _row_blocks(planned, tensor):
+        for box, first, last in _chunks(planned):
             start = stream.position
             writer = TorchZipWriter(stream)
-            writer.finish(writer.tensor([rows], planned.dtype, box.shape))
+            blocks = rows.take(planned.name, first, last)
+            writer.finish(writer.tensor(blocks, planned.dtype, box.shape))
             length = stream.position - start
             yield planned.key, Chunk(box, file.path, start, length)
-            on_bytes(rows.numel() * planned.dtype.itemsize)
-            del rows
-        del tensor  # gives its memory to the next
+            on_bytes(prod(box.shape) * planned.dtype.itemsize)
 
 
-def _row_blocks(planned: DistTensor, tensor: Tensor) -> Iterator[tuple[Box, Tensor]]:
-    """Row blocks of a tensor with their boxes in the key's shape (stacked axes lead)."""
-    row = max(1, tensor.numel() * planned.dtype.itemsize // tensor.shape[0])
+def _chunks(planned: DistTensor) -> Iterator[tuple[Box, int, int]]:
+    """Boxes in the key's shape (stacked axes lead), and the rows of the parameter in each."""
+    shape = planned.shape[len(planned.lead) :]
+    row = max(1, prod(shape[1:]) * planned.dtype.itemsize)
     height = max(1, MAX_CHUNK_BYTES // row)
-    lead, stop = planned.lead, tuple(i + 1 for i in planned.lead)
-    rest = (0,) * (tensor.dim() - 1)
-    for start in range(0, tensor.shape[0], height):
-        block = tensor[start : start + height]
-        end = (start + block.shape[0], *tensor.shape[1:])
-        yield Box((*lead, start, *rest), (*stop, *end)), block
+    lead, after = planned.lead, tuple(i + 1 for i in planned.lead)
+    rest = (0,) * (len(shape) - 1)
+    for start in range(0, shape[0], height):
+        stop = min(start + height, shape[0])
+        box = Box((*lead, start, *rest), (*after, stop, *shape[1:]))
+        yield box, planned.start + start, planned.start + stop
+
+
+class _Rows:
+    """Rows of one parameter after the other; neighbours share one reading."""
+
+    def __init__(self, source: WeightSource) -> None:
+        self._source = source
+        self._name, self._next = "", 0
+        self._blocks: Iterator[Tensor] = iter(())
+        self._left = torch.empty(0)
+
+    def take(self, name: str, start: int, stop: int) -> Iterator[Tensor]:
+        """Rows `start..stop`, a block at a time."""
+        if name != self._name or start < self._next:
+            self._left = torch.empty(0)  # gives its memory to the next
+            self._name, self._next, self._blocks = name, 0, self._source.blocks(name)
+        for _ in self._upto(start):
+            pass
+        yield from self._upto(stop)
+
+    def _upto(self, stop: int) -> Iterator[Tensor]:
+        while self._next < stop:
+            if not self._left.shape[0]:
+                self._left = next(self._blocks)
+            count = min(stop - self._next, self._left.shape[0])
+            rows, self._left = self._left[:count], self._left[count:]
+            self._next += count
+            yield rows
+
+
+class _Parts:
+    """Hugging Face tensors of one parameter after the other; neighbours share one reading."""
+
+    def __init__(self, source: WeightSource) -> None:
+        self._source, self._name = source, ""
+        self._parts: tuple[Tensor, ...] = ()
+
+    def take(self, name: str, number: int) -> Tensor:
+        """Part `number` of a parameter."""
+        if name != self._name:
+            self._parts = ()  # gives its memory to the next
+            rule = self._source.table.entries[name].rule
+            self._parts = rule.split(self._source.read(name), self._source.architecture)
+            self._name = name
+        return self._parts[number]

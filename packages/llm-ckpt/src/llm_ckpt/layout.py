@@ -5,7 +5,7 @@ projection holds its rows of both halves) or a single box (everything else). Rea
 overlap of the boxes they want with the boxes they have, so any layout reads any other.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
@@ -17,6 +17,7 @@ from torch import Tensor
 from llm_ckpt.errors import LayoutError
 
 Shape = tuple[int, ...]
+_BLOCK_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,24 @@ def assemble_into(
         if part is not None:
             fill(part, rows[part.within(box)])
         offset += box.shape[0] if box.shape else 0
+
+
+def assemble_blocks(
+    boxes: Sequence[Box], extent: Shape, dtype: torch.dtype, fill: Callable[[Box, Tensor], None]
+) -> Iterator[Tensor]:
+    """The rows of `assemble` in turn, a few at a time, each time in the same memory.
+
+    A block stays in the processor's cache while it is read, hashed and written.
+    """
+    for box in boxes:
+        height = max(1, _BLOCK_BYTES // max(1, prod(box.shape[1:]) * dtype.itemsize))
+        memory = torch.empty((min(height, box.shape[0]), *box.shape[1:]), dtype=dtype)
+        for start in range(box.start[0], box.stop[0], height):
+            stop = min(start + height, box.stop[0])
+            part = Box((start, *box.start[1:]), (stop, *box.stop[1:]))
+            rows = memory[: stop - start]
+            assemble_into(rows, [part], extent, fill)
+            yield rows
 
 
 def cut(tensor: Tensor, how: Cut, shard: Shard, *, where: str = "tensor") -> Tensor:

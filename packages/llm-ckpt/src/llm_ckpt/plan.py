@@ -106,11 +106,6 @@ class DistTensor:
     lead: Shape
     start: int = 0
 
-    @property
-    def rows(self) -> slice:
-        """The rows of the parameter."""
-        return slice(self.start, self.start + self.shape[len(self.lead)])
-
 
 @dataclass(frozen=True, slots=True)
 class DistFile:

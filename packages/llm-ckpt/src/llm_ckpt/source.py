@@ -4,7 +4,7 @@ The provider of the `llm_train.weights` and `llm_infer.weights` entry points. Na
 megatron-core's local-spec names with global layer numbers; only the wanted bytes are read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +36,7 @@ from llm_ckpt.formats.quantized import dequantized
 from llm_ckpt.formats.torch_dist import read_v2
 from llm_ckpt.layout import Shape, Shard
 from llm_ckpt.table import Table
-from llm_ckpt.tensors import HfTensors, MegatronTensors, Tensors
+from llm_ckpt.tensors import HfTensors, MegatronTensors, Streams, Tensors
 
 _LEFT_OUT = "{where}: {count} tensors that arch.json cannot describe are left out: {names}"
 _UNSTORED = (
@@ -135,15 +135,25 @@ class WeightSource:
         A gated projection is `[gate; up]` of that rank. Parameters every rank holds come whole.
         Vocabulary tensors are first padded with zero rows to `padded_vocab_size`.
         """
-        param = self._param(name)
-        padded = param.shape
-        if padded_vocab_size is not None and param.cut.padded:
-            if padded_vocab_size < param.shape[0]:
-                raise CheckpointError(
-                    f"padded_vocab_size({padded_vocab_size}) < vocab_size({param.shape[0]})"
-                )
-            padded = (padded_vocab_size, *param.shape[1:])
-        return self._tensors_of(name).read(param, Shard(*shard), padded)
+        padded = self._padded(name, padded_vocab_size)
+        return self._tensors_of(name).read(self._param(name), Shard(*shard), padded)
+
+    def blocks(
+        self,
+        name: str,
+        shard: tuple[int, int] = (0, 1),
+        *,
+        padded_vocab_size: int | None = None,
+    ) -> Iterator[Tensor]:
+        """What `read` gives, a few rows at a time where that can be; each is valid until the next.
+
+        The blocks lie end to end on axis 0. Writing them so costs half of what whole tensors do.
+        """
+        param, padded = self._param(name), self._padded(name, padded_vocab_size)
+        tensors = self._tensors_of(name)
+        if isinstance(tensors, Streams) and param.shape:
+            return tensors.blocks(param, Shard(*shard), padded)
+        return iter([tensors.read(param, Shard(*shard), padded)])
 
     def companions(self) -> list[Path]:
         """Tokenizer and configuration files that travel with the weights."""
@@ -177,6 +187,15 @@ class WeightSource:
         if kind and (kind not in self._states or not is_trained(param)):
             raise CheckpointError(f"{self.located.root}: no optimizer state {name!r}")
         return self._states[kind] if kind else self._tensors
+
+    def _padded(self, name: str, vocab_size: int | None) -> Shape:
+        """The full shape with `vocab_size` rows, if it is a vocabulary's."""
+        param = self._param(name)
+        if vocab_size is None or not param.cut.padded:
+            return param.shape
+        if vocab_size < param.shape[0]:
+            raise CheckpointError(f"padded_vocab_size({vocab_size}) < vocab_size({param.shape[0]})")
+        return (vocab_size, *param.shape[1:])
 
     def _param(self, name: str) -> Param:
         name = split_state(name)[1]

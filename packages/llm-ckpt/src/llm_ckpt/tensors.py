@@ -1,9 +1,10 @@
 """The tensors behind a weight source: made from Hugging Face's by rules, or cut from Megatron's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,13 +12,14 @@ from torch import Tensor
 from llm_ckpt.blocks import Param
 from llm_ckpt.errors import CheckpointError, FormatError
 from llm_ckpt.formats.quantized import Stored
-from llm_ckpt.formats.slab import Files
+from llm_ckpt.formats.slab import Files, Slab
 from llm_ckpt.formats.tiled import Tiled
 from llm_ckpt.layout import (
     Box,
     Shape,
     Shard,
     assemble,
+    assemble_blocks,
     assemble_into,
     cut,
     piece_boxes,
@@ -42,6 +44,15 @@ class Tensors(Protocol):
 
     def close(self) -> None:
         """Close files."""
+        ...
+
+
+@runtime_checkable
+class Streams(Protocol):
+    """Tensors that can also be read a few rows at a time."""
+
+    def blocks(self, param: Param, shard: Shard, padded: Shape) -> Iterator[Tensor]:
+        """The rows of `read` in turn; a block is valid until the next one is taken."""
         ...
 
 
@@ -81,6 +92,16 @@ class HfTensors:
             return _stack(pieces)
         return entry.rule.merge([piece.read() for piece in pieces], arch)
 
+    def blocks(self, param: Param, shard: Shard, padded: Shape) -> Iterator[Tensor]:
+        """Row by row where rules leave rows as they are, else what `read` gives."""
+        entry = self._entry(param.name)
+        if not isinstance(entry.rule, STACKED):
+            yield self.read(param, shard, padded)
+            return
+        self.dtype(param.name)
+        for part in entry.parts:
+            yield from self._piece(part, shard, padded).blocks()
+
     def close(self) -> None:
         """Close files."""
         self._files.close()
@@ -116,11 +137,14 @@ class MegatronTensors:
     def read(self, param: Param, shard: Shard, padded: Shape) -> Tensor:
         """Copy the overlap of every tile with the wanted boxes."""
         boxes = piece_boxes(padded, param.cut, shard, where=param.name)
-
-        def fill(box: Box, out: Tensor) -> None:
-            self._tiled.read(self._files, param.name, box, out)
-
+        fill = partial(self._tiled.read, self._files, param.name)
         return assemble(boxes, param.shape, self.dtype(param.name), fill)
+
+    def blocks(self, param: Param, shard: Shard, padded: Shape) -> Iterator[Tensor]:
+        """The same, a few rows at a time."""
+        boxes = piece_boxes(padded, param.cut, shard, where=param.name)
+        fill = partial(self._tiled.read, self._files, param.name)
+        return assemble_blocks(boxes, param.shape, self.dtype(param.name), fill)
 
     def close(self) -> None:
         """Close files."""
@@ -139,6 +163,12 @@ class _Piece:
     def read(self) -> Tensor:
         """As a new tensor."""
         return assemble(self.boxes, self.stored.shape, self.stored.dtype, self._fill)
+
+    def blocks(self) -> Iterator[Tensor]:
+        """A few rows at a time; dequantising works on larger blocks of its own."""
+        if isinstance(self.stored, Slab):
+            return assemble_blocks(self.boxes, self.stored.shape, self.stored.dtype, self._fill)
+        return iter([self.read()])
 
     def read_into(self, out: Tensor) -> None:
         """Into its place in a larger one."""
