@@ -85,7 +85,7 @@ def prepare_state(optimizer: MegatronOptimizer) -> None:
     for distributed in _distributed_parts(optimizer):
         _make_moments(distributed.optimizer)
         distributed._set_main_param_and_optimizer_states = MethodType(_copy_states, distributed)
-        distributed.get_parameter_state_dp_zero = MethodType(_gathered_states, distributed)
+        distributed.sharded_param_state_fully_reshardable = MethodType(_sharded_states, distributed)
 
 
 def unshare_steps(optimizer: MegatronOptimizer) -> None:
@@ -153,6 +153,18 @@ def _copy_states(
     for key, target in {"param": main, **self.optimizer.state[main]}.items():
         if key != "step":
             target.copy_(tensors[key])
+
+
+def _sharded_states(self: DistributedOptimizer, *args: Any, **kwargs: Any) -> Any:
+    """megatron-core's own, over gathered moments that keep their filling.
+
+    Only here: what `save_parameter_state` writes has none, and its reader expects none.
+    """
+    self.get_parameter_state_dp_zero = MethodType(_gathered_states, self)
+    try:
+        return DistributedOptimizer.sharded_param_state_fully_reshardable(self, *args, **kwargs)
+    finally:
+        del self.get_parameter_state_dp_zero
 
 
 def _gathered_states(
