@@ -1,12 +1,14 @@
 """Readers and writers of bytes: other libraries agree, damage and hostile files are refused."""
 
 import argparse
+import io
 import json
 import os
 import pickle
 import random
 import shutil
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -14,11 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llm_ckpt.errors import CheckpointError, FormatError
+from llm_ckpt.formats import zip_stream
 from llm_ckpt.formats.dist_metadata import read_metadata
 from llm_ckpt.formats.hf import header_bytes, read_folder, read_header
 from llm_ckpt.formats.slab import Files
 from llm_ckpt.formats.stream import NewFile, hash_file
 from llm_ckpt.formats.torch_zip import TorchZipWriter, read_torch_zip
+from llm_ckpt.formats.zip_stream import ZipStream
 from llm_ckpt.layout import Box, whole
 from llm_ckpt.source import open_source
 
@@ -138,6 +142,65 @@ def test_torch_loads_our_zip(mmap, tmp_path):
     assert all(torch.equal(found["model"][name], tensors[name]) for name in tensors)
     assert zipfile.ZipFile(tmp_path / "x.pt").testzip() is None
     assert hash_file(tmp_path / "x.pt") == fact
+
+
+class Memory:
+    """A sink in memory."""
+
+    def __init__(self):
+        self.data, self.crc = bytearray(), 0
+
+    def write(self, data, *, is_checked=False):
+        self.data += data
+        if is_checked:
+            self.crc = zlib.crc32(data, self.crc)
+        return len(data)
+
+    def crc32(self):
+        value, self.crc = self.crc, 0
+        return value
+
+
+class Forward(io.BytesIO):
+    """A file that zipfile cannot seek in."""
+
+    def seekable(self):
+        return False
+
+    def seek(self, *_):
+        raise io.UnsupportedOperation
+
+
+@pytest.mark.parametrize("limits", [(2**31 - 1, 2**16 - 1), (150, 2**16 - 1), (2**31 - 1, 2)])
+def test_our_zips_are_the_standard_librarys_byte_by_byte(limits, monkeypatch):
+    """Also beyond 2 GiB and 65535 records, with both sides' limits lowered."""
+    for module, names in (
+        (zipfile, ("ZIP64_LIMIT", "ZIP_FILECOUNT_LIMIT")),
+        (zip_stream, ("_LIMIT", "_COUNT_LIMIT")),
+    ):
+        for name, value in zip(names, limits, strict=True):
+            monkeypatch.setattr(module, name, value)
+    records = {"a/one": b"1234567", "a/two": bytes(range(256)) * 2, "a/none": b"", "a/b": b"x" * 99}
+    ours, theirs = Memory(), Forward()
+    stream = ZipStream(ours, align=64)
+    with zipfile.ZipFile(theirs, "w") as archive:
+        for name, data in records.items():
+            with stream.record(name, len(data)):
+                stream.write(data)
+            info = zipfile.ZipInfo(name)
+            is_large = len(data) > limits[0]
+            start = theirs.tell() + 30 + len(name) + 4 + 20 * is_large
+            info.extra = b"FB" + (-start % 64).to_bytes(2, "little") + b"Z" * (-start % 64)
+            with archive.open(info, "w", force_zip64=is_large) as record:
+                record.write(data)
+    stream.close()
+    assert bytes(ours.data) == theirs.getvalue()
+
+
+def test_a_record_of_another_length_is_refused():
+    stream = ZipStream(Memory(), align=64)
+    with pytest.raises(FormatError, match="record a: 2 bytes, want 3"), stream.record("a", 3):
+        stream.write(b"12")
 
 
 def test_records_are_aligned_to_64_bytes(tmp_path):

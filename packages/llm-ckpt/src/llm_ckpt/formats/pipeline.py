@@ -6,13 +6,16 @@ and end at multiples of a page, which direct I/O asks for.
 
 import mmap
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from threading import Thread
+from zlib import crc32
 
 import numpy as np
 
 BLOCK_BYTES = 8 << 20
 _BLOCKS = 4
+_SMALL_BYTES = 256 << 10  # not worth the way to another thread
 
 Stage = Callable[[memoryview], object]
 
@@ -31,17 +34,29 @@ class Pipeline:
         self._spare = _BLOCKS - 1  # blocks that may still be made
         self._threads: list[Thread] = []
         self._errors: list[BaseException] = []
+        self._crc = _Crc32()
 
-    def append(self, data: memoryview) -> None:
-        """Copy bytes in; raises what a stage raised on earlier ones."""
+    def append(self, data: memoryview, *, is_checked: bool = False) -> None:
+        """Copy bytes in; raises what a stage raised on earlier ones.
+
+        What is checked counts in `crc32`, which is computed from the copy.
+        """
         source, done = np.frombuffer(data, np.uint8), 0
         while done < len(source):
             if self._current.used == BLOCK_BYTES:
                 self._next_block()
+            start = self._current.used
             done += self._current.fill(source[done:])
+            if is_checked:
+                self._crc.add(self._current.view()[start:])
+
+    def crc32(self) -> int:
+        """The crc of what was checked since the last call."""
+        return self._crc.take()
 
     def finish(self) -> None:
         """Pass the last block on and wait for all; raises what a stage raised."""
+        self._crc.close()
         if not self._threads:
             for stage in self._stages:
                 stage(self._current.view())
@@ -54,6 +69,7 @@ class Pipeline:
     def abandon(self) -> None:
         """End the threads; blocks on their way go nowhere."""
         self._errors.append(RuntimeError("abandoned"))
+        self._crc.close()
         self._stop()
 
     def _next_block(self) -> None:
@@ -72,6 +88,7 @@ class Pipeline:
         block = self._free.get()
         if block is None:
             raise RuntimeError("a pipeline that ended gives no blocks")
+        self._crc.wait()  # it may still be reading what is to be written over
         block.used = 0
         return block
 
@@ -104,6 +121,45 @@ class Pipeline:
             self._filled.put(None)
         while self._threads:
             self._threads.pop().join()
+
+
+class _Crc32:
+    """The crc of memory that is given to it piece by piece, computed in a thread."""
+
+    def __init__(self) -> None:
+        self._thread: ThreadPoolExecutor | None = None  # begun by the first large piece
+        self._last: Future[None] | None = None
+        self._value = 0
+
+    def add(self, view: memoryview) -> None:
+        """Count these bytes, which may not change before `wait`."""
+        if len(view) < _SMALL_BYTES:
+            self.wait()
+            self._count(view)
+            return
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1)
+        self._last = self._thread.submit(self._count, view)
+
+    def wait(self) -> None:
+        """Return when all is counted."""
+        if self._last is not None:
+            self._last.result()
+            self._last = None
+
+    def take(self) -> int:
+        """The crc, and begin anew."""
+        self.wait()
+        value, self._value = self._value, 0
+        return value
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._thread is not None:
+            self._thread.shutdown()
+
+    def _count(self, view: memoryview) -> None:
+        self._value = crc32(view, self._value)
 
 
 class _Block:

@@ -57,21 +57,22 @@ class NewFile:
         """Bytes written so far."""
         return self._position
 
-    def write(self, data: bytes | bytearray | memoryview) -> int:
-        """Append all of `data`."""
+    def write(self, data: bytes | bytearray | memoryview, *, is_checked: bool = False) -> int:
+        """Append all of `data`; what is checked counts in the next `crc32`."""
         view = memoryview(data).cast("B")
         with self._naming_a_full_disk():
-            self._pipeline.append(view)
+            self._pipeline.append(view, is_checked=is_checked)
         self._position += len(view)
         return len(view)
+
+    def crc32(self) -> int:
+        """The crc of what was checked since the last call."""
+        return self._pipeline.crc32()
 
     def write_tensor(self, tensor: Tensor, dtype: torch.dtype | None = None) -> None:
         """Append a tensor's bytes in row-major order, cast to `dtype`."""
         for view in byte_views(tensor, dtype or tensor.dtype):
             self.write(view)
-
-    def flush(self) -> None:
-        """Whole blocks go out by themselves; zipfile asks for this."""
 
     def commit(self) -> FileFact:
         """Sync, then rename to the final name."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Protocol, cast
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -23,27 +23,11 @@ from llm_ckpt.errors import FormatError
 from llm_ckpt.formats.slab import Slab
 from llm_ckpt.formats.stream import byte_views
 from llm_ckpt.formats.unpickle import STORAGES, Lazy, load_state
+from llm_ckpt.formats.zip_stream import LOCAL_HEADER_BYTES, CheckedSink, ZipStream
 from llm_ckpt.layout import Shape
 
 _ROOT = "archive"
 _ALIGN = 64
-_EPOCH = (1980, 1, 1, 0, 0, 0)
-_ZIP64_FROM = 1 << 31
-_ZIP64_EXTRA = 20
-_LOCAL_HEADER = 30
-_PIECE_BYTES = 1 << 20
-
-
-class Sink(Protocol):
-    """Where a zip goes: written forward only."""
-
-    def write(self, data: bytes | bytearray | memoryview, /) -> int:
-        """Append."""
-        ...
-
-    def flush(self) -> None:
-        """Flush."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,23 +42,18 @@ class StoredTensor:
 class TorchZipWriter:
     """One torch.save file; memory is one block of one tensor."""
 
-    def __init__(self, sink: Sink) -> None:
-        self._zip = zipfile.ZipFile(cast("IO[bytes]", _Forward(sink)), "w", zipfile.ZIP_STORED)
+    def __init__(self, sink: CheckedSink) -> None:
+        self._zip = ZipStream(sink, align=_ALIGN)
         self._count = 0
 
     def tensor(self, parts: Iterable[Tensor], dtype: torch.dtype, shape: Shape) -> StoredTensor:
         """Write a tensor whose bytes are those of `parts`, cast to `dtype`, end to end."""
         stored = StoredTensor(dtype, str(self._count), shape)
         self._count += 1
-        size = prod(shape) * dtype.itemsize
-        with self._record(f"data/{stored.key}", size) as record:
+        with self._zip.record(f"{_ROOT}/data/{stored.key}", prod(shape) * dtype.itemsize):
             for part in parts:
                 for view in byte_views(part, dtype):
-                    # In pieces, so that what the checksum has read is still in the cache.
-                    for start in range(0, len(view), _PIECE_BYTES):
-                        size -= record.write(view[start : start + _PIECE_BYTES])
-        if size:
-            raise FormatError(f"tensor {shape} of {dtype} is {size} bytes short")
+                    self._zip.write(view)
         return stored
 
     def finish(self, value: object) -> None:
@@ -83,18 +62,9 @@ class TorchZipWriter:
         _StatePickler(buffer, protocol=2).dump(value)
         records = (("data.pkl", buffer.getvalue()), ("byteorder", b"little"), ("version", b"3\n"))
         for name, data in records:
-            with self._record(name, len(data)) as record:
-                record.write(data)
+            with self._zip.record(f"{_ROOT}/{name}", len(data)):
+                self._zip.write(data)
         self._zip.close()
-
-    def _record(self, name: str, size: int) -> IO[bytes]:
-        info = zipfile.ZipInfo(f"{_ROOT}/{name}", _EPOCH)
-        info.file_size = size
-        is_large = size >= _ZIP64_FROM
-        start = cast("BinaryIO", self._zip.fp).tell() + _LOCAL_HEADER + len(info.filename) + 4
-        padding = -(start + (_ZIP64_EXTRA if is_large else 0)) % _ALIGN
-        info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
-        return self._zip.open(info, "w", force_zip64=is_large)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +137,7 @@ def _span(path: Path, window: "_Window", info: zipfile.ZipInfo) -> tuple[int, in
     window.seek(info.header_offset + 26)
     lengths = window.read(4) or b""
     skip = int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
-    begin = info.header_offset + _LOCAL_HEADER + skip
+    begin = info.header_offset + LOCAL_HEADER_BYTES + skip
     if begin + info.file_size > window.length:
         raise FormatError(f"{path}: record {info.filename} reaches past the end (truncated?)")
     return begin, info.file_size
@@ -192,19 +162,6 @@ class _StatePickler(pickle.Pickler):
 @dataclass(frozen=True, slots=True)
 class _StorageRef:
     stored: StoredTensor
-
-
-class _Forward:
-    """A sink as a file that cannot seek: zipfile then writes sizes after the data."""
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-
-    def write(self, data: bytes | bytearray | memoryview) -> int:
-        return self._sink.write(data)
-
-    def flush(self) -> None:
-        self._sink.flush()
 
 
 class _Window(io.RawIOBase):
