@@ -29,7 +29,7 @@ quickstart: $(STAMP) ## text to tokens, training, evaluation and streamed text, 
 	@examples/quickstart.sh $(WORK)
 
 test: check ## check, then every test that takes no special device
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2
 
 test-npu: $(STAMP) ## training and operators on a fake NPU, under the real torch_npu (slow, needs gcc)
 	$(BIN)/pytest tests/npu -m slow

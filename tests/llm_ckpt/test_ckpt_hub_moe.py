@@ -4,6 +4,7 @@ import pytest
 import transformers
 from safetensors.torch import load_file, save_file
 
+import ckpt_zoo
 from ckpt_zoo.moe import CASES
 from llm_ckpt.errors import ArchError
 from llm_ckpt.families import family_named
@@ -382,13 +383,20 @@ def test_what_arch_json_cannot_say_is_refused(name, options, message):
         family_named(family, where="t").read_config({**config, **options}, where="config.json")
 
 
-def test_ernies_prediction_layer_is_left_out_and_said(tmp_path):
-    case = next(case for case in CASES if case.id == "ernie4_5_moe")
+@pytest.mark.parametrize(
+    ("model", "names"),
+    {
+        "ernie4_5_moe": ("mtp_block.0.mlp.up_proj.weight", "mtp_linear_proj.0.weight"),
+        "longcat_flash": ("mtp.embed_tokens.weight", "mtp.layers.0.eh_proj.weight"),
+    }.items(),
+)
+def test_prediction_layers_that_arch_json_cannot_say_are_left_out_and_said(model, names, tmp_path):
+    case = next(case for case in ckpt_zoo.CASES if case.id == model)
     path = case.save(tmp_path / "hf") / "model.safetensors"
     tensors = load_file(path)
-    for name in ("mtp_linear_proj.0.weight", "mtp_block.0.mlp.up_proj.weight"):
+    for name in names:
         tensors[f"model.{name}"] = tensors["model.norm.weight"].clone()
     save_file(tensors, path, {"format": "pt"})
     with open_source(tmp_path / "hf") as source:
         (note,) = source.notes
-    assert "2 tensors that arch.json cannot describe are left out: model.mtp_block.0.mlp" in note
+    assert f"2 tensors that arch.json cannot describe are left out: model.{names[0]}" in note

@@ -39,7 +39,7 @@ def run_document(toy_prefix, tmp_path):
             "max_steps": 10,
             "seq_length": 32,
             "global_batch_size": 8,
-            "micro_batch_size": 1,
+            "micro_batch_size": 4,
         },
         "optimizer": {"lr": 1e-3, "warmup_steps": 2},
         "save": {"path": str(tmp_path / "run")},

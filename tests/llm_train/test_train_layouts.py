@@ -66,7 +66,11 @@ DENSE = {
     "dp2": (2, {"train.micro_batch_size": 2}),
     "dp2-overlap": (
         2,
-        {"parallel.overlap_grad_reduce": True, "parallel.overlap_param_gather": True},
+        {
+            "parallel.overlap_grad_reduce": True,
+            "parallel.overlap_param_gather": True,
+            "train.micro_batch_size": 2,
+        },
     ),
     "dp2-replicated-optimizer": (2, {"optimizer.distributed": False}),
     "tp2-pp2": (4, {"parallel.tp": 2, "parallel.pp": 2}),

@@ -18,7 +18,7 @@ def batch_of(*bodies: object) -> Batch:
         Record(Place(0, number, number), Shape.JSON, payload)
         for number, payload in enumerate(payloads, 1)
     ]
-    return Batch(items=records, payload_bytes=sum(map(len, payloads)))
+    return Batch(parts=records, payload_bytes=sum(map(len, payloads)))
 
 
 def rows_of(encoded: EncodedBatch, spec: EncoderSpec) -> dict[str, list[list[int]]]:

@@ -1,6 +1,6 @@
 """The whole quickstart, small: killed in the middle of training, started again, and again.
 
-One run is shared by all tests here: it takes about a minute and a half on two cores.
+One run is shared by all tests here, which one worker runs (tests/conftest.py): it takes minutes.
 """
 
 import json
@@ -15,9 +15,6 @@ from pathlib import Path
 import pytest
 
 from cli_surface import ROOT
-
-# One worker runs them all: they share one run of minutes.
-pytestmark = pytest.mark.xdist_group("quickstart")
 
 SCRIPT = ROOT / "examples" / "quickstart.sh"
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Tokenizer
 from llm_data.config import PreprocessConfig
 from llm_data.edge.runs.pipeline import preprocess
 from llm_data.edge.runs.specs import WORTH_A_PROOF_BYTES
+from llm_data.edge.sources import readers, text_files
 from llm_data.errors import DataError, UsageError
 
 
@@ -58,7 +59,9 @@ def test_a_run_with_gigatoken_has_the_bytes_of_one_with_hf(config, tmp_path, wor
     assert "gigatoken" in result.manifest.created_by
 
 
-def test_a_run_may_be_carried_on_with_the_other_backend(config, tmp_path):
+def test_a_run_may_be_carried_on_with_the_other_backend(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "BATCH_RECORDS", 1)
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 64 << 10)
     preprocess(config)
     for first, second in (("hf", "gigatoken"), ("gigatoken", "hf")):
         run = replace(config, output=tmp_path / first, tokenizer_backend=first)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from llm_data.config import OnError, TrainingConfig
-from llm_data.edge.tokenizer_training import train_tokenizer
+from llm_data.edge.tokenizer_training import REJECTS, train_tokenizer
 from llm_data.errors import DataError, UsageError
 
 
@@ -89,15 +89,29 @@ def test_someone_elses_tokenizer_is_not_replaced(corpus, bytes_tokenizer):
         train_tokenizer(TrainingConfig(inputs=[corpus], output=bytes_tokenizer, vocab_size=300))
 
 
-def test_a_bad_record_stops_or_is_counted(corpus, tmp_path):
+def test_a_bad_record_stops_or_is_set_aside(corpus, tmp_path):
     path = tmp_path / "bad.jsonl"
-    path.write_bytes(corpus.read_bytes() + b'{"tex": 1}\n')
+    path.write_bytes(corpus.read_bytes() + b'{"tex": 1}\n{"text": ""}\n')
     config = TrainingConfig(inputs=[path], output=tmp_path / "t", vocab_size=300)
     with pytest.raises(DataError, match=r"bad\.jsonl: line 3001: no key 'text'"):
         train_tokenizer(config)
     assert not (tmp_path / "t").exists()
     result = train_tokenizer(replace(config, on_error=OnError.SKIP))
-    assert (result.num_documents, result.num_skipped) == (3000, 1)
+    assert (result.num_documents, result.drops) == (3000, {"empty": 1, "missing_key": 1})
+    (line,) = (tmp_path / "t" / REJECTS).read_text().splitlines()
+    found = json.loads(line)
+    assert (found["file"], found["number"], found["raw"]) == (str(path), 3001, '{"tex": 1}')
+    train_tokenizer(replace(config, inputs=[corpus], overwrite=True))
+    assert not (tmp_path / "t" / REJECTS).exists()
+
+
+def test_nothing_but_bad_records_is_an_error_that_quotes_the_first(tmp_path):
+    (tmp_path / "bad.jsonl").write_bytes(b'{"tex": 1}\n')
+    config = TrainingConfig(
+        inputs=[tmp_path], output=tmp_path / "t", vocab_size=300, on_error=OnError.SKIP
+    )
+    with pytest.raises(DataError, match=r"no text in 1 files; the first error: .*: line 1: no key"):
+        train_tokenizer(config)
 
 
 def test_too_little_text_gives_a_smaller_vocabulary(tmp_path):

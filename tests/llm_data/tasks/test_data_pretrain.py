@@ -12,6 +12,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 from transformers import PreTrainedTokenizerFast
 
 from llm_data.backends.backend import BackendName, BackendSpec
+from llm_data.backends.choice import choose
 from llm_data.edge.datasets.spool import Spool, SpoolMark
 from llm_data.errors import DataError
 from llm_data.records import Batch, Place, Reason, Record, RecordRefusedError, Reject, Shape
@@ -137,7 +138,7 @@ def test_documents_without_tokens_are_rejects_in_the_order_of_records(spec):
     records = [
         Record(Place(0, n, n), Shape.TEXT, text) for n, text in ((1, ";;"), (3, "ka;lo"), (4, ""))
     ]
-    batch = Batch(items=[records[0], broken, *records[1:]], payload_bytes=8)
+    batch = Batch(parts=[records[0], broken, *records[1:]], payload_bytes=8)
     encoded = spec.build()(batch)
     found = [(reject.place.number, reject.reason) for reject in encoded.rejects]
     assert found == [(1, Reason.EMPTY), (2, Reason.BROKEN_ROW), (4, Reason.EMPTY)]
@@ -160,10 +161,12 @@ def test_a_backend_is_proven_on_the_texts_of_the_first_batches_only(spec, texts)
             taken.append(start)
             yield batch_of({"no": "text"}, *({"text": text} for text in texts[start : start + 10]))
 
-    proven, message = spec.with_backend("gigatoken", batches())
-    assert proven == replace(spec, backend=GIGATOKEN)
-    assert "the same ids as hf in 64 of the run's documents" in message
+    first = spec.first_texts(batches())
+    assert first == list(texts[:64])
     assert len(taken) == 7
+    chosen = choose("gigatoken", tokenizer_file=spec.tokenizer_file, texts=first)
+    assert chosen.spec == GIGATOKEN
+    assert "the same ids as hf in 64 of the run's documents" in chosen.message
 
 
 def test_specs_survive_the_way_to_a_worker(spec, texts):

@@ -276,14 +276,6 @@ def test_gigatoken_gives_the_same_samples(tmp_path):
     assert found == wanted
 
 
-def test_the_backend_asked_for_is_proven_on_the_run_s_own_texts(tmp_path):
-    spec = _spec(tmp_path)
-    chosen, message = spec.with_backend("gigatoken", [batch_of(*_random_records(5))])
-    assert chosen == replace(spec, backend=BackendSpec(name=BackendName.GIGATOKEN))
-    assert "gigatoken" in message
-    assert "in 5 of the run's documents" in message
-
-
 def test_a_run_s_first_texts_are_those_it_tokenizes(tmp_path):
     """What a tokenizer backend is compared with before a run."""
     record = _turns("hello", "answer")

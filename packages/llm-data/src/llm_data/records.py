@@ -1,13 +1,16 @@
 """Records as readers find them, and the text in them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from io import BytesIO
 from typing import NamedTuple, cast
 
 import orjson
 
 from llm_data.errors import did_you_mean, listed
+
+BOM = b"\xef\xbb\xbf"
 
 
 class Reason(StrEnum):
@@ -78,12 +81,71 @@ class Reject:
     raw: str | None = None
 
 
+class Lines(NamedTuple):
+    """Whole lines of a file, a JSON value each, that nobody has cut apart: blank ones are none.
+
+    `number` lines and `offset` bytes of the file stand before them.
+    """
+
+    source: int
+    number: int
+    offset: int
+    data: bytes
+
+    @property
+    def end(self) -> Place:
+        """The last line's place."""
+        lines = self.data.count(b"\n") + (not self.data.endswith(b"\n"))
+        return Place(self.source, self.number + lines, self.offset + len(self.data))
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether no line holds anything."""
+        return not self.data.removeprefix(BOM).strip()
+
+    def records(self) -> Iterator[Record]:
+        """A record a line."""
+        number, offset = self.number, self.offset
+        for line in BytesIO(self.data):
+            number += 1
+            offset += len(line)
+            payload = (line.removeprefix(BOM) if offset == len(line) else line).strip()
+            if payload:
+                yield Record(Place(self.source, number, offset), Shape.JSON, payload)
+
+
+Part = Record | Reject | Lines
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Consecutive records, small enough to hand to a worker."""
+    """Consecutive records, small enough to hand to a worker, which cuts lines apart."""
 
-    items: Sequence[Record | Reject]
+    parts: Sequence[Part]
     payload_bytes: int
+
+    def items(self) -> Iterator[Record | Reject]:
+        """Each record."""
+        return items_of(self.parts)
+
+    @property
+    def end(self) -> Place:
+        """The last record's place."""
+        return end_of(self.parts[-1])
+
+
+def items_of(parts: Iterable[Part]) -> Iterator[Record | Reject]:
+    """The records of all parts, one by one."""
+    for part in parts:
+        if isinstance(part, Lines):
+            yield from part.records()
+        else:
+            yield part
+
+
+def end_of(part: Part) -> Place:
+    """The place of the last record in it."""
+    return part.end if isinstance(part, Lines) else part.place
 
 
 def text_of(record: Record, *, key: str) -> str | Reject:

@@ -21,7 +21,7 @@ from llm_data.edge.datasets.sample_dataset import open_sample_dataset, verify_sa
 from llm_data.edge.datasets.spool import Spool
 from llm_data.edge.runs import packing
 from llm_data.edge.runs.pipeline import preprocess
-from llm_data.edge.sources import readers
+from llm_data.edge.sources import readers, text_files
 from llm_data.errors import DataError
 
 ROLES = {"user": "human", "assistant": "gpt"}
@@ -269,7 +269,7 @@ _SMALL = f"""
 import time
 from llm_data.cli import main
 from llm_data.edge.runs import packing
-from llm_data.edge.sources import readers
+from llm_data.edge.sources import readers, text_files
 from llm_data.edge.runs.run_folder import RunFolder
 
 def slow(self, state, save=RunFolder.save):
@@ -278,7 +278,7 @@ def slow(self, state, save=RunFolder.save):
 
 RunFolder.save = slow
 packing.WINDOW_TOKENS, packing.WINDOW_ROWS = {8 * SEQ_LENGTH}, 1
-readers.BATCH_RECORDS = 20
+readers.BATCH_RECORDS, text_files.BLOCK_BYTES = 1, 4096
 main()
 """
 
@@ -295,10 +295,15 @@ def start(config: PreprocessConfig, *, workers: int) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "BATCH_RECORDS", 1)
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 4096)
+
+
 @pytest.mark.parametrize(("kind", "workers"), [("config", 2), ("packed", 1)])
 def test_kills_at_random_points_do_not_change_a_byte(request, monkeypatch, kind, workers):
     """Killed twice, each after the state has moved on by a random number of steps."""
-    monkeypatch.setattr(readers, "BATCH_RECORDS", 20)
+    small_batches(monkeypatch)
     config = request.getfixturevalue(kind)
     whole = elsewhere(config, "whole", chunk_bytes=1)
     preprocess(whole)
@@ -330,7 +335,7 @@ def _changed(progress: Path) -> int | None:
 @pytest.mark.parametrize("writes", [3, 35, 80])
 def test_a_full_disk_names_the_place_and_the_run_can_go_on(packed, monkeypatch, writes):
     """Writing fails after so many appends: while reading, early and late while packing."""
-    monkeypatch.setattr(readers, "BATCH_RECORDS", 20)
+    small_batches(monkeypatch)
     whole = elsewhere(packed, "whole")
     preprocess(whole)
     append, left = Spool.append, writes

@@ -15,7 +15,7 @@ from llm_data.config import OnError, PreprocessConfig
 from llm_data.edge.runs.pipeline import preprocess
 from llm_data.edge.runs.planning import layout_of
 from llm_data.edge.runs.run_folder import RunFolder
-from llm_data.edge.sources import readers
+from llm_data.edge.sources import readers, text_files
 from llm_data.errors import DataError
 
 TAG = "LLM_DATA_TEST_TAG"
@@ -58,7 +58,8 @@ def big_corpus(tmp_path, corpus) -> Path:
 @pytest.fixture
 def small_corpus(tmp_path, corpus, monkeypatch) -> Path:
     """Short, in small batches."""
-    monkeypatch.setattr(readers, "BATCH_RECORDS", 100)
+    monkeypatch.setattr(readers, "BATCH_RECORDS", 1)
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 2 * CHUNK_BYTES)
     return copies(tmp_path / "small", corpus, first=1, second=1, bad_every=3000)
 
 

@@ -16,7 +16,7 @@ def batches(count, size=1):
     for number in range(count):
         text = f"{number} " * size
         record = Record(Place(0, number, number), Shape.TEXT, text)
-        yield Batch(items=[record], payload_bytes=len(text))
+        yield Batch(parts=[record], payload_bytes=len(text))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import feather, ipc, parquet
 
-from llm_data.edge.sources import csv_files, readers
+from llm_data.edge.sources import csv_files, readers, text_files
 from llm_data.edge.sources.inputs import find_inputs
 from llm_data.edge.sources.readers import Meter, read_batches, read_records
 from llm_data.errors import DataError
@@ -217,12 +217,29 @@ def test_rubbish_never_passes_as_records(tmp_path, name):
 
 
 def test_batches_are_bounded_and_hold_everything(tmp_path, monkeypatch):
-    write_jsonl(tmp_path / "a.jsonl")
+    write_csv(tmp_path / "a.csv")
     monkeypatch.setattr(readers, "BATCH_RECORDS", 2)
-    files = find_inputs([tmp_path / "a.jsonl"]).files
+    files = find_inputs([tmp_path / "a.csv"]).files
     batches = list(read_batches(files, key="text", start=None, meter=Meter()))
-    assert [len(batch.items) for batch in batches] == [2, 2, 2, 1]
-    assert texts([item for batch in batches for item in batch.items]) == TEXTS
+    assert [len(batch.parts) for batch in batches] == [2, 2, 2, 1]
+    assert texts([item for batch in batches for item in batch.items()]) == TEXTS
+
+
+@pytest.mark.parametrize("block", [1, 7, 20, 64, 1 << 20])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_blocks_of_lines_of_any_size_hold_each_line_once(name, block, tmp_path, monkeypatch):
+    lines = [b'{"text": "%d"}' % i + b" " * (i % 9) for i in range(50)]
+    lines[10:10] = [b"", b"   ", b'{"text": "' + b"x" * 200 + b'"}']
+    data = b"\xef\xbb\xbf" + b"\n".join(lines)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", block)
+    want = [(n, line.strip()) for n, line in enumerate(lines, start=1) if line.strip()]
+    files = find_inputs([tmp_path / name]).files
+    found = list(read_records(files, key="text", start=None, meter=Meter()))
+    assert [(item.place.number, item.payload) for item in found] == want
+    for item in found[::7]:
+        rest = read_records(files, key="text", start=item.place, meter=Meter())
+        assert list(rest) == found[found.index(item) + 1 :]
 
 
 def test_the_meter_ends_at_the_size_on_disk(tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import replace
 from llm_ckpt.families import dense, latent, moe
 from llm_ckpt.families.family import Family
 from llm_ckpt.families.fields import Field, UniformLayers
+from llm_ckpt.families.mtp import NUMBERED_COPIES
 
 FAMILY = Family(
     name="deepseek_v3",
@@ -22,7 +23,7 @@ FAMILY = Family(
     constants=latent.SIGMOID_CONSTANTS,
     rules=latent.with_prediction(latent.SIGMOID_RULES),
     copies=dense.COPIES,
-    duplicates=latent.DUPLICATES,
+    duplicates=NUMBERED_COPIES,
 )
 # Kimi-K2's config.json keeps the class name of the architecture it is.
 KIMI_K2 = replace(FAMILY, name="kimi_k2")

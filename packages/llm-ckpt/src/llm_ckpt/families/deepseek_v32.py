@@ -3,6 +3,7 @@
 from llm_ckpt.families import dense, latent, moe
 from llm_ckpt.families.family import Family
 from llm_ckpt.families.fields import UniformLayers
+from llm_ckpt.families.mtp import NUMBERED_COPIES
 
 FAMILY = Family(
     name="deepseek_v32",
@@ -26,5 +27,5 @@ FAMILY = Family(
     },
     rules=latent.with_prediction(latent.INDEXED_RULES),
     copies=dense.COPIES,
-    duplicates=latent.DUPLICATES,
+    duplicates=NUMBERED_COPIES,
 )

@@ -3,6 +3,7 @@
 from llm_ckpt.families import dense, latent, moe
 from llm_ckpt.families.family import Family
 from llm_ckpt.families.fields import Field, UniformLayers
+from llm_ckpt.families.mtp import NUMBERED_COPIES
 
 FAMILY = Family(
     name="glm4_moe_lite",
@@ -20,5 +21,5 @@ FAMILY = Family(
     constants=latent.SIGMOID_CONSTANTS,
     rules=latent.with_prediction(latent.SIGMOID_RULES),
     copies=dense.COPIES,
-    duplicates=latent.DUPLICATES,
+    duplicates=NUMBERED_COPIES,
 )

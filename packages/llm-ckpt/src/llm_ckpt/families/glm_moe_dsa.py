@@ -3,6 +3,7 @@
 from llm_ckpt.families import dense, latent, moe
 from llm_ckpt.families.family import Family
 from llm_ckpt.families.fields import Fixed, UniformLayers
+from llm_ckpt.families.mtp import NUMBERED_COPIES
 
 FAMILY = Family(
     name="glm_moe_dsa",
@@ -24,5 +25,5 @@ FAMILY = Family(
     constants={**latent.SIGMOID_CONSTANTS, "mla.indexer.rope_interleaved": True},
     rules=latent.with_prediction(latent.INDEXED_RULES),
     copies=dense.COPIES,
-    duplicates=latent.DUPLICATES,
+    duplicates=NUMBERED_COPIES,
 )

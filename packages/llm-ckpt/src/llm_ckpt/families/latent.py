@@ -9,7 +9,7 @@ from llm_ckpt.arch import Arch
 from llm_ckpt.errors import ArchError
 from llm_ckpt.families import dense, moe
 from llm_ckpt.families.fields import Codec, Facts, Field, Fixed, Ignored, Json
-from llm_ckpt.families.mtp import prediction_layers
+from llm_ckpt.families.mtp import NUMBERED, prediction_layers
 from llm_ckpt.families.rope import RopeFields
 from llm_ckpt.params import LAYER
 from llm_ckpt.rules import Rule, Same
@@ -280,13 +280,8 @@ INDEXED_RULES: tuple[Rule, ...] = (
     *(rule for rule in SIGMOID_RULES if "linear_q_proj" not in rule.mcore),
     *INDEXER,
 )
-PREDICTION = "model.layers.{n}."
-DUPLICATES: Mapping[str, str] = {
-    PREDICTION + "embed_tokens.weight": "model.embed_tokens.weight",
-    PREDICTION + "shared_head.head.weight": "lm_head.weight",
-}
 
 
 def with_prediction(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
     """The rules and those of prediction layers."""
-    return (*rules, *prediction_layers(rules, hf_layer=dense.HF, hf=PREDICTION))
+    return (*rules, *prediction_layers(rules, hf_layer=dense.HF, hf=NUMBERED))

@@ -121,5 +121,5 @@ FAMILY = Family(
     },
     rules=RULES,
     copies=dense.COPIES,
-    buffers=(r"model\.mtp\..*",),
+    left_out=(r"model\.mtp\..*",),
 )

@@ -1,7 +1,6 @@
 """Blocks of bytes on their way to a file: the caller fills them, threads hash and write them.
 
-Only a few blocks exist, so memory is bounded and a slow disk slows the caller down. Blocks start
-and end at multiples of a page, which direct I/O asks for.
+Only a few blocks exist, so memory is bounded and a slow disk slows the caller down.
 """
 
 import mmap
@@ -163,7 +162,7 @@ class _Crc32:
 
 
 class _Block:
-    """Page-aligned memory, filled from the front."""
+    """Memory that is filled from the front."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, BLOCK_BYTES)

@@ -1,7 +1,6 @@
 """Files that appear whole or not at all: written to a temporary name, hashed, renamed."""
 
 import errno
-import fcntl
 import hashlib
 import os
 from collections.abc import Generator, Iterator
@@ -17,10 +16,11 @@ from llm_ckpt.errors import CheckpointError
 from llm_ckpt.formats.pipeline import Pipeline
 from llm_ckpt.formats.slab import byte_view
 
-_PAGE_BYTES = 4096
+_PIECE_BYTES = 256 << 10
 _COPY_BYTES = 16 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_DIRECT = getattr(os, "O_DIRECT", 0)  # Linux only
+# Pages that are not needed any more are written first (Linux only).
+_START_WRITING = getattr(os, "POSIX_FADV_DONTNEED", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,32 +158,25 @@ def hash_file(path: Path) -> FileFact:
 
 
 class _Disk:
-    """The file itself. Whole pages are written past the page cache where the file system can.
+    """The file itself. The disk begins with every block at once, not with all of them at the end.
 
-    That saves a copy by the processor, and a checkpoint does not push everything else out of
-    memory. Buffered writing takes over at the first piece that is refused or is not whole pages.
+    Pieces are small: ext4 takes those of some megabytes at a third of the speed.
     """
 
     def __init__(self, path: Path) -> None:
         self.length = 0
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        self._is_open, self._is_direct, self._may_be_direct = True, False, bool(_DIRECT)
+        self._is_open = True
 
     def append(self, view: memoryview) -> None:
         """Write all of it."""
-        done = 0
+        begun, done = self.length, 0
         while done < len(view):
-            self._set_direct(len(view) % _PAGE_BYTES == 0 and self.length % _PAGE_BYTES == 0)
-            try:
-                count = os.write(self._descriptor, view[done:])
-            except OSError as error:
-                if error.errno != errno.EINVAL or not self._is_direct:
-                    raise
-                self._set_direct(False)
-                self._may_be_direct = False
-                continue
+            count = os.write(self._descriptor, view[done : done + _PIECE_BYTES])
             done += count
             self.length += count
+        if _START_WRITING is not None:
+            os.posix_fadvise(self._descriptor, begun, len(view), _START_WRITING)
 
     def close_durably(self) -> None:
         """Sync and close."""
@@ -195,17 +188,3 @@ class _Disk:
         if self._is_open:
             self._is_open = False
             os.close(self._descriptor)
-
-    def _set_direct(self, wanted: bool) -> None:
-        wanted = wanted and self._may_be_direct
-        if wanted == self._is_direct:
-            return
-        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
-        try:
-            flags = flags | _DIRECT if wanted else flags & ~_DIRECT
-            fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags)
-            self._is_direct = wanted
-        except OSError:
-            if not wanted:
-                raise
-            self._may_be_direct = False

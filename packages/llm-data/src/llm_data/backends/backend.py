@@ -55,3 +55,10 @@ class BackendSpec:
         from llm_data.backends.hf import HfBackend
 
         return HfBackend(tokenizer_file)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Texts whose ids are wanted, as the encoder's tokenizer alone gives them."""
+
+    texts: tuple[str, ...]

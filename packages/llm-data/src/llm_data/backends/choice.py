@@ -1,11 +1,11 @@
 """Which backend a run uses: the fast one only where it is seen to give the reference's ids."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from llm_data.backends.backend import Backend, BackendName, BackendSpec, TokenIds
 from llm_data.backends.hard_texts import hard_texts
@@ -15,6 +15,9 @@ from llm_data.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+# Texts to the ids of each.
+Ask: TypeAlias = Callable[[Sequence[str]], Sequence[TokenIds]]
 
 # Added tokens that are tried; a vocabulary may have thousands of reserved ones.
 _MOST_ADDED_TOKENS = 64
@@ -36,15 +39,18 @@ def is_installed(name: BackendName) -> bool:
     return find_spec(_LIBRARIES[name]) is not None
 
 
-def choose(choice: BackendChoice, *, tokenizer_file: Path, texts: Sequence[str]) -> Chosen:
+def choose(
+    choice: BackendChoice, *, tokenizer_file: Path, texts: Sequence[str], ask: Ask | None = None
+) -> Chosen:
     """The backend for a run whose first documents are `texts`.
 
     `auto` is gigatoken where that is installed and gives hf's ids, else hf and why; `gigatoken`
-    is that or an error. Both tokenizers are loaded for the comparison, and gone after it.
+    is that or an error. Both tokenizers are loaded for the comparison, and gone after it; with
+    `ask` it is another process that loads gigatoken, at the same time.
     """
     if choice == "hf":
         return Chosen(spec=BackendSpec(), message="tokenizer backend: hf")
-    found = _doubt_or_spec(tokenizer_file, texts)
+    found = _doubt_or_spec(tokenizer_file, texts, ask)
     give_back_memory()
     if isinstance(found, BackendSpec):
         message = (
@@ -57,24 +63,36 @@ def choose(choice: BackendChoice, *, tokenizer_file: Path, texts: Sequence[str])
     return Chosen(spec=BackendSpec(), message=f"tokenizer backend: hf, because {found}")
 
 
-def _doubt_or_spec(file: Path, texts: Sequence[str]) -> BackendSpec | DataError:
+def _doubt_or_spec(file: Path, texts: Sequence[str], ask: Ask | None) -> BackendSpec | DataError:
     """How to load gigatoken, or why not to."""
     from llm_data.backends.hf import HfBackend
 
     if not is_installed(BackendName.GIGATOKEN):
         return UsageError("gigatoken is not installed; pip install gigatoken")
     reference = HfBackend(file)
+    added = [token.content for token in reference.tokenizer.get_added_tokens_decoder().values()]
+    compared = {
+        "the hard text": hard_texts(added[:_MOST_ADDED_TOKENS]),
+        "the run's document": texts,
+    }
     try:
         spec = _wrapped_as(reference.tokenizer)
-        fast = spec.load(file)
+        encode = spec.load(file).encode if ask is None else _wrapping(ask, spec)
+        for what, some in compared.items():
+            if difference := _first_difference(reference, encode, some, what=what):
+                return DataError(f"{file}: gigatoken does not give hf's ids: {difference}")
     except DataError as error:
         return error
-    added = [token.content for token in reference.tokenizer.get_added_tokens_decoder().values()]
-    hard = hard_texts(added[:_MOST_ADDED_TOKENS])
-    for what, some in (("the hard text", hard), ("the run's document", texts)):
-        if difference := _first_difference(reference, fast, some, what=what):
-            return DataError(f"{file}: gigatoken does not give hf's ids: {difference}")
     return spec
+
+
+def _wrapping(ask: Ask, spec: BackendSpec) -> Ask:
+    """`ask` of a process that adds no special tokens, and the special tokens."""
+
+    def encode(texts: Sequence[str], /) -> list[TokenIds]:
+        return [(*spec.before, *ids, *spec.after) for ids in ask(texts)]
+
+    return encode
 
 
 def _wrapped_as(tokenizer: "Tokenizer") -> BackendSpec:
@@ -92,9 +110,9 @@ def _wrapped_as(tokenizer: "Tokenizer") -> BackendSpec:
 
 
 def _first_difference(
-    reference: Backend, fast: Backend, texts: Sequence[str], *, what: str
+    reference: Backend, encode: Ask, texts: Sequence[str], *, what: str
 ) -> str | None:
-    pairs = zip(reference.encode(texts), fast.encode(texts), strict=True)
+    pairs = zip(reference.encode(texts), encode(texts), strict=True)
     for number, (want, found) in enumerate(pairs):
         if list(want) != list(found):
             at = next(

@@ -276,7 +276,7 @@ def _look(batches: Iterable[Batch], where: Callable[[Place], str]) -> _First:
     """The first records, as many as a misspelled column must be missing from."""
     bodies: list[Body] = []
     place = refused = ""
-    for item in (item for batch in batches for item in batch.items):
+    for item in (item for batch in batches for item in batch.items()):
         body = object_of(item) if isinstance(item, Record) else item
         if isinstance(body, Reject):
             refused = refused or f"{where(body.place)}: {body.detail}"

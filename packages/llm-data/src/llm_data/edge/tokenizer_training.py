@@ -1,29 +1,36 @@
 """Training a byte-level BPE tokenizer, written as a folder `transformers` loads."""
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import cast
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO, cast
 
 from llm_data.config import EOS_TOKEN, PAD_TOKEN, OnError, TrainingConfig
 from llm_data.edge.console.progress import Progress, Silent
 from llm_data.edge.durable import write_whole
 from llm_data.edge.sources.inputs import Inputs, find_inputs
+from llm_data.edge.sources.quarantine import quarantine_line, quarantined_place
 from llm_data.edge.sources.readers import Meter, read_batches, where
 from llm_data.errors import DataError
-from llm_data.records import Reason, Reject, text_of
+from llm_data.records import COUNTED, Reject, text_of
 
 _RECORD = "tokenizer_training.json"
+REJECTS = "tokenizer_training.rejects.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingResult:
-    """`vocab_size` is below what was asked when the text has too few pairs to merge."""
+    """`vocab_size` is below what was asked when the text has too few pairs to merge.
+
+    `drops`: records left out, by reason.
+    """
 
     vocab_size: int
     num_documents: int
-    num_skipped: int
+    drops: Mapping[str, int]
     already_done: bool
 
 
@@ -50,35 +57,43 @@ def train_tokenizer(config: TrainingConfig, *, progress: Progress | None = None)
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = _Texts(config, inputs, progress or Silent())
-    tokenizer.train_from_iterator(iter(texts), trainer=trainer)
-    if not texts.num_documents:
-        raise DataError(f"no text in {len(inputs.files)} files")
-    result = TrainingResult(
-        vocab_size=tokenizer.get_vocab_size(),
-        num_documents=texts.num_documents,
-        num_skipped=texts.num_skipped,
-        already_done=False,
-    )
-    _write(config, tokenizer.to_str(pretty=True), identity, result)
+    with TemporaryFile() as rejects:
+        texts = _Texts(config, inputs, rejects, progress or Silent())
+        tokenizer.train_from_iterator(iter(texts), trainer=trainer)
+        rejects.seek(0)
+        if not texts.num_documents:
+            line = rejects.readline()
+            quoted = f"; the first error: {quarantined_place(line)}" if line else ""
+            raise DataError(f"no text in {len(inputs.files)} files{quoted}")
+        result = TrainingResult(
+            vocab_size=tokenizer.get_vocab_size(),
+            num_documents=texts.num_documents,
+            drops=dict(sorted(texts.drops.items())),
+            already_done=False,
+        )
+        _write(config, tokenizer.to_str(pretty=True), rejects.read(), identity, result)
     return result
 
 
 class _Texts:
-    """The documents in lists, counting them; an unreadable one stops or is counted."""
+    """The documents in lists, counting them; an unreadable one stops or is set aside."""
 
-    def __init__(self, config: TrainingConfig, inputs: Inputs, progress: Progress) -> None:
+    def __init__(
+        self, config: TrainingConfig, inputs: Inputs, rejects: BinaryIO, progress: Progress
+    ) -> None:
         self._config = config
         self._progress = progress
         self._inputs = inputs
+        self._rejects = rejects
         self.num_documents = 0
-        self.num_skipped = 0
+        self.drops: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[list[str]]:
         key, meter = self._config.key, Meter()
         for batch in read_batches(self._inputs.files, key=key, start=None, meter=meter):
             found = [
-                item if isinstance(item, Reject) else text_of(item, key=key) for item in batch.items
+                item if isinstance(item, Reject) else text_of(item, key=key)
+                for item in batch.items()
             ]
             texts = [text for text in found if isinstance(text, str)]
             for reject in found:
@@ -90,12 +105,13 @@ class _Texts:
             yield texts
 
     def _skip(self, reject: Reject) -> None:
-        if reject.reason is not Reason.EMPTY and self._config.on_error is OnError.STOP:
-            raise DataError(
-                f"{where(self._inputs.files, reject.place)}: {reject.detail} "
-                "(--on-error skip leaves such records out)"
-            )
-        self.num_skipped += 1
+        if reject.reason not in COUNTED:
+            if self._config.on_error is OnError.STOP:
+                place = where(self._inputs.files, reject.place)
+                hint = "--on-error skip sets such records aside and counts them"
+                raise DataError(f"{place}: {reject.detail} ({hint})")
+            self._rejects.write(quarantine_line(self._inputs.files, reject) + b"\n")
+        self.drops[reject.reason.value] += 1
 
 
 def _identity(config: TrainingConfig, inputs: Inputs) -> dict[str, object]:
@@ -124,17 +140,21 @@ def _finished(config: TrainingConfig, identity: dict[str, object]) -> TrainingRe
             f"{file}: another tokenizer is there (differs in {', '.join(changed)}); "
             "--overwrite replaces it"
         )
-    result = cast("dict[str, int]", then["result"])
+    result = cast("dict[str, Any]", then["result"])
     return TrainingResult(
         vocab_size=result["vocab_size"],
         num_documents=result["num_documents"],
-        num_skipped=result["num_skipped"],
+        drops=result["drops"],
         already_done=True,
     )
 
 
 def _write(
-    config: TrainingConfig, tokenizer: str, identity: dict[str, object], result: TrainingResult
+    config: TrainingConfig,
+    tokenizer: str,
+    rejects: bytes,
+    identity: dict[str, object],
+    result: TrainingResult,
 ) -> None:
     """tokenizer.json goes first when replacing and comes last: with it the folder is whole."""
     folder = config.output
@@ -153,9 +173,12 @@ def _write(
         "result": {
             "vocab_size": result.vocab_size,
             "num_documents": result.num_documents,
-            "num_skipped": result.num_skipped,
+            "drops": result.drops,
         },
     }
+    (folder / REJECTS).unlink(missing_ok=True)
+    if rejects:
+        write_whole(folder / REJECTS, rejects)
     for name, body in (("tokenizer_config.json", settings), (_RECORD, record)):
         write_whole(folder / name, (json.dumps(body, indent=2, ensure_ascii=False) + "\n").encode())
     write_whole(folder / "tokenizer.json", tokenizer.encode())

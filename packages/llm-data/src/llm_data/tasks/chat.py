@@ -1,12 +1,11 @@
 """What the chat tasks share: records to samples to rendered text, and who is refused on the way."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from llm_data.backends.backend import BackendSpec
-from llm_data.config import BackendChoice
 from llm_data.encode import ColumnDtype, EncodedBatch, EncodedColumn
 from llm_data.errors import UsageError
 from llm_data.messages import Conversation, Preference, Prompt, Sample, StepRewards
@@ -102,17 +101,6 @@ def first_texts(
     return found
 
 
-def proven(
-    choice: BackendChoice, texts: Sequence[str], *, tokenizer_file: Path
-) -> tuple[BackendSpec, str]:
-    """The backend for a run that tokenizes these texts first, and a line that says why."""
-    # Late: workers never choose.
-    from llm_data.backends.choice import choose
-
-    chosen = choose(choice, tokenizer_file=tokenizer_file, texts=texts)
-    return chosen.spec, chosen.message
-
-
 def too_long(size: int, limit: Limit) -> bool:
     """Whether a sample of `size` tokens is to be truncated; refused if it is to be dropped."""
     if limit.seq_length is None or size <= limit.seq_length:
@@ -139,7 +127,7 @@ class Refusals:
     def opened(self, batch: Batch) -> list[tuple[Record, Mapping[str, object]]]:
         """The records that are JSON objects."""
         found: list[tuple[Record, Mapping[str, object]]] = []
-        for item in batch.items:
+        for item in batch.items():
             if isinstance(item, Reject):
                 self._rejects.append(item)
                 continue
@@ -184,6 +172,6 @@ def encoded_batch(
         num_tokens=num_tokens,
         rejects=refusals.sorted(),
         payload_bytes=batch.payload_bytes,
-        end=batch.items[-1].place,
+        end=batch.end,
         notes=notes,
     )

@@ -1,14 +1,13 @@
 """Preferences: two answers to one prompt, each with its ids and labels."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Encoding
 
 from llm_data.backends.backend import BackendSpec
-from llm_data.config import BackendChoice
 from llm_data.encode import Column, EncodedBatch
 from llm_data.messages import Conversation, Message, Preference, Sample
 from llm_data.records import Batch, Reason, RecordRefusedError
@@ -21,7 +20,6 @@ from llm_data.tasks.chat import (
     expected,
     first_texts,
     nothing_left,
-    proven,
     too_long,
 )
 from llm_data.tasks.chat_tokens import ChatTokenizer, ChatTokens
@@ -60,14 +58,6 @@ class PairwiseSpec:
             template=self.rendering.compiled(),
             tokenizer=self.source.tokenizer(self.backend),
         )
-
-    def with_backend(
-        self, choice: BackendChoice, batches: Iterable[Batch]
-    ) -> tuple["PairwiseSpec", str]:
-        """This with the backend for a run of `batches`, and a line that says which and why."""
-        texts = self.first_texts(batches)
-        backend, message = proven(choice, texts, tokenizer_file=self.source.tokenizer_file)
-        return replace(self, backend=backend), message
 
     def first_texts(self, batches: Iterable[Batch]) -> list[str]:
         """What a run of these batches tokenizes first."""

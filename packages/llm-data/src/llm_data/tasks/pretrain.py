@@ -2,9 +2,9 @@
 
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from llm_data.backends.backend import Backend, BackendSpec, TokenIds
 from llm_data.encode import Column, EncodedBatch, EncodedColumn
@@ -20,9 +20,6 @@ from llm_data.records import (
     text_of,
 )
 from llm_data.tokenizer import TokenDtype
-
-if TYPE_CHECKING:
-    from llm_data.config import BackendChoice
 
 # What is compared of a run's documents before a backend is trusted with them.
 _SAMPLE_DOCUMENTS = 64
@@ -87,18 +84,9 @@ class PretrainSpec:
             dtype=self.dtype,
         )
 
-    def with_backend(
-        self, choice: "BackendChoice", batches: Iterable[Batch]
-    ) -> tuple["PretrainSpec", str]:
-        """This with the backend for a run of `batches`, and a line that says which and why.
-
-        Only the first batches are taken: their texts are compared.
-        """
-        from llm_data.backends.choice import choose
-
-        texts = _first_texts(batches, self._reader())
-        chosen = choose(choice, tokenizer_file=self.tokenizer_file, texts=texts)
-        return replace(self, backend=chosen.spec), chosen.message
+    def first_texts(self, batches: Iterable[Batch]) -> list[str]:
+        """What a run of these batches tokenizes first."""
+        return _first_texts(batches, self._reader())
 
     def _reader(self) -> Callable[[Record], str | Reject]:
         if self.text is None:
@@ -119,7 +107,7 @@ class PretrainEncoder:
         eod_id: int | None,
         dtype: TokenDtype,
     ) -> None:
-        self._backend = backend
+        self.backend = backend
         self._read = reader
         self._splitter = splitter
         self._end: tuple[int, ...] = () if eod_id is None else (eod_id,)
@@ -130,7 +118,7 @@ class PretrainEncoder:
         rejects: list[Reject] = []
         places: list[Place] = []
         documents: list[Sequence[str]] = []
-        for item in batch.items:
+        for item in batch.items():
             found = item if isinstance(item, Reject) else self._read(item)
             if isinstance(found, Reject):
                 rejects.append(found)
@@ -143,7 +131,7 @@ class PretrainEncoder:
                 detail = "the tokenizer gives no tokens for the text"
                 rejects.append(Reject(place=place, reason=Reason.EMPTY, detail=detail))
         kept = array("i", filter(None, sizes))
-        tokens = self._backend.join(pieces, dtype=self._dtype)
+        tokens = self.backend.join(pieces, dtype=self._dtype)
         return EncodedBatch(
             columns=(EncodedColumn(tokens, lengths.tobytes()),),
             sizes=kept.tobytes(),
@@ -151,7 +139,7 @@ class PretrainEncoder:
             num_tokens=sum(lengths),
             rejects=tuple(sorted(rejects, key=lambda reject: reject.place[:2])),
             payload_bytes=batch.payload_bytes,
-            end=batch.items[-1].place,
+            end=batch.end,
         )
 
     def _encoded(
@@ -161,7 +149,7 @@ class PretrainEncoder:
 
         As Megatron does it, a sequence without tokens is none, and the end is the last one's.
         """
-        every = iter(self._backend.encode([text for texts in documents for text in texts]))
+        every = iter(self.backend.encode([text for texts in documents for text in texts]))
         pieces: list[TokenIds] = []
         lengths, sizes = array("i"), array("i")
         for texts in documents:
@@ -179,7 +167,7 @@ class PretrainEncoder:
 def _first_texts(batches: Iterable[Batch], read: Callable[[Record], str | Reject]) -> list[str]:
     texts, left = list[str](), _SAMPLE_CHARACTERS
     for batch in batches:
-        for item in batch.items:
+        for item in batch.items():
             text = item if isinstance(item, Reject) else read(item)
             if isinstance(text, str):
                 texts.append(text[:left])

@@ -1,14 +1,13 @@
 """Process rewards: a solution's ids, with a reward token as the label of each step's end."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from llm_data.backends.backend import BackendSpec
-from llm_data.config import BackendChoice
 from llm_data.encode import Column, EncodedBatch
 from llm_data.errors import UsageError, listed
 from llm_data.messages import Sample, StepRewards
@@ -21,7 +20,6 @@ from llm_data.tasks.chat import (
     expected,
     first_texts,
     nothing_left,
-    proven,
     too_long,
 )
 from llm_data.tasks.chat_tokens import ChatTokenizer
@@ -70,14 +68,6 @@ class PrmSpec:
                 f"{'; '.join(wrong)}. --placeholder-token and --reward-tokens name others"
             )
         return PrmEncoder(self, read=self.source.samples.build(), tokenizer=tokenizer)
-
-    def with_backend(
-        self, choice: BackendChoice, batches: Iterable[Batch]
-    ) -> tuple["PrmSpec", str]:
-        """This with the backend for a run of `batches`, and a line that says which and why."""
-        texts = self.first_texts(batches)
-        backend, message = proven(choice, texts, tokenizer_file=self.source.tokenizer_file)
-        return replace(self, backend=backend), message
 
     def first_texts(self, batches: Iterable[Batch]) -> list[str]:
         """What a run of these batches tokenizes first."""

@@ -1,11 +1,10 @@
 """Prompts that wait for an answer, for reinforcement learning, with further texts as columns."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from llm_data.backends.backend import BackendSpec
-from llm_data.config import BackendChoice
 from llm_data.encode import Column, EncodedBatch
 from llm_data.errors import UsageError, listed
 from llm_data.messages import Prompt, Sample
@@ -18,7 +17,6 @@ from llm_data.tasks.chat import (
     encoded_batch,
     expected,
     first_texts,
-    proven,
     too_long,
 )
 from llm_data.tasks.chat_tokens import ChatTokenizer
@@ -67,14 +65,6 @@ class PromptSpec:
             template=self.rendering.compiled(),
             tokenizer=self.source.tokenizer(self.backend),
         )
-
-    def with_backend(
-        self, choice: BackendChoice, batches: Iterable[Batch]
-    ) -> tuple["PromptSpec", str]:
-        """This with the backend for a run of `batches`, and a line that says which and why."""
-        texts = self.first_texts(batches)
-        backend, message = proven(choice, texts, tokenizer_file=self.source.tokenizer_file)
-        return replace(self, backend=backend), message
 
     def first_texts(self, batches: Iterable[Batch]) -> list[str]:
         """What a run of these batches tokenizes first."""

@@ -15,7 +15,7 @@ from llm_data.edge.datasets.token_dataset import open_token_dataset
 from llm_data.edge.durable import with_suffix
 from llm_data.edge.runs.pipeline import RunResult
 from llm_data.edge.tokenizer_files import find_tokenizer_file, read_tokenizer_facts
-from llm_data.edge.tokenizer_training import TrainingResult
+from llm_data.edge.tokenizer_training import REJECTS, TrainingResult
 from llm_data.errors import DataError
 from llm_data.formats.manifest import Manifest
 from llm_data.formats.token_dataset import TokenDataset
@@ -35,9 +35,7 @@ def print_run(result: RunResult, config: PreprocessConfig) -> None:
         console.print(f"noted: {_counts(manifest.notes)}")
     if manifest.drops:
         console.print(_drop_table(manifest.drops))
-        rejects = with_suffix(config.stem, ".rejects.jsonl")
-        if rejects.exists():
-            console.print(f"records set aside, with their lines: {rejects}", markup=False)
+        _print_set_aside(console, with_suffix(config.stem, ".rejects.jsonl"))
     if result.ignored:
         console.print(f"files in the folders that were not read: {_counts(result.ignored)}")
 
@@ -50,8 +48,9 @@ def print_training(result: TrainingResult, config: TrainingConfig) -> None:
     console.print(
         f"{result.vocab_size:,} tokens from {result.num_documents:,} documents in {config.output}"
     )
-    if result.num_skipped:
-        console.print(f"left out: {result.num_skipped:,} documents")
+    if result.drops:
+        console.print(_drop_table(result.drops))
+        _print_set_aside(console, config.output / REJECTS)
     if result.vocab_size < config.vocab_size:
         console.print(f"fewer than the {config.vocab_size:,} asked for: too little text to merge")
 
@@ -144,6 +143,11 @@ def _drop_table(drops: Mapping[str, int]) -> Table:
     for reason, count in (*drops.items(), ("all", sum(drops.values()))):
         table.add_row(reason, f"{count:,}")
     return table
+
+
+def _print_set_aside(console: Console, rejects: Path) -> None:
+    if rejects.exists():
+        console.print(f"records set aside, with their lines: {rejects}", markup=False)
 
 
 def _counts(counts: Mapping[str, int]) -> str:

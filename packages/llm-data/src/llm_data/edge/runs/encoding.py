@@ -5,18 +5,17 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 
-import orjson
-
 from llm_data.config import OnError
 from llm_data.edge.console.progress import Progress
 from llm_data.edge.runs.columns import Columns
 from llm_data.edge.runs.planning import Plan
 from llm_data.edge.runs.run_folder import RejectFile, RunFolder, RunState, add_counts
 from llm_data.edge.runs.workers import Crew
-from llm_data.edge.sources.readers import UNITS, Meter, read_batches, where
+from llm_data.edge.sources.quarantine import quarantine_line
+from llm_data.edge.sources.readers import Meter, read_batches, where
 from llm_data.encode import EncodedBatch
 from llm_data.errors import DataError
-from llm_data.records import COUNTED, Reject
+from llm_data.records import COUNTED
 
 
 def encode_chunks(
@@ -27,13 +26,6 @@ def encode_chunks(
     rejects = folder.open_rejects(state.rejects_bytes)
     with closing(columns), closing(rejects):
         yield from _Encoding(plan, columns, rejects, progress).run(state, crew)
-
-
-def quarantined_place(line: bytes) -> str:
-    """What a line of the quarantine says, in words."""
-    found = orjson.loads(line)
-    place = "" if found["unit"] == "file" else f": {found['unit']} {found['number']}"
-    return f"{found['file']}{place}: {found['detail']}"
 
 
 class _Encoding:
@@ -76,7 +68,7 @@ class _Encoding:
                     hint = "--on-error skip sets such records aside and counts them"
                     place = where(self._plan.inputs.files, reject.place)
                     raise DataError(f"{place}: {reject.detail} ({hint})")
-                self._rejects.append(_quarantined(self._plan, reject))
+                self._rejects.append(quarantine_line(self._plan.inputs.files, reject))
             self._drops[reject.reason.value] += 1
         self._notes.update(batch.notes)
         self._columns.append([batch.columns[i] for i in self._taken], sizes=batch.sizes)
@@ -92,17 +84,3 @@ class _Encoding:
             notes=notes,
             rejects_bytes=self._rejects.mark(),
         )
-
-
-def _quarantined(plan: Plan, reject: Reject) -> bytes:
-    file = plan.inputs.files[reject.place.source]
-    return orjson.dumps(
-        {
-            "file": str(file.path),
-            "unit": UNITS[file.kind],
-            "number": reject.place.number,
-            "reason": reject.reason.value,
-            "detail": reject.detail,
-            "raw": reject.raw,
-        }
-    )

@@ -14,11 +14,12 @@ from llm_data.edge.datasets.dataset_manifests import (
 )
 from llm_data.edge.durable import with_suffix, writing_to
 from llm_data.edge.runs.columns import Columns
-from llm_data.edge.runs.encoding import encode_chunks, quarantined_place
+from llm_data.edge.runs.encoding import encode_chunks
 from llm_data.edge.runs.planning import Plan, inputs_of, worker_count
 from llm_data.edge.runs.run_folder import RunFolder, RunState
 from llm_data.edge.runs.specs import make_plan, with_backend
 from llm_data.edge.runs.workers import Crew
+from llm_data.edge.sources.quarantine import quarantined_place
 from llm_data.errors import DataError
 
 # What encoders load only when they are built.

@@ -7,7 +7,7 @@ from typing import Protocol, cast, runtime_checkable
 
 from llm_data.backends.backend import BackendName, BackendSpec
 from llm_data.backends.choice import is_installed
-from llm_data.config import BackendChoice, PreprocessConfig, Task
+from llm_data.config import PreprocessConfig, Task
 from llm_data.edge.console.progress import Progress
 from llm_data.edge.datasets.dataset_manifests import Options
 from llm_data.edge.runs.planning import Plan
@@ -37,9 +37,7 @@ class _Backed(EncoderSpec, Protocol):
     @property
     def backend(self) -> BackendSpec: ...
 
-    def with_backend(
-        self, choice: BackendChoice, batches: Iterable[Batch]
-    ) -> tuple["_Backed", str]: ...
+    def first_texts(self, batches: Iterable[Batch]) -> list[str]: ...
 
 
 def make_plan(config: PreprocessConfig, inputs: Inputs) -> Plan:
@@ -60,13 +58,20 @@ def with_backend(plan: Plan, *, crew: Crew, progress: Progress) -> Plan:
         return plan
     if choice == "auto" and plan.inputs.bytes < WORTH_A_PROOF_BYTES:
         return plan
+    ask = None
     if is_installed(BackendName.GIGATOKEN):
         # The processes load it while it is proven here.
         probable = cast("PretrainSpec", spec)
         crew.prepare(replace(probable, backend=BackendSpec(name=BackendName.GIGATOKEN)))
+        ask = crew.ask if crew.workers > 1 and isinstance(spec, PretrainSpec) else None
     batches = read_batches(plan.inputs.files, key=plan.read_key, start=None, meter=Meter())
-    spec, message = spec.with_backend(choice, batches)
-    progress.say(message)
+    # Late: a run that names hf chooses nothing.
+    from llm_data.backends.choice import choose
+
+    file, texts = find_tokenizer_file(plan.config.tokenizer), spec.first_texts(batches)
+    chosen = choose(choice, tokenizer_file=file, texts=texts, ask=ask)
+    spec = cast("PretrainSpec", replace(cast("PretrainSpec", spec), backend=chosen.spec))
+    progress.say(chosen.message)
     draft = plan.draft
     if spec.backend.name is not BackendName.HF:
         name = spec.backend.name.value

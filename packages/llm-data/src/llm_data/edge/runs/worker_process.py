@@ -2,9 +2,10 @@
 
 INBOX and OUTBOX are open pipes; the modules are loaded while nothing has come yet.
 
-A message is an EncoderSpec, from which on it is the one that encodes, or a Batch; the answers are
-the encoded batches, or a DataError before the end. A spec that nothing is encoded with may fail. It
-ends when its parent closes the pipes or dies.
+A message is an EncoderSpec, from which on it is the one that encodes, or a Batch, or a Question;
+the answers are encoded batches and lists of ids, or a DataError, which is the end of a process
+unless it answers a Question. A spec that nothing is encoded with may fail. It ends when its parent
+closes the pipes or dies.
 """
 
 import os
@@ -13,12 +14,18 @@ import threading
 from importlib import import_module
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
+from typing import Protocol, cast
 
+from llm_data.backends.backend import Backend, Question, TokenIds
 from llm_data.encode import Encoder, EncoderSpec
 from llm_data.errors import DataError
 from llm_data.records import Batch
 
 PARALLEL = "TOKENIZERS_PARALLELISM"
+
+
+class _Backed(Protocol):
+    backend: Backend
 
 
 def work(inbox: "Connection[object]", outbox: "Connection[object]") -> None:
@@ -33,6 +40,8 @@ def work(inbox: "Connection[object]", outbox: "Connection[object]") -> None:
         try:
             if isinstance(message, EncoderSpec):
                 encoder = _built(message)
+            elif isinstance(message, Question):
+                outbox.send(_answered(message, encoder))
             elif isinstance(encoder, DataError):
                 raise encoder
             elif encoder is not None and isinstance(message, Batch):
@@ -47,6 +56,14 @@ def _built(spec: EncoderSpec) -> Encoder | DataError:
         return spec.build()
     except DataError as error:
         return error
+
+
+def _answered(
+    question: Question, encoder: Encoder | DataError | None
+) -> list[TokenIds] | DataError:
+    if isinstance(encoder, DataError):
+        return encoder
+    return list(cast(_Backed, encoder).backend.encode(question.texts))
 
 
 def _receive_all(inbox: "Connection[object]", waiting: "SimpleQueue[object]") -> None:

@@ -1,15 +1,17 @@
 """Encoders in other processes: bounded, in order, and gone when their parent is."""
 
+import fcntl
 import os
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
+from llm_data.backends.backend import Question, TokenIds
 from llm_data.edge.runs import worker_process
 from llm_data.edge.runs.worker_process import PARALLEL
 from llm_data.encode import EncodedBatch, EncoderSpec
@@ -18,6 +20,9 @@ from llm_data.records import Batch
 
 # Batches a worker may hold: one in hand, the next waiting, one more on the way.
 DEPTH = 3
+
+# As much as a user who is not root may ask for.
+_PIPE_BYTES = 1 << 20
 
 # Without the working directory on the path of imports.
 _PYTHON = (sys.executable, "-P", "-m")
@@ -45,6 +50,11 @@ class Crew:
             for worker in self._hired:
                 worker.send(spec)
             self._spec = spec
+
+    def ask(self, texts: Sequence[str]) -> Sequence[TokenIds]:
+        """The ids that a process gives with the encoder it was last told to prepare."""
+        self._hired[0].send(Question(tuple(texts)))
+        return self._hired[0].answer()
 
     def encode(
         self, batches: Iterable[Batch], spec: EncoderSpec
@@ -114,10 +124,12 @@ class _Worker:
         # Only the child may hold these, or neither side would ever see the other one end.
         os.close(inbox)
         os.close(outbox)
-        self._send: Connection[EncoderSpec | Batch] = Connection(send, readable=False)
+        for end in (send, receive):
+            _widen(end)
+        self._send: Connection[EncoderSpec | Batch | Question] = Connection(send, readable=False)
         self._receive: Connection[object] = Connection(receive, writable=False)
 
-    def send(self, message: EncoderSpec | Batch) -> None:
+    def send(self, message: EncoderSpec | Batch | Question) -> None:
         try:
             self._send.send(message)
         except (BrokenPipeError, ConnectionResetError):
@@ -125,6 +137,16 @@ class _Worker:
             return
 
     def receive(self) -> EncodedBatch:
+        found = self._next()
+        assert isinstance(found, EncodedBatch)
+        return found
+
+    def answer(self) -> Sequence[TokenIds]:
+        found = self._next()
+        assert isinstance(found, list)
+        return cast("list[TokenIds]", found)
+
+    def _next(self) -> object:
         try:
             found = self._receive.recv()
         except (EOFError, ConnectionResetError):
@@ -134,7 +156,6 @@ class _Worker:
             ) from None
         if isinstance(found, DataError):
             raise found
-        assert isinstance(found, EncodedBatch)
         return found
 
     def close(self) -> None:
@@ -143,3 +164,12 @@ class _Worker:
         # It may be in the middle of a batch nobody waits for.
         self._process.terminate()
         self._process.wait()
+
+
+def _widen(pipe: int) -> None:
+    """Let a batch pass a pipe at once, where the system can: each part more is a switch between
+    processes.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError):
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)

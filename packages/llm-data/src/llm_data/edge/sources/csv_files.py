@@ -12,11 +12,11 @@ from typing import BinaryIO, NamedTuple
 
 import orjson
 
-from llm_data.edge.sources.reading import BOM, Item, Job, metered, wrong_columns
+from llm_data.edge.sources.reading import Item, Job, metered, wrong_columns
 from llm_data.edge.sources.rows import Flaw, row_item
 from llm_data.edge.sources.streams import advance, open_stream
 from llm_data.errors import FormatError
-from llm_data.records import Reason
+from llm_data.records import BOM, Reason
 
 # Beyond this a quote was surely never closed; what it swallows is held in memory.
 FIELD_BYTES = 128 << 20

@@ -10,12 +10,12 @@ from llm_data.edge.sources.reading import Item, Job, Meter
 from llm_data.edge.sources.table_files import read_arrow, read_parquet
 from llm_data.edge.sources.text_files import read_json, read_lines, read_text
 from llm_data.errors import DataError, FormatError
-from llm_data.records import Batch, Place, Reason, Record, Reject
+from llm_data.records import Batch, Lines, Part, Place, Reason, Record, Reject, end_of, items_of
 
 __all__ = ["UNITS", "Item", "Meter", "read_batches", "read_records", "where"]
 
 BATCH_RECORDS = 512
-BATCH_BYTES = 256 << 10
+BATCH_BYTES = 192 << 10
 
 # What one record is called in messages.
 UNITS = MappingProxyType(
@@ -29,7 +29,7 @@ UNITS = MappingProxyType(
     }
 )
 
-_READERS: MappingProxyType[Kind, Callable[[Job], Iterator[Item]]] = MappingProxyType(
+_READERS: MappingProxyType[Kind, Callable[[Job], Iterator[Part]]] = MappingProxyType(
     {
         Kind.TEXT: read_text,
         Kind.JSONL: read_lines,
@@ -48,22 +48,28 @@ def read_batches(
 
     Of tables only the column `key` is read; without a key every row is a record in JSON.
     """
-    items: list[Item] = []
+    parts: list[Part] = []
     payload_bytes = 0
-    for item in read_records(files, key=key, start=start, meter=meter):
-        items.append(item)
-        payload_bytes += len(item.payload) if isinstance(item, Record) else 0
-        if len(items) >= BATCH_RECORDS or payload_bytes >= BATCH_BYTES:
-            yield Batch(items=items, payload_bytes=payload_bytes)
-            items, payload_bytes = [], 0
-    if items:
-        yield Batch(items=items, payload_bytes=payload_bytes)
+    for part in _read_parts(files, key=key, start=start, meter=meter):
+        parts.append(part)
+        payload_bytes += _payload_bytes(part)
+        if len(parts) >= BATCH_RECORDS or payload_bytes >= BATCH_BYTES:
+            yield Batch(parts=parts, payload_bytes=payload_bytes)
+            parts, payload_bytes = [], 0
+    if parts:
+        yield Batch(parts=parts, payload_bytes=payload_bytes)
 
 
 def read_records(
     files: Sequence[InputFile], *, key: str | None, start: Place | None, meter: Meter
 ) -> Iterator[Item]:
     """The records of all files in order, from the one after `start`."""
+    return items_of(_read_parts(files, key=key, start=start, meter=meter))
+
+
+def _read_parts(
+    files: Sequence[InputFile], *, key: str | None, start: Place | None, meter: Meter
+) -> Iterator[Part]:
     first = start.source if start else 0
     meter.finished = sum(file.bytes for file in files[:first])
     for source, file in enumerate(files[first:], start=first):
@@ -84,13 +90,21 @@ def where(files: Sequence[InputFile], place: Place) -> str:
     return str(file.path) if unit == "file" else f"{file.path}: {unit} {place.number}"
 
 
-def _read_file(job: Job) -> Iterator[Item]:
+def _payload_bytes(part: Part) -> int:
+    if isinstance(part, Lines):
+        return len(part.data)
+    return len(part.payload) if isinstance(part, Record) else 0
+
+
+def _read_file(job: Job) -> Iterator[Part]:
     """The file's records; damage becomes a last Reject, a file that cannot be opened an error."""
     number = job.start.number if job.start else 0
+    is_empty = not number
     try:
-        for item in _READERS[job.file.kind](job):
-            number = item.place.number
-            yield item
+        for part in _READERS[job.file.kind](job):
+            number = end_of(part).number
+            is_empty = is_empty and isinstance(part, Lines) and part.is_blank
+            yield part
     except (EOFError, zlib.error, FormatError) as error:
         yield _broken(job, number, str(error))
     except OSError as error:
@@ -103,7 +117,7 @@ def _read_file(job: Job) -> Iterator[Item]:
             raise
         yield _broken(job, number, str(error))
     else:
-        if number == 0:
+        if is_empty:
             detail = "the file has no records"
             yield Reject(place=job.place(0, None), reason=Reason.EMPTY, detail=detail)
 

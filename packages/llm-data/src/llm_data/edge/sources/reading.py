@@ -9,8 +9,6 @@ from llm_data.edge.sources.streams import InputStream, open_stream
 from llm_data.errors import did_you_mean, listed
 from llm_data.records import Place, Reason, Record, Reject
 
-BOM = b"\xef\xbb\xbf"
-
 Item = Record | Reject
 
 

@@ -1,12 +1,17 @@
 """Readers of plain text, JSON lines and JSON."""
 
 from collections.abc import Iterator
+from io import BufferedReader
 from itertools import islice
+from typing import BinaryIO, cast
 
-from llm_data.edge.sources.reading import BOM, Item, Job, metered
+from llm_data.edge.sources.reading import Item, Job, metered
 from llm_data.edge.sources.streams import advance
 from llm_data.formats.json_stream import split_values
-from llm_data.records import Reason, Record, Shape
+from llm_data.records import BOM, Lines, Reason, Record, Shape
+
+# Lines that are handed on together; what a batch is filled with, so a little more than that.
+BLOCK_BYTES = 256 << 10
 
 
 def read_text(job: Job) -> Iterator[Item]:
@@ -20,17 +25,15 @@ def read_text(job: Job) -> Iterator[Item]:
     yield Record(job.place(1, None), Shape.FILE, payload)
 
 
-def read_lines(job: Job) -> Iterator[Item]:
-    """One JSON value a line; blank lines are no records."""
+def read_lines(job: Job) -> Iterator[Lines]:
+    """One JSON value a line; blocks of lines, for a worker to cut apart."""
     number, offset = (job.start.number, job.skip) if job.start else (0, 0)
     with metered(job) as source:
         advance(source.stream, to=offset)
-        for line in source.stream:
-            number += 1
-            offset += len(line)
-            payload = (line.removeprefix(BOM) if offset == len(line) else line).strip()
-            if payload:
-                yield Record(job.place(number, offset), Shape.JSON, payload)
+        for data in _whole_lines(source.stream):
+            lines = Lines(job.source, number, offset, data)
+            yield lines
+            number, offset = lines.end.number, offset + len(data)
 
 
 def read_json(job: Job) -> Iterator[Item]:
@@ -39,3 +42,25 @@ def read_json(job: Job) -> Iterator[Item]:
         values = split_values(source.stream.read, where="JSON")
         for number, payload in enumerate(islice(values, job.skip, None), start=job.skip + 1):
             yield Record(job.place(number, number), Shape.JSON, payload)
+
+
+def _whole_lines(stream: BinaryIO) -> Iterator[bytes]:
+    """The stream in blocks that end where a line does; of a damaged one what is whole."""
+    read = cast(BufferedReader, stream).read1
+    kept = bytearray()
+    try:
+        while block := read(BLOCK_BYTES):
+            before = len(kept)
+            kept += block
+            # What stood there before has no line's end when it is a block long already.
+            if len(kept) >= BLOCK_BYTES and (
+                cut := kept.rfind(b"\n", before if before >= BLOCK_BYTES else 0) + 1
+            ):
+                yield bytes(kept[:cut])
+                del kept[:cut]
+    except Exception:
+        if cut := kept.rfind(b"\n") + 1:
+            yield bytes(kept[:cut])
+        raise
+    if kept:
+        yield bytes(kept)

@@ -1,0 +1,49 @@
+"""Rules that tie the fields of a run to its model and its ranks, each told with its equation."""
+
+from __future__ import annotations
+
+from llm_train.arch import Arch
+from llm_train.check.experts import experts
+from llm_train.check.layout import Layout, batch, layout, world
+from llm_train.check.pipeline import pipeline
+from llm_train.check.positions import positions
+from llm_train.check.schedule import overlap, schedule
+from llm_train.check.tensor import tensor
+from llm_train.config import Device, Precision, RunConfig
+
+__all__ = ["Layout", "layout", "notes", "problems"]
+
+
+def problems(config: RunConfig, arch: Arch, world_size: int) -> list[str]:
+    """Find every rule that the run breaks, in words with numbers; none when it may start."""
+    return [
+        *world(config, world_size),
+        *batch(config, world_size),
+        *schedule(config),
+        *tensor(config, arch),
+        *pipeline(config, arch),
+        *experts(config, arch, world_size),
+        *positions(config, arch),
+        *overlap(config),
+    ]
+
+
+def notes(config: RunConfig, arch: Arch) -> list[str]:
+    """Say what the run will do that its config does not say in so many words."""
+    found: list[str] = []
+    parallel, train = config.parallel, config.train
+    if parallel.vpp is not None:
+        found.append(
+            "parallel.vpp is set: stages exchange activations by overlapped point-to-point calls "
+            "(batched ones give a wrong loss with pp=2)"
+        )
+    if parallel.tp == 1 and "sequence_parallel" in parallel.model_fields_set:
+        found.append("parallel.sequence_parallel has no effect with tp=1")
+    if train.seq_length > arch.max_position_embeddings and arch.position.kind != "learned":
+        found.append(
+            f"train.seq_length({train.seq_length}) is beyond the model's "
+            f"max_position_embeddings({arch.max_position_embeddings})"
+        )
+    if config.device is Device.CPU and train.precision is not Precision.FP32:
+        found.append(f"train.precision={train.precision} is seldom faster than fp32 on a cpu")
+    return found

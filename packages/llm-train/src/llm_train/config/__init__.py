@@ -1,0 +1,26 @@
+"""What a training run is told: frozen sections, every field with its unit and its range."""
+
+from llm_train.config.data import DataConfig, RawConfig
+from llm_train.config.model import ModelConfig
+from llm_train.config.optimizer import Decay, OptimizerConfig
+from llm_train.config.parallel import ParallelConfig
+from llm_train.config.run import Device, Recompute, RunConfig
+from llm_train.config.save import LogConfig, Resume, SaveConfig
+from llm_train.config.train import Precision, TrainConfig
+
+__all__ = [
+    "DataConfig",
+    "Decay",
+    "Device",
+    "LogConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "Precision",
+    "RawConfig",
+    "Recompute",
+    "Resume",
+    "RunConfig",
+    "SaveConfig",
+    "TrainConfig",
+]

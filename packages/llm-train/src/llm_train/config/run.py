@@ -1,0 +1,55 @@
+"""A whole run."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from llm_train.config.data import DataConfig
+from llm_train.config.model import ModelConfig
+from llm_train.config.optimizer import OptimizerConfig
+from llm_train.config.parallel import ParallelConfig
+from llm_train.config.save import LogConfig, SaveConfig
+from llm_train.config.section import Section
+from llm_train.config.train import TrainConfig
+
+
+class Recompute(StrEnum):
+    """Which activations are computed again in backward instead of being kept."""
+
+    NONE = "none"
+    FULL = "full"
+    SELECTIVE = "selective"
+
+
+class Device(StrEnum):
+    """Where tensors live; `auto` takes the first of cuda, npu, cpu that is present."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+    NPU = "npu"
+
+
+class RunConfig(Section):
+    """A whole training run, as read from its YAML file and `key=value` overrides."""
+
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    optimizer: OptimizerConfig
+    parallel: ParallelConfig = ParallelConfig()
+    recompute: Recompute = Field(default=Recompute.NONE, description="none, full or selective")
+    save: SaveConfig
+    log: LogConfig = LogConfig()
+    device: Device = Field(default=Device.AUTO, description="auto, cpu, cuda or npu")
+
+    @model_validator(mode="after")
+    def _fill_decay_steps(self) -> Self:
+        if self.optimizer.decay_steps is None:
+            update = {"decay_steps": self.train.max_steps}
+            # The one derived value; a frozen model leaves its own validator no other way in.
+            object.__setattr__(self, "optimizer", self.optimizer.model_copy(update=update))
+        return self
