@@ -17,7 +17,7 @@ import pytest
 
 from ckpt_models import assert_same_folder
 from llm_ckpt.edge import convert as whole
-from llm_ckpt.edge import space, workers
+from llm_ckpt.edge import markers, space, workers
 from llm_ckpt.edge.convert import RECORD
 from llm_ckpt.errors import CheckpointError
 
@@ -294,27 +294,35 @@ def test_files_of_any_length_are_written_whole(size, tmp_path):
     assert (fact.bytes, fact.sha256) == (size, hashlib.sha256(data).hexdigest())
 
 
-def test_a_file_system_without_direct_writing_is_written_too(monkeypatch, tmp_path):
-    """As 9p and some FUSE systems: whole pages are refused with EINVAL."""
-    from llm_ckpt.formats import stream
+def test_files_not_yet_synced_count_until_the_system_starts_anew(
+    hf_folder, convert, tmp_path, monkeypatch
+):
+    """As after a power cut: what only the page cache had may be gone."""
+    source, out = hf_folder("qwen3"), tmp_path / "out"
+    convert(source, tmp_path / "wanted", "v1", tp=2, pp=2)
 
-    real, refused = os.write, 0
+    def stopped_after_two_files():
+        monkeypatch.setattr(markers, "sync_file", lambda path: time.sleep(60))
+        real, left = whole.write_planned, [2]
 
-    def write(descriptor, data):
-        nonlocal refused
-        flags = stream.fcntl.fcntl(descriptor, stream.fcntl.F_GETFL)
-        if flags & os.O_DIRECT:
-            refused += 1
-            raise OSError(errno.EINVAL, "no")
-        return real(descriptor, data)
+        def write(*arguments):
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+            return real(*arguments)
 
-    monkeypatch.setattr(os, "write", write)
-    data = os.urandom(20 << 20)
-    with stream.NewFile(tmp_path / "x") as file:
-        file.write(data)
-        file.commit()
-    assert (tmp_path / "x").read_bytes() == data
-    assert refused == 1
+        monkeypatch.setattr(whole, "write_planned", write)
+        convert(source, out, "v1", tp=2, pp=2)
+
+    for boot, resumed in (("this one", 2), ("the next", 0)):
+        assert in_child(stopped_after_two_files) == -signal.SIGKILL
+        if boot == "the next":
+            (tmp_path / "boot").write_text(boot)
+            monkeypatch.setattr(markers, "BOOT_ID", tmp_path / "boot")
+        outcome = convert(source, out, "v1", tp=2, pp=2, is_resumed=True)
+        assert outcome.resumed == resumed
+        assert digests(out) == digests(tmp_path / "wanted")
+        shutil.rmtree(out)
 
 
 def test_progress_without_a_terminal_tells_speed_and_time_left(monkeypatch, capsys):

@@ -56,7 +56,7 @@ class Job:
 
 
 def write_planned(source: WeightSource, job: Job, on_bytes: OnBytes) -> Written:
-    """Write one file and commit it under its name."""
+    """Write one file under its name; it is the caller's to sync."""
     path, size, is_hf = job.folder / job.file.path, job.file.nbytes, job.target.layout == "hf"
     # A Hugging Face folder has no place for checksums, so none are made.
     with NewFile(path, is_hashed=not is_hf, planned_bytes=size) as stream:
@@ -71,7 +71,7 @@ def write_planned(source: WeightSource, job: Job, on_bytes: OnBytes) -> Written:
             chunks = []
         else:
             chunks = list(_write_dist(source, job.file, stream, on_bytes))
-        return Written(job.file.path, stream.commit(), tuple(chunks))
+        return Written(job.file.path, stream.commit(is_durable=False), tuple(chunks))
 
 
 def rank_args(source: WeightSource, job: Job) -> dict[str, Any]:

@@ -84,19 +84,13 @@ class Reject:
 class Lines(NamedTuple):
     """Whole lines of a file, a JSON value each, that nobody has cut apart: blank ones are none.
 
-    `number` lines and `offset` bytes of the file stand before them.
+    `number` lines and `offset` bytes of the file stand before them; `end` is the last line's place.
     """
 
-    source: int
     number: int
     offset: int
     data: bytes
-
-    @property
-    def end(self) -> Place:
-        """The last line's place."""
-        lines = self.data.count(b"\n") + (not self.data.endswith(b"\n"))
-        return Place(self.source, self.number + lines, self.offset + len(self.data))
+    end: Place
 
     @property
     def is_blank(self) -> bool:
@@ -111,7 +105,7 @@ class Lines(NamedTuple):
             offset += len(line)
             payload = (line.removeprefix(BOM) if offset == len(line) else line).strip()
             if payload:
-                yield Record(Place(self.source, number, offset), Shape.JSON, payload)
+                yield Record(Place(self.end.source, number, offset), Shape.JSON, payload)
 
 
 Part = Record | Reject | Lines

@@ -19,20 +19,19 @@ from typing import Protocol
 from llm_ckpt import __version__
 from llm_ckpt.edge import finish
 from llm_ckpt.edge.folder import iteration_name
+from llm_ckpt.edge.markers import FOLDER as DONE
+from llm_ckpt.edge.markers import markers_in
 from llm_ckpt.edge.progress import byte_progress
 from llm_ckpt.edge.show import keys_line
 from llm_ckpt.edge.space import check_space
 from llm_ckpt.edge.workers import write_in_workers, writing_process
-from llm_ckpt.errors import CheckpointError, FormatError
+from llm_ckpt.errors import CheckpointError
 from llm_ckpt.execute import Job, Written, carried_state, write_planned
-from llm_ckpt.formats.dist_metadata import Chunk
-from llm_ckpt.formats.stream import FileFact, sync_folder, write_file
-from llm_ckpt.layout import Box
+from llm_ckpt.formats.stream import sync_file, write_file
 from llm_ckpt.plan import Plan, Target, make_plan
 from llm_ckpt.source import WeightSource
 
 RECORD = ".llm-ckpt.json"
-_DONE = ".done"
 _LOCK = ".lock"
 
 
@@ -124,15 +123,15 @@ def _jobs(source: WeightSource, plan: Plan, partial: Path) -> list[Job]:
 def _write_all(
     request: Request, source: WeightSource, jobs: list[Job], partial: Path
 ) -> tuple[list[Written], int]:
-    done = {job.file.path: _read_marker(partial, job) for job in jobs}
-    pending = [job for job in jobs if done[job.file.path] is None]
-    left = sum(job.file.nbytes for job in pending)
-    check_space(partial, left)
-    label = f"writing {request.destination.name}"
-    with byte_progress(label, left) as advance:
-        for job, result in _results(request, source, pending, advance):
-            _write_marker(partial, result)
-            done[job.file.path] = result
+    with markers_in(partial) as markers:
+        done = {job.file.path: markers.read(job) for job in jobs}
+        pending = [job for job in jobs if done[job.file.path] is None]
+        left = sum(job.file.nbytes for job in pending)
+        check_space(partial, left)
+        with byte_progress(f"writing {request.destination.name}", left) as advance:
+            for job, result in _results(request, source, pending, advance):
+                markers.write(job, result)
+                done[job.file.path] = result
     written = [result for result in done.values() if result is not None]
     return written, len(jobs) - len(pending)
 
@@ -211,47 +210,12 @@ def _locked(partial: Path, digest: str, *, keep: bool) -> Iterator[None]:
                 shutil.rmtree(partial)  # nothing was written
 
 
-def _write_marker(partial: Path, written: Written) -> None:
-    marker = {
-        "path": written.path,
-        "bytes": written.fact.bytes,
-        "sha256": written.fact.sha256,
-        "chunks": [
-            [key, chunk.box.start, chunk.box.stop, chunk.offset, chunk.length]
-            for key, chunk in written.chunks
-        ],
-    }
-    write_file(_marker(partial, written.path), json.dumps(marker).encode())
-
-
-def _read_marker(partial: Path, job: Job) -> Written | None:
-    path = _marker(partial, job.file.path)
-    file = job.folder / job.file.path
-    if not path.is_file() or not file.is_file():
-        return None
-    marker = json.loads(path.read_text())
-    fact = FileFact(marker["bytes"], marker["sha256"])
-    if file.stat().st_size != fact.bytes:
-        raise FormatError(
-            f"{file}: {file.stat().st_size} bytes, want {fact.bytes}; do not --resume"
-        )
-    chunks = tuple(
-        (key, Chunk(Box(tuple(start), tuple(stop)), marker["path"], offset, length))
-        for key, start, stop, offset, length in marker["chunks"]
-    )
-    return Written(marker["path"], fact, chunks)
-
-
-def _marker(partial: Path, path: str) -> Path:
-    return partial / _DONE / (path.replace("/", "__") + ".json")
-
-
 def _seal(partial: Path, digest: str) -> None:
     """Record the plan; the folder is complete after this."""
     files = {
         str(path.relative_to(partial)): path.stat().st_size
         for path in sorted(partial.rglob("*"))
-        if path.is_file() and not {_DONE, _LOCK, RECORD} & set(path.relative_to(partial).parts)
+        if path.is_file() and not {DONE, _LOCK, RECORD} & set(path.relative_to(partial).parts)
     }
     record = {"plan": digest, "created_by": f"llm-ckpt {__version__}", "files": files}
     write_file(partial / RECORD, (json.dumps(record, indent=1) + "\n").encode())
@@ -259,14 +223,14 @@ def _seal(partial: Path, digest: str) -> None:
 
 def _publish(partial: Path, destination: Path) -> None:
     """Give the complete folder its name; what only a conversion in progress needs goes first."""
-    shutil.rmtree(partial / _DONE, ignore_errors=True)
+    shutil.rmtree(partial / DONE, ignore_errors=True)
     (partial / _LOCK).unlink(missing_ok=True)
     for folder in [partial, *(p for p in partial.rglob("*") if p.is_dir())]:
-        sync_folder(folder)
+        sync_file(folder)
     if destination.exists():
         os.rename(destination, destination.with_name(f".{destination.name}.{os.getpid()}.old"))
     os.rename(partial, destination)
-    sync_folder(destination.parent)
+    sync_file(destination.parent)
     # Also those of runs that were killed right here.
     for old in destination.parent.glob(f".{glob.escape(destination.name)}.*.old"):
         shutil.rmtree(old)

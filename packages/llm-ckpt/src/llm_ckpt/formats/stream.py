@@ -74,11 +74,13 @@ class NewFile:
         for view in byte_views(tensor, dtype or tensor.dtype):
             self.write(view)
 
-    def commit(self) -> FileFact:
-        """Sync, then rename to the final name."""
+    def commit(self, *, is_durable: bool = True) -> FileFact:
+        """Rename to the final name, after a sync unless `sync_file` is called on it later."""
         with self._naming_a_full_disk():
             self._pipeline.finish()
-            self._disk.close_durably()
+            if is_durable:
+                self._disk.sync()
+            self._disk.close()
         self._is_open = False
         os.replace(self._temporary, self.path)
         return FileFact(self._position, self._hash.hexdigest() if self._hash else "")
@@ -134,15 +136,15 @@ def byte_views(tensor: Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
         yield byte_view(tensor[start : start + height].to(dtype).contiguous())
 
 
-def write_file(path: Path, data: bytes) -> FileFact:
+def write_file(path: Path, data: bytes, *, is_durable: bool = True) -> FileFact:
     """Write a small file atomically."""
     with NewFile(path) as file:
         file.write(data)
-        return file.commit()
+        return file.commit(is_durable=is_durable)
 
 
-def sync_folder(path: Path) -> None:
-    """Make the names inside a folder durable."""
+def sync_file(path: Path) -> None:
+    """Make a file durable, or the names inside a folder, whoever wrote it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -178,10 +180,9 @@ class _Disk:
         if _START_WRITING is not None:
             os.posix_fadvise(self._descriptor, begun, len(view), _START_WRITING)
 
-    def close_durably(self) -> None:
-        """Sync and close."""
+    def sync(self) -> None:
+        """Return when all of it is on the disk."""
         os.fsync(self._descriptor)
-        self.close()
 
     def close(self) -> None:
         """Close, once."""

@@ -31,9 +31,10 @@ def read_lines(job: Job) -> Iterator[Lines]:
     with metered(job) as source:
         advance(source.stream, to=offset)
         for data in _whole_lines(source.stream):
-            lines = Lines(job.source, number, offset, data)
-            yield lines
-            number, offset = lines.end.number, offset + len(data)
+            count = data.count(b"\n") + (not data.endswith(b"\n"))
+            end = job.place(number + count, offset + len(data))
+            yield Lines(number, offset, data, end)
+            number, offset = end.number, offset + len(data)
 
 
 def read_json(job: Job) -> Iterator[Item]:
