@@ -20,6 +20,9 @@ from llm_ckpt.layout import Box, Shape, whole
 
 _BLOCK_BYTES = 8 << 20
 _PAGE_BYTES = 4096
+# Pieces of rows shorter than this are read together with what lies between: a call costs more.
+_FAR_BYTES = 64 << 10
+_ROWS_A_CALL = 512  # half of what a call may fill
 _MAX_OPEN_FILES = 64
 
 
@@ -111,9 +114,18 @@ class Files:
     def _read_columns(self, slab: Slab, box: Box, out: Tensor) -> None:
         row, skip = _row_bytes(slab.shape, slab.dtype), _skip_bytes(slab, box)
         flat: Any = out.reshape(out.shape[0], -1).view(torch.uint8).numpy()
-        descriptor = self.descriptor(slab.path)
-        for i in range(slab.shape[0]):
-            _read_at(slab.path, descriptor, slab.offset + i * row + skip, memoryview(flat[i]))
+        descriptor, start = self.descriptor(slab.path), slab.offset + skip
+        gap = row - flat.shape[1]
+        if flat.shape[1] >= _FAR_BYTES:
+            for i in range(slab.shape[0]):
+                _read_at(slab.path, descriptor, start + i * row, [memoryview(flat[i])])
+            return
+        unwanted = memoryview(bytearray(gap))
+        for first in range(0, slab.shape[0], _ROWS_A_CALL):
+            views: list[memoryview] = []
+            for piece in flat[first : first + _ROWS_A_CALL]:
+                views += [memoryview(piece), unwanted]
+            _read_at(slab.path, descriptor, start + first * row, views[:-1])
 
     def _read_blocks(self, slab: Slab, box: Box, out: Tensor) -> None:
         height = max(1, _BLOCK_BYTES // max(1, _row_bytes(slab.shape, slab.dtype)))
@@ -126,7 +138,7 @@ class Files:
 
     def _fill(self, slab: Slab, out: Tensor) -> None:
         if out.numel():
-            _read_at(slab.path, self.descriptor(slab.path), slab.offset, byte_view(out))
+            _read_at(slab.path, self.descriptor(slab.path), slab.offset, [byte_view(out)])
 
 
 def byte_view(tensor: Tensor) -> memoryview:
@@ -162,10 +174,15 @@ def _has_flat_rows(out: Tensor) -> bool:
     return out.is_contiguous() or (out.dim() == 2 and out.stride(1) == 1)
 
 
-def _read_at(path: Path, descriptor: int, offset: int, view: memoryview) -> None:
-    done = 0
-    while done < len(view):
-        count = os.preadv(descriptor, [view[done:]], offset + done)
+def _read_at(path: Path, descriptor: int, offset: int, views: list[memoryview]) -> None:
+    """Fill the views with the file's bytes from `offset` on, one after the other."""
+    left = sum(map(len, views))
+    while left:
+        count = os.preadv(descriptor, views, offset)
         if count == 0:
-            raise FormatError(f"{path}: ends at byte {offset + done}, want {len(view) - done} more")
-        done += count
+            raise FormatError(f"{path}: ends at byte {offset}, want {left} more")
+        offset, left = offset + count, left - count
+        while left and count >= len(views[0]):
+            count -= len(views.pop(0))
+        if left:
+            views[0] = views[0][count:]
