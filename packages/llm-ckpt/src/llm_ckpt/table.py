@@ -99,7 +99,8 @@ def compile_table(
         raise CheckpointError(
             f"{where}: {len(twice)} parameters have more than one rule: {first_few(twice)}"
         )
-    entries = {p.name: _bind(p, found[p.name][0], patterns[p.name], arch) for p in params}
+    pieces = _Pieces(arch)
+    entries = {p.name: _bind(p, found[p.name][0], patterns[p.name], pieces) for p in params}
     used = Counter((part.name, part.index) for e in entries.values() for part in e.parts)
     shared = [name for (name, _), count in used.items() if count > 1]
     if shared:
@@ -154,15 +155,33 @@ def _pattern(name: str) -> _Pattern:
     return _Pattern(_NUMBERED.sub(take, name), numbers)
 
 
-def _bind(param: Param, rule: Rule, pattern: _Pattern, arch: Arch) -> Entry:
-    numbers = dict(pattern.numbers)
+class _Pieces:
+    """Shapes and cuts of a rule's parts; experts and layers by the thousand have the same."""
+
+    def __init__(self, arch: Arch) -> None:
+        self.arch = arch
+        self._known: dict[tuple[int, Shape, Cut], tuple[tuple[Shape, Cut], ...]] = {}
+
+    def of(self, rule: Rule, param: Param) -> tuple[tuple[Shape, Cut], ...]:
+        """One pair a part."""
+        key = (id(rule), param.shape, param.cut)
+        if key not in self._known:
+            shapes = rule.part_shapes(param.shape, self.arch)
+            cuts = rule.part_cuts(param.cut, self.arch)
+            self._known[key] = tuple(zip(shapes, cuts, strict=True))
+        return self._known[key]
+
+
+def _bind(param: Param, rule: Rule, pattern: _Pattern, pieces: _Pieces) -> Entry:
+    numbers, arch = dict(pattern.numbers), pieces.arch
     if "m" in numbers:
         numbers["n"] = arch.num_layers + numbers["m"]
     if "i" in numbers:
         numbers["h"], numbers["s"] = divmod(numbers["i"], 2)
-    names = [part.format(**numbers) for part in rule.parts]
-    shapes, cuts = rule.part_shapes(param.shape, arch), rule.part_cuts(param.cut, arch)
-    parts = (_part(*facts, arch) for facts in zip(names, shapes, cuts, strict=True))
+    parts = (
+        _part(name.format(**numbers), shape, cut, arch)
+        for name, (shape, cut) in zip(rule.parts, pieces.of(rule, param), strict=True)
+    )
     return Entry(param, rule, tuple(parts))
 
 
