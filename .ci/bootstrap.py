@@ -40,7 +40,10 @@ def main() -> int:
     """Build .venv exactly as uv.lock says, then leave the stamp that make looks at."""
     uv = usable_uv(shutil.which("uv")) or usable_uv(str(TOOLS / "uv")) or fetch_uv()
     print(f"setup: {uv} sync, with {sys.executable} ({platform.python_version()})", flush=True)
-    command = [str(uv), "sync", "--frozen", "--no-python-downloads", "--python", sys.executable]
+    # Compiled now: where Python may not keep what it compiles, as in many containers, every
+    # command would compile torch and transformers anew, for 8 s.
+    options = ["--frozen", "--no-python-downloads", "--compile-bytecode"]
+    command = [str(uv), "sync", *options, "--python", sys.executable]
     if not (sync(command) or sync(command, system_certificates=True)):
         print(f"Error: {' '.join(command)} failed; its reason is above", file=sys.stderr)
         return 1
