@@ -314,11 +314,17 @@ def test_files_not_yet_synced_count_until_the_system_starts_anew(
         monkeypatch.setattr(whole, "write_planned", write)
         convert(source, out, "v1", tp=2, pp=2)
 
-    for boot, resumed in (("this one", 2), ("the next", 0)):
+    def cut_short():
+        torn = sorted((tmp_path / "out.partial" / markers.FOLDER).iterdir())[0]
+        torn.write_bytes(b"")
+
+    def starts_anew():
+        (tmp_path / "boot").write_text("another")
+        monkeypatch.setattr(markers, "BOOT_ID", tmp_path / "boot")
+
+    for happens, resumed in ((lambda: None, 2), (cut_short, 1), (starts_anew, 0)):
         assert in_child(stopped_after_two_files) == -signal.SIGKILL
-        if boot == "the next":
-            (tmp_path / "boot").write_text(boot)
-            monkeypatch.setattr(markers, "BOOT_ID", tmp_path / "boot")
+        happens()
         outcome = convert(source, out, "v1", tp=2, pp=2, is_resumed=True)
         assert outcome.resumed == resumed
         assert digests(out) == digests(tmp_path / "wanted")

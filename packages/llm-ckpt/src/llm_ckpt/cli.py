@@ -1,6 +1,5 @@
 """The `llm-ckpt` command: parses and calls."""
 
-import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,17 +23,12 @@ from llm_ckpt.edge.options import (
 
 @click.group(cls=Group, context_settings={"max_content_width": 100})
 @click.version_option(__version__, prog_name="llm-ckpt")
-@click.pass_context
-def main(context: click.Context) -> None:
+def main() -> None:
     """Hugging Face and Megatron-core weights, converted both ways for any parallel layout.
 
     \b
     Example: llm-ckpt convert my-hf-model --output my-mcore --to mcore --tp 2
     """
-    # A plan is some hundred thousand objects and hardly a cycle: looking through all of them again
-    # and again is half of its time.
-    gc.disable()
-    context.call_on_close(gc.enable)
 
 
 @main.command(epilog="Example: llm-ckpt init model.json --output hf-init --seed 1234")

@@ -16,6 +16,7 @@ from torch import Tensor
 from llm_ckpt.adapt import AdaptedTensors, Change, MegatronChange, PeftChange
 from llm_ckpt.arch import Arch
 from llm_ckpt.blocks import Param
+from llm_ckpt.collecting import without_collecting
 from llm_ckpt.edge.folder import TRACKER, Located, companions, locate, read_arch, samples_consumed
 from llm_ckpt.errors import CheckpointError, first_few, suggest
 from llm_ckpt.families import family_named
@@ -205,6 +206,7 @@ class WeightSource:
         return self._table.entries[name].param
 
 
+@without_collecting()
 def open_source(
     path: Path,
     *,

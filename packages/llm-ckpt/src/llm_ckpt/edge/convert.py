@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from llm_ckpt import __version__
+from llm_ckpt.collecting import without_collecting
 from llm_ckpt.edge import finish
 from llm_ckpt.edge.folder import iteration_name
 from llm_ckpt.edge.markers import FOLDER as DONE
@@ -69,6 +70,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
 
+@without_collecting()
 def plan_for(source: WeightSource, target: Target) -> Plan:
     """The plan of converting `source` to `target`."""
     state = carried_state(source, target)

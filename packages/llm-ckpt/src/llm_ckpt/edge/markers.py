@@ -35,10 +35,13 @@ class Markers:
         file = job.folder / job.file.path
         if not path.is_file() or not file.is_file():
             return None
-        marker = json.loads(path.read_text())
-        fact = FileFact(marker["bytes"], marker["sha256"])
+        try:
+            marker = json.loads(path.read_text())
+        except ValueError:
+            return None  # a power cut took what it said
         if marker["boot"] not in (None, _boot_id()):
             return None
+        fact = FileFact(marker["bytes"], marker["sha256"])
         if file.stat().st_size != fact.bytes:
             raise FormatError(
                 f"{file}: {file.stat().st_size} bytes, want {fact.bytes}; do not --resume"
