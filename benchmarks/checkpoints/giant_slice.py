@@ -14,6 +14,7 @@ from llm_ckpt.edge.convert import plan_for
 from llm_ckpt.edge.open import CheckpointOpener
 from llm_ckpt.edge.workers import writing_process
 from llm_ckpt.execute import Job, write_planned
+from llm_ckpt.formats.stream import sync_file
 from llm_ckpt.placement import Grid, Pipeline
 from llm_ckpt.plan import Target
 
@@ -34,6 +35,7 @@ def main() -> None:
             file = plan.files[number]
             job = Job(plan.target, plan.padded_vocab_size, file, Path(output), 1)
             write_planned(opened, job, lambda _: None)
+            sync_file(Path(output) / file.path)
             (Path(output) / file.path).unlink()
             written += file.nbytes
         facts = {

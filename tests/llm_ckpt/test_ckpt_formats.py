@@ -19,7 +19,7 @@ from llm_ckpt.errors import CheckpointError, FormatError
 from llm_ckpt.formats import zip_stream
 from llm_ckpt.formats.dist_metadata import read_metadata
 from llm_ckpt.formats.hf import header_bytes, read_folder, read_header
-from llm_ckpt.formats.slab import Files
+from llm_ckpt.formats.slab import Files, Slab
 from llm_ckpt.formats.stream import NewFile, hash_file
 from llm_ckpt.formats.torch_zip import TorchZipWriter, read_torch_zip
 from llm_ckpt.formats.zip_stream import ZipStream
@@ -364,3 +364,37 @@ def test_boxes_are_read_whatever_their_width(columns, tmp_path):
             files.read(slab, box, out)
             assert torch.equal(out, wanted)
     files.close()
+
+
+@pytest.mark.parametrize("columns", [(0, 2048), (2048, 4096), (1000, 3500), (0, 4095), (1, 4096)])
+@pytest.mark.parametrize("most", [None, 4097])
+def test_columns_of_many_rows_are_read_whatever_a_call_gives(columns, most, tmp_path, monkeypatch):
+    """More rows than one call takes; `most`: bytes that a system gives at a time."""
+    rows, real, calls = 1100, os.preadv, 0
+    data = torch.arange(rows * 4096, dtype=torch.int32).to(torch.int16).reshape(rows, 4096)
+    (tmp_path / "x").write_bytes(b"head" + data.numpy().tobytes())
+
+    def preadv(descriptor, views, offset):
+        nonlocal calls
+        calls += 1
+        if most is None:
+            return real(descriptor, views, offset)
+        return real(descriptor, [views[0][:most]], offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    slab = Slab(tmp_path / "x", 4, torch.int16, (rows, 4096))
+    box = Box((3, columns[0]), (rows, columns[1]))
+    out = torch.empty(box.shape, dtype=torch.int16)
+    files = Files()
+    files.read(slab, box, out)
+    files.close()
+    assert torch.equal(out, data[3:, columns[0] : columns[1]])
+    assert most or calls == 3
+
+
+def test_a_file_that_ends_in_the_columns_asked_for_is_named(tmp_path):
+    (tmp_path / "x").write_bytes(bytes(4096 * 4096 * 2 - 100))
+    slab = Slab(tmp_path / "x", 0, torch.int16, (4096, 4096))
+    box = Box((0, 2048), (4096, 4096))
+    with pytest.raises(FormatError, match="x: ends at byte 33554332, want 100 more"):
+        Files().read(slab, box, torch.empty(box.shape, dtype=torch.int16))
