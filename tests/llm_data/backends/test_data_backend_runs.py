@@ -82,13 +82,15 @@ def unlike(config, tmp_path):
     return replace(config, tokenizer=tmp_path / "unlike", append_eod=False)
 
 
-def test_a_mismatch_is_told_and_the_run_is_hfs(unlike, corpus, tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_mismatch_is_told_and_the_run_is_hfs(unlike, corpus, tmp_path, workers):
     big = tmp_path / "big.jsonl"
     text = corpus.read_bytes()
     big.write_bytes(text * (1 + WORTH_A_PROOF_BYTES // len(text)))
     told = Told(most=0)
+    run = replace(unlike, inputs=[big], tokenizer_backend="auto", workers=workers)
     with pytest.raises(KeyboardInterrupt):
-        preprocess(replace(unlike, inputs=[big], tokenizer_backend="auto"), progress=told)
+        preprocess(run, progress=told)
     assert "tokenizer backend: hf, because" in told.lines[0]
     assert "gigatoken does not give hf's ids" in told.lines[0]
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from llm_data.backends.backend import BackendName, BackendSpec
 from llm_data.backends.choice import is_installed
@@ -34,6 +34,8 @@ WORTH_A_PROOF_BYTES = 8 << 20
 class _Backed(EncoderSpec, Protocol):
     """The spec of an encoder that may use any tokenizer backend, a dataclass."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
     @property
     def backend(self) -> BackendSpec: ...
 
@@ -60,9 +62,9 @@ def with_backend(plan: Plan, *, crew: Crew, progress: Progress) -> Plan:
         return plan
     ask = None
     if is_installed(BackendName.GIGATOKEN):
-        # The processes load it while it is proven here.
-        probable = cast("PretrainSpec", spec)
-        crew.prepare(replace(probable, backend=BackendSpec(name=BackendName.GIGATOKEN)))
+        # The processes load it while it is proven here. One of them is asked, but not in chat
+        # tasks: there it is busy with its own copy of the reference.
+        crew.prepare(replace(spec, backend=BackendSpec(name=BackendName.GIGATOKEN)))
         ask = crew.ask if crew.workers > 1 and isinstance(spec, PretrainSpec) else None
     batches = read_batches(plan.inputs.files, key=plan.read_key, start=None, meter=Meter())
     # Late: a run that names hf chooses nothing.
@@ -70,7 +72,7 @@ def with_backend(plan: Plan, *, crew: Crew, progress: Progress) -> Plan:
 
     file, texts = find_tokenizer_file(plan.config.tokenizer), spec.first_texts(batches)
     chosen = choose(choice, tokenizer_file=file, texts=texts, ask=ask)
-    spec = cast("PretrainSpec", replace(cast("PretrainSpec", spec), backend=chosen.spec))
+    spec = replace(spec, backend=chosen.spec)
     progress.say(chosen.message)
     draft = plan.draft
     if spec.backend.name is not BackendName.HF:
