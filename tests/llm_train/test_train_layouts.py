@@ -171,6 +171,7 @@ def arch_run(run_document, tmp_path):
 
     def make(name):
         document = json.loads(Path(run_document["model"]["arch"]).read_text())
+        document["layers"][0]["count"] = 2
         (tmp_path / "arch.json").write_text(json.dumps(ARCHS[name](document)))
         run_document["model"]["arch"] = str(tmp_path / "arch.json")
         return run_document
