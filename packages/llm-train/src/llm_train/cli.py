@@ -85,6 +85,87 @@ def plot(runs: tuple[Path, ...], output: Path | None, html: Path | None) -> None
             click.echo(f"wrote {path}")
 
 
+@main.command(epilog=_example("llm-train parity --hf models/Qwen3-0.6B --dtype fp32"))
+@click.option(
+    "--hf",
+    "folder",
+    required=True,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="The Hugging Face folder of the model.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Type of the weights and of what is computed.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "npu"]),
+    default="auto",
+    show_default=True,
+    help="Where both models run, one after the other.",
+)
+@click.option("--batch", type=click.IntRange(min=1), default=2, show_default=True, help="Rows.")
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Random tokens in a row.",
+)
+@click.option("--seed", type=int, default=1234, show_default=True, help="Of the tokens.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Largest difference that counts as equal, as a part of the largest value; "
+    "default 1e-4 in fp32, 1e-1 in bf16, 2e-2 in fp16.",
+)
+@click.option("--gradients/--no-gradients", default=True, help="Compare backward too (default).")
+@click.option("--json", "is_json", is_flag=True, help="Print one JSON document.")
+def parity(
+    folder: Path,
+    dtype: str,
+    device: str,
+    batch: int,
+    tokens: int,
+    seed: int,
+    tolerance: float | None,
+    gradients: bool,
+    is_json: bool,
+) -> None:
+    """Compare our model of a folder with transformers', layer by layer.
+
+    One batch of random tokens goes through both; the first layer where they part is named, in the
+    forward pass and in the gradients, with by how much. Exits 1 when they part. Needs llm-ckpt and
+    transformers.
+    """
+    from llm_train.config import Precision
+    from llm_train.edge.parity_run import Options, compare
+    from llm_train.parity import document, table, verdict
+
+    options = Options(
+        precision=Precision(dtype),
+        device=device,
+        batch=batch,
+        tokens=tokens,
+        seed=seed,
+        tolerance=tolerance,
+        has_gradients=gradients,
+    )
+    with _sentences():
+        found = compare(folder, options)
+    if is_json:
+        click.echo(json.dumps(document(found), indent=2))
+    else:
+        click.echo("\n".join(table(found)))
+        click.echo(f"loss {found.loss:.6f}, transformers {found.wanted_loss:.6f}")
+        click.echo(verdict(found))
+    if not found.is_equal:
+        raise SystemExit(1)
+
+
 @main.command(epilog=_example("llm-train schema > run.schema.json"))
 def schema() -> None:
     """Print the JSON Schema of a config, for editors."""

@@ -1,7 +1,7 @@
 """The training loop of one rank: build, restore, step, evaluate, save."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -25,13 +25,8 @@ from llm_train.model.build import Model, build_chunks, padded_vocab_size, transf
 from llm_train.model.fill import fill_from_source, fill_randomly
 from llm_train.train.data import MicroBatches, Samples, Splits, iterate
 from llm_train.train.optimizer import build_optimizer, build_schedule
+from llm_train.train.precision import DTYPES
 from llm_train.train.step import Batch, Trainable, eval_loss, train_step
-
-DTYPES: Mapping[Precision, torch.dtype] = {
-    Precision.FP32: torch.float32,
-    Precision.BF16: torch.bfloat16,
-    Precision.FP16: torch.float16,
-}
 
 
 class RunLog(Protocol):
