@@ -43,7 +43,7 @@ def test_the_smallest_config_has_the_documented_defaults():
     assert (found.optimizer.beta1, found.optimizer.beta2, found.optimizer.eps) == (0.9, 0.95, 1e-8)
     assert (found.optimizer.weight_decay, found.optimizer.clip_grad) == (0.1, 1.0)
     assert (found.parallel.tp, found.parallel.pp, found.parallel.vpp) == (1, 1, None)
-    assert (found.recompute, found.device, found.save.resume) == ("none", "auto", "auto")
+    assert (found.recompute.kind, found.device, found.save.resume) == ("none", "auto", "auto")
     assert found.train.precision is Precision.FP32
 
 
@@ -106,7 +106,7 @@ def test_an_unknown_key_near_nothing_gets_no_suggestion():
         ("data.valid_fraction=1", "1", "a number below 1.0"),
         ("save.path=3", "3", "text"),
         ("save.keep=0", "0", "at least 1"),
-        ("recompute=some", '"some"', "one of 'none', 'full' or 'selective'"),
+        ("recompute.kind=some", '"some"', "one of 'none', 'full' or 'selective'"),
         ("device=gpu", '"gpu"', "one of 'auto', 'cpu', 'cuda' or 'npu'"),
         ("log=3", "3", "a mapping of keys"),
     ],

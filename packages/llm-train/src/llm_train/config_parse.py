@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import get_args
 
 from pydantic import BaseModel, ValidationError
@@ -12,6 +13,9 @@ from pydantic_core import ErrorDetails
 
 from llm_train.config import RunConfig
 from llm_train.overrides import ConfigError, Value, override, split_word
+
+# Sections for which one word may stand, and the key whose value it is.
+BARE_WORDS = MappingProxyType({"recompute": "kind"})
 
 Location = tuple[int | str, ...]
 
@@ -36,7 +40,7 @@ _WANTED = {
 
 def parse(document: Mapping[str, Value], overrides: Sequence[str], where: str) -> RunConfig:
     """Read the run that `document` with `overrides` describes; `where` names it in errors."""
-    merged = override(document, overrides)
+    merged = _spelled_out(override(_spelled_out(document), overrides))
     given = {".".join(split_word(word)[0]): word for word in overrides}
     try:
         # Strict JSON: "10" is no number, 1 is no bool, and paths and enums come from text.
@@ -44,6 +48,18 @@ def parse(document: Mapping[str, Value], overrides: Sequence[str], where: str) -
     except ValidationError as error:
         lines = [_line(detail, given, where) for detail in error.errors()]
     raise ConfigError("\n".join(lines))
+
+
+def _spelled_out(document: Mapping[str, Value]) -> dict[str, Value]:
+    """Write bare words out as sections, before pydantic sees them.
+
+    A validator of its own could do it, but what it returns is no longer JSON to pydantic, and a
+    list no tuple.
+    """
+    return {
+        key: {BARE_WORDS[key]: value} if key in BARE_WORDS and isinstance(value, str) else value
+        for key, value in document.items()
+    }
 
 
 def known_keys(location: Location) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from llm_train.arch import Arch
 from llm_train.check.experts import experts
 from llm_train.check.layout import Layout, batch, layout, world
+from llm_train.check.memory import recompute
 from llm_train.check.pipeline import pipeline
 from llm_train.check.positions import positions
 from llm_train.check.schedule import overlap, schedule
@@ -24,6 +25,7 @@ def problems(config: RunConfig, arch: Arch, world_size: int) -> list[str]:
         *pipeline(config, arch),
         *experts(config, arch, world_size),
         *positions(config, arch),
+        *recompute(config, arch),
         *overlap(config),
     ]
 

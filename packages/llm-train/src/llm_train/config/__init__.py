@@ -4,7 +4,13 @@ from llm_train.config.data import DataConfig, RawConfig
 from llm_train.config.model import ModelConfig
 from llm_train.config.optimizer import Decay, OptimizerConfig
 from llm_train.config.parallel import ParallelConfig
-from llm_train.config.run import Device, Recompute, RunConfig
+from llm_train.config.recompute import (
+    RecomputeConfig,
+    RecomputeKind,
+    RecomputeMethod,
+    RecomputeModule,
+)
+from llm_train.config.run import Device, RunConfig
 from llm_train.config.save import LogConfig, Resume, SaveConfig
 from llm_train.config.train import Precision, TrainConfig
 
@@ -18,7 +24,10 @@ __all__ = [
     "ParallelConfig",
     "Precision",
     "RawConfig",
-    "Recompute",
+    "RecomputeConfig",
+    "RecomputeKind",
+    "RecomputeMethod",
+    "RecomputeModule",
     "Resume",
     "RunConfig",
     "SaveConfig",

@@ -11,17 +11,10 @@ from llm_train.config.data import DataConfig
 from llm_train.config.model import ModelConfig
 from llm_train.config.optimizer import OptimizerConfig
 from llm_train.config.parallel import ParallelConfig
+from llm_train.config.recompute import RecomputeConfig
 from llm_train.config.save import LogConfig, SaveConfig
 from llm_train.config.section import Section
 from llm_train.config.train import TrainConfig
-
-
-class Recompute(StrEnum):
-    """Which activations are computed again in backward instead of being kept."""
-
-    NONE = "none"
-    FULL = "full"
-    SELECTIVE = "selective"
 
 
 class Device(StrEnum):
@@ -41,7 +34,7 @@ class RunConfig(Section):
     train: TrainConfig
     optimizer: OptimizerConfig
     parallel: ParallelConfig = ParallelConfig()
-    recompute: Recompute = Field(default=Recompute.NONE, description="none, full or selective")
+    recompute: RecomputeConfig = RecomputeConfig()
     save: SaveConfig
     log: LogConfig = LogConfig()
     device: Device = Field(default=Device.AUTO, description="auto, cpu, cuda or npu")

@@ -10,28 +10,15 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from llm_train.arch import Arch, Rope
-from llm_train.config import ParallelConfig, Recompute
+from llm_train.config import ParallelConfig, RecomputeConfig
 from llm_train.model.ends import finish_ends
 from llm_train.model.fields import config_fields
+from llm_train.model.recompute import recompute_fields, set_modules
 from llm_train.model.rope import Rotary, rotary_dim
 from llm_train.model.spec import block_spec
 
 POSITION_EMBEDDINGS: Mapping[str, Any] = MappingProxyType(
     {"rope": "rope", "learned": "learned_absolute", "alibi": "none", "none": "none"}
-)
-RECOMPUTE: Mapping[Recompute, Mapping[str, Any]] = MappingProxyType(
-    {
-        Recompute.NONE: {},
-        Recompute.SELECTIVE: {
-            "recompute_granularity": "selective",
-            "recompute_modules": ["core_attn"],
-        },
-        Recompute.FULL: {
-            "recompute_granularity": "full",
-            "recompute_method": "uniform",
-            "recompute_num_layers": 1,
-        },
-    }
 )
 
 
@@ -66,10 +53,11 @@ def transformer_config(
     *,
     dtype: torch.dtype,
     init_std: float = 0.02,
-    recompute: Recompute = Recompute.NONE,
+    recompute: RecomputeConfig | None = None,
 ) -> TransformerConfig:
     """megatron-core's config: `arch`, the layout, and features that need neither TE nor Apex."""
-    return TransformerConfig(
+    recompute = recompute or RecomputeConfig()
+    config = TransformerConfig(
         **config_fields(arch),
         tensor_model_parallel_size=parallel.tp,
         pipeline_model_parallel_size=parallel.pp,
@@ -92,8 +80,10 @@ def transformer_config(
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
-        **RECOMPUTE[recompute],
+        **recompute_fields(recompute),
     )
+    set_modules(config, recompute)
+    return config
 
 
 def build_chunks(arch: Arch, config: TransformerConfig) -> list[Model]:

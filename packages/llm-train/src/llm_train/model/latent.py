@@ -5,10 +5,12 @@ the keys. Without sequence parallel their gradients are summed where they enter 
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from megatron.core.tensor_parallel import (
+    checkpoint,
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
 )
@@ -16,9 +18,11 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from llm_train.arch import Mla
+from llm_train.config import RecomputeModule
 from llm_train.model.core_attention import CoreAttention
 from llm_train.model.linears import ColumnLinear, ReplicatedLinear, RowLinear
 from llm_train.model.norms import RMSNorm
+from llm_train.model.recompute import Recomputed, is_recomputed
 from llm_train.model.rope import rotate
 
 
@@ -83,35 +87,61 @@ class LatentAttention(MegatronModule):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[T, B, hidden] (a slice of T under sequence parallel) → the same, and the bias to add."""
         mla = self.mla
-        query = self._query(hidden_states)
-        latent, k_rope = self.linear_kv_down_proj(hidden_states).split(
+        q_latent = hidden_states
+        if mla.q_lora_rank is not None:
+            q_latent = self.linear_q_down_proj(hidden_states)
+        kv_latent, k_rope = self.linear_kv_down_proj(hidden_states).split(
             [mla.kv_lora_rank, mla.qk_rope_head_dim], dim=-1
         )
-        key_value, _ = self.linear_kv_up_proj(self.kv_layernorm(latent) * mla.kv_scale)
+        up = Recomputed(is_on=self._is_recomputed(RecomputeModule.MLA_UP_PROJ))
+        query, key, value = up.call(
+            partial(self._up, rotary_pos_emb), q_latent, kv_latent, self._for_every_rank(k_rope)
+        )
+        attend = partial(
+            self.core_attention, attention_mask=attention_mask, packed_seq_params=packed_seq_params
+        )
+        if self._is_recomputed(RecomputeModule.CORE_ATTENTION):
+            out = cast("torch.Tensor", checkpoint(attend, False, query, key, value))
+        else:
+            out = attend(query, key, value)
+        up.drop_before(out)
+        return self.linear_proj(out)
+
+    def _up(
+        self,
+        rotary_pos_emb: torch.Tensor | None,
+        q_latent: torch.Tensor,
+        kv_latent: torch.Tensor,
+        k_rope: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rotated queries and keys, and values, of this rank's heads: [T, B, heads / tp, size]."""
+        mla = self.mla
+        key_value, _ = self.linear_kv_up_proj(self.kv_layernorm(kv_latent) * mla.kv_scale)
         heads = key_value.unflatten(-1, (-1, mla.qk_nope_head_dim + mla.v_head_dim))
         k_plain, value = heads.split([mla.qk_nope_head_dim, mla.v_head_dim], dim=-1)
-        q_plain, q_rope = query.split([mla.qk_nope_head_dim, mla.qk_rope_head_dim], dim=-1)
-        k_rope = self._for_every_rank(k_rope)[:, :, None, :]
+        q_plain, q_rope = self._query(q_latent).split(
+            [mla.qk_nope_head_dim, mla.qk_rope_head_dim], dim=-1
+        )
+        k_rope = k_rope[:, :, None, :]
         if self.options.has_rope and rotary_pos_emb is not None:
             q_rope, k_rope = (
                 rotate(x, rotary_pos_emb, is_interleaved=self.options.is_interleaved)
                 for x in (q_rope, k_rope)
             )
         key = torch.cat([k_plain, k_rope.expand(*k_plain.shape[:-1], -1)], dim=-1)
-        query = torch.cat([q_plain, q_rope], dim=-1)
-        out = self.core_attention(
-            query, key, value, attention_mask, packed_seq_params=packed_seq_params
-        )
-        return self.linear_proj(out)
+        return torch.cat([q_plain, q_rope], dim=-1), key, value
 
-    def _query(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _query(self, latent: torch.Tensor) -> torch.Tensor:
         """[T, B, heads / tp, qk_nope_head_dim + qk_rope_head_dim]."""
         if self.mla.q_lora_rank is None:
-            flat, _ = self.linear_q_proj(hidden)
+            flat, _ = self.linear_q_proj(latent)
         else:
-            flat, _ = self.linear_q_up_proj(self.q_layernorm(self.linear_q_down_proj(hidden)))
+            flat, _ = self.linear_q_up_proj(self.q_layernorm(latent))
         size = self.mla.qk_nope_head_dim + self.mla.qk_rope_head_dim
         return flat.unflatten(-1, (-1, size)) * self.mla.q_scale
+
+    def _is_recomputed(self, part: RecomputeModule) -> bool:
+        return self.training and is_recomputed(self.config, part)
 
     def _for_every_rank(self, x: torch.Tensor) -> torch.Tensor:
         """The whole sequence, its gradient the sum over the ranks' heads."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from megatron.core.tensor_parallel import CheckpointWithoutOutput, checkpoint
+from megatron.core.tensor_parallel import checkpoint
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -13,6 +13,8 @@ from megatron.core.transformer.transformer_layer import (
     TransformerLayer,
     TransformerLayerSubmodules,
 )
+
+from llm_train.model.recompute import Recomputed
 
 
 @dataclass
@@ -91,11 +93,11 @@ class Layer(TransformerLayer):
         is_norm_recomputed: bool,
     ) -> torch.Tensor:
         """One residual branch; its first norm is computed again in backward when told to."""
-        recomputed = CheckpointWithoutOutput() if is_norm_recomputed else None
-        normed = recomputed.checkpoint if recomputed is not None else _call
-        out, bias = work(cast("torch.Tensor", normed(norm_before, hidden)))
-        if recomputed is not None:
-            recomputed.discard_output_and_register_recompute(out)
+        norm = Recomputed(is_on=is_norm_recomputed and self.training)
+        # Through a view the norm's gradients meet before the residual's joins them, as they do when
+        # the norm is computed again: sums of three depend on their order in the last bit.
+        out, bias = work(norm.call(norm_before, hidden.view_as(hidden)))
+        norm.drop_before(out)
         out = norm_after(out if bias is None else out + bias)
         return hidden + (out if self.residual_scale == 1.0 else out * self.residual_scale)
 
@@ -108,8 +110,4 @@ class Layer(TransformerLayer):
         def recomputed(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
             return cast("tuple[torch.Tensor, torch.Tensor | None]", checkpoint(plain, False, x))
 
-        return recomputed if self.recompute_mlp else plain
-
-
-def _call(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    return function(x)
+        return recomputed if self.recompute_mlp and self.training else plain

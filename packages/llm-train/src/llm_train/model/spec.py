@@ -27,6 +27,7 @@ from llm_train.arch import Arch, LayerRun, Rope
 from llm_train.arch import Attention as AttentionFacts
 from llm_train.model.attention import Attention
 from llm_train.model.core_attention import CoreAttention
+from llm_train.model.feed_forward import FeedForward
 from llm_train.model.latent import LatentAttention, LatentOptions
 from llm_train.model.layer import Layer, LayerSubmodules
 from llm_train.model.linears import ColumnLinear, RowLinear
@@ -88,7 +89,7 @@ def _layer_spec(arch: Arch, layer: LayerRun) -> ModuleSpec:
 
 def _feed_forward_spec(arch: Arch, *, is_moe: bool) -> ModuleSpec:
     if not is_moe or arch.moe is None:
-        return get_mlp_module_spec_for_backend(Provider())
+        return replace(get_mlp_module_spec_for_backend(Provider()), module=FeedForward)
     spec = get_mlp_module_spec_for_backend(Provider(), num_experts=arch.moe.experts)
     experts = cast("MoESubmodules", spec.submodules)
     spec.submodules = replace(experts, router=partial(Router, facts=arch.moe.router))

@@ -1,0 +1,48 @@
+"""Rules of what saves memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llm_train.arch import Arch
+from llm_train.check.multiple import multiple
+from llm_train.config import RecomputeKind, RecomputeMethod, RecomputeModule, RunConfig
+
+
+def recompute(config: RunConfig, arch: Arch) -> Iterator[str]:
+    """Whatever is to be computed again is there."""
+    yield from _parts(config, arch)
+    if config.recompute.kind is RecomputeKind.FULL:
+        yield from _units(config, arch)
+
+
+def _units(config: RunConfig, arch: Arch) -> Iterator[str]:
+    """Layers of a unit (uniform) or at the front (block) are there in every chunk."""
+    chunks = config.parallel.pp * (config.parallel.vpp or 1)
+    wanted, there = config.recompute.layers, arch.num_layers // chunks
+    if config.recompute.method is RecomputeMethod.UNIFORM:
+        yield from multiple("recompute: layers in a model chunk", there, "layers", wanted)
+    elif wanted > there:
+        yield (
+            f"recompute: layers({wanted}) > layers({arch.num_layers}) / chunks({chunks}) = "
+            f"{there} layers in a model chunk"
+        )
+
+
+def _parts(config: RunConfig, arch: Arch) -> Iterator[str]:
+    mixers = {run.mixer for run in arch.layers}
+    feed_forwards = {run.feed_forward for run in arch.layers}
+    has_shared = arch.moe is not None and arch.moe.shared is not None
+    there = {
+        RecomputeModule.CORE_ATTENTION: (bool(mixers & {"attention", "mla"}), "attention"),
+        RecomputeModule.MLA_UP_PROJ: ("mla" in mixers, "mla"),
+        RecomputeModule.MLP: ("dense" in feed_forwards, "a dense feed-forward"),
+        RecomputeModule.MOE: ("moe" in feed_forwards, "experts"),
+        RecomputeModule.SHARED_EXPERTS: (has_shared, "shared experts"),
+    }
+    for part in config.recompute.parts:
+        is_there, name = there.get(part, (True, ""))
+        if not is_there:
+            yield f"recompute: modules has {part}, and no layer of the model has {name}"
+    if {RecomputeModule.MOE, RecomputeModule.SHARED_EXPERTS} <= set(config.recompute.parts):
+        yield "recompute: modules has moe and shared_experts; moe computes both again"
