@@ -6,37 +6,7 @@ from pathlib import Path
 import pytest
 
 from fork_ranks import run_ranks
-
-
-def train(document, world_size=1):
-    """(loss, gradient norm) of every step of a run on forked ranks."""
-
-    def rank(_rank):
-        from llm_train.config_parse import parse
-        from llm_train.edge.run import run
-
-        run(parse(document, [], "test"))
-
-    run_ranks(rank, world_size)
-    lines = (Path(document["save"]["path"]) / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    return [(r["loss"], r["grad_norm"]) for r in records if "loss" in r]
-
-
-@pytest.fixture(scope="module")
-def plain_runs():
-    """What a run makes without saving memory, found once for equal runs and layouts."""
-    found = {}
-
-    def train_plain(document, world_size, folder):
-        model = {**document["model"], "arch": Path(document["model"]["arch"]).read_text()}
-        key = json.dumps([{**document, "model": model, "save": None}, world_size])
-        if key not in found:
-            found[key] = train({**document, "save": {"path": str(folder)}}, world_size)
-            assert len(found[key]) == document["train"]["max_steps"]
-        return found[key]
-
-    return train_plain
+from train_curves import each_run, train_curves
 
 
 def _dense(document):
@@ -89,16 +59,6 @@ def run_of(run_document, moe_arch, tmp_path):
     return make
 
 
-@pytest.fixture
-def plain(plain_runs, tmp_path):
-    """`plain(document, world_size)` of a run without its own save path and arch path."""
-
-    def find(document, world_size=1):
-        return plain_runs(document, world_size, tmp_path / "plain")
-
-    return find
-
-
 LAYOUTS = {
     "one": (1, {}),
     "tp2-sp": (2, {"tp": 2}),
@@ -119,9 +79,63 @@ RECOMPUTE = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("arch", "name"), [(a, n) for a, all in RECOMPUTE.items() for n in all])
-def test_what_is_computed_again_is_the_same_to_the_bit(arch, name, layout, run_of, plain):
+@pytest.mark.parametrize("arch", RECOMPUTE)
+def test_what_is_computed_again_is_the_same_to_the_bit(arch, layout, run_of):
     world_size, parallel = LAYOUTS[layout]
-    document = {**run_of(arch), "parallel": parallel}
-    changed = {**document, "recompute": RECOMPUTE[arch][name]}
-    assert train(changed, world_size) == plain(document, world_size)
+    plain = {**run_of(arch), "parallel": parallel}
+    runs = {name: {**plain, "recompute": again} for name, again in RECOMPUTE[arch].items()}
+    curves = train_curves({"plain": plain, **runs}, world_size)
+    assert len(curves["plain"]) == 5
+    assert curves == dict.fromkeys(curves, curves["plain"])
+
+
+def kept_bytes(training, splits):
+    """What one forward keeps for backward, less the weights."""
+    import torch
+
+    chunk = training.chunks[0]
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor.untyped_storage())
+        return tensor
+
+    sample = torch.stack([splits.train[i]["tokens"] for i in range(4)])
+    positions = torch.arange(sample.shape[1]).expand_as(sample)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = chunk(sample, positions, None, labels=sample)
+    weights = {p.untyped_storage().data_ptr() for p in chunk.parameters()}
+    sizes = {s.data_ptr(): s.nbytes() for s in kept if s.nbytes()}
+    assert loss.requires_grad
+    return sum(size for place, size in sizes.items() if place not in weights)
+
+
+# What is not kept, in floats a token and layer, counted by hand: the outputs dropped, and of a
+# whole feed-forward or layer all between its input and its output (at least its widest parts).
+NOT_KEPT = {
+    "dense": {
+        "layernorm": 2 * 64,
+        "activation": 128,
+        "mlp": 256 + 2 * 128,
+        # Its inputs and output are others' too; alone it keeps a sum a head, and a seed.
+        "core_attention": 4 - 1,
+    },
+    "latent-experts": {"mla_up_proj": 2 * 4 * 16, "shared_experts": 32},
+}
+
+
+@pytest.mark.parametrize("arch", NOT_KEPT)
+def test_what_is_computed_again_is_not_kept(arch, run_of):
+    plain = run_of(arch)
+    runs = {
+        name: {**plain, "recompute": {"kind": "selective", "modules": [name]}}
+        for name in NOT_KEPT[arch]
+    }
+    runs["full"] = {**plain, "recompute": "full"}
+    rank = lambda _: dict(each_run({"plain": plain, **runs}, kept_bytes))  # noqa: E731
+    kept = run_ranks(rank, 1)[0]
+    tokens, layers = 4 * 32, 1 if arch == "latent-experts" else 2
+    for name, floats in NOT_KEPT[arch].items():
+        assert kept["plain"] - kept[name] >= tokens * layers * floats * 4, name
+    # One input a layer, what the ends of the model keep, and nothing else.
+    assert kept["full"] < kept["plain"] / 3

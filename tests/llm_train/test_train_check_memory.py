@@ -1,0 +1,84 @@
+"""Combinations of what saves memory that cannot be, each told with its reason."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+from llm_train.arch import parse as parse_arch
+from llm_train.check import problems
+from llm_train.config_parse import parse
+from llm_train.overrides import ConfigError
+
+GOLDEN = Path(__file__).resolve().parents[1] / "contracts/arch/golden/llama_tiny.json"
+DENSE = json.loads(GOLDEN.read_text())
+LAYERS = sum(run["count"] for run in DENSE["layers"])
+
+
+def run(**sections):
+    document = {
+        "model": {"arch": "arch.json"},
+        "data": {"train": ["data/a"]},
+        "train": {"max_steps": 10, "seq_length": 32, "global_batch_size": 8},
+        "optimizer": {"lr": 1e-3},
+        "save": {"path": "run"},
+    }
+    for name, value in sections.items():
+        is_section = isinstance(value, dict) and name in document
+        document[name] = {**document[name], **value} if is_section else value
+    return parse(document, [], "run.yaml")
+
+
+def found(world_size=1, **sections):
+    return problems(run(**sections), parse_arch(copy.deepcopy(DENSE), where="arch"), world_size)
+
+
+def refusal(**sections):
+    with pytest.raises(ConfigError) as caught:
+        run(**sections)
+    return str(caught.value)
+
+
+def test_one_word_is_the_kind_of_recomputation():
+    assert run(recompute="full") == run(recompute={"kind": "full"})
+    assert run(recompute="selective").recompute.parts == ("core_attention",)
+    assert run(recompute="full").recompute.parts == ()
+
+
+@pytest.mark.parametrize(
+    ("recompute", "words"),
+    [
+        ({"layers": 2}, "layers=2 is for kind=full, found kind=none"),
+        ({"kind": "selective", "method": "block"}, "method=block is for kind=full"),
+        ({"kind": "full", "modules": ["mlp"]}, "modules is for kind=selective, found kind=full"),
+        ({"kind": "selective", "modules": ["mlp", "mlp"]}, "modules names one twice: mlp, mlp"),
+    ],
+)
+def test_settings_of_another_kind_of_recomputation_are_refused(recompute, words):
+    assert words in refusal(recompute=recompute)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("mla_up_proj", "mla"),
+        ("moe", "experts"),
+        ("shared_experts", "shared experts"),
+    ],
+)
+def test_parts_that_the_model_has_not_are_refused(part, name):
+    assert found(recompute={"kind": "selective", "modules": [part]}) == [
+        f"recompute: modules has {part}, and no layer of the model has {name}"
+    ]
+
+
+def test_layers_to_recompute_must_be_in_every_chunk():
+    assert LAYERS == 4
+    wanted = "recompute: layers(3) > layers(4) / chunks(2) = 2 layers in a model chunk"
+    full = {"kind": "full", "layers": 3}
+    assert found(2, parallel={"pp": 2}, recompute={**full, "method": "block"}) == [wanted]
+    assert found(recompute={**full, "method": "block"}) == []
+    assert found(recompute=full) == [
+        "recompute: layers in a model chunk(4) is not a multiple of layers(3): 4 % 3 = 1"
+    ]

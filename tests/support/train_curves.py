@@ -1,0 +1,78 @@
+"""Trains many runs of one layout in one set of ranks, and keeps nothing on disk."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fork_ranks import run_ranks
+
+Curve = list[tuple[float, float]]
+
+
+class Nowhere:
+    """A checkpoint store that keeps nothing."""
+
+    def save(self, chunks, optimizer, *, iteration, consumed_samples):
+        pass
+
+    def restore(self, chunks, optimizer):
+        return 0
+
+
+class Recorder:
+    """(loss, gradient norm) of every step."""
+
+    def __init__(self):
+        self.curve = []
+
+    def step(self, metrics):
+        self.curve.append((metrics.loss, metrics.grad_norm))
+
+    def evaluation(self, metrics):
+        pass
+
+
+def train_curves(documents: Mapping[str, Mapping[str, Any]], world_size: int) -> dict[str, Curve]:
+    """The curve of each run by name; the layout and the data are those of the first."""
+
+    def rank(_rank):
+        return dict(each_run(documents, curve_of))
+
+    return run_ranks(rank, world_size)[0]
+
+
+def curve_of(training, splits):
+    """Train to the end."""
+    recorder = Recorder()
+    training.go(splits, recorder)
+    return recorder.curve
+
+
+def each_run(documents, look):
+    """On a rank: the name of each run and what `look(training, splits)` makes of it."""
+    from llm_train.arch import parse as parse_arch
+    from llm_train.config_parse import parse
+    from llm_train.edge.arch_facts import read_document
+    from llm_train.edge.device import DeviceKind, device_session
+    from llm_train.edge.groups import model_parallel
+    from llm_train.edge.inputs import read_datasets
+    from llm_train.train.data import build_splits
+    from llm_train.train.training import Training
+
+    configs = {name: parse(document, [], name) for name, document in documents.items()}
+    first = next(iter(configs.values()))
+    with (
+        device_session(DeviceKind.CPU) as device,
+        model_parallel(first.parallel, seed=first.train.seed),
+    ):
+        arch = parse_arch(read_document(first.model.arch), where="test")
+        splits = build_splits(
+            first.data,
+            first.train,
+            facts=read_datasets(first.data, arch),
+            vocab_size=arch.vocab_size,
+            cache_dir=Path(first.save.path) / "data_cache",
+        )
+        for name, config in configs.items():
+            training = Training(config, arch, source=None, store=Nowhere(), device=device)
+            yield name, look(training, splits)
