@@ -119,11 +119,17 @@ def test_a_run_that_fits_has_no_problem():
             2,
             "train: seq_length(33) is not a multiple of tp(2): 33 % 2 = 1",
         ),
-        (parallel(pp=3), 3, "parallel: layers(4) is not a multiple of pp(3)"),
+        (
+            parallel(pp=3),
+            3,
+            "parallel: layers(4) is not a multiple of pp(3); add noop_layers, or say "
+            "layers_per_stage",
+        ),
         (
             parallel(pp=4, vpp=2),
             4,
-            "parallel: layers(4) is not a multiple of pp(4) * vpp(2) = 8",
+            "parallel: layers(4) is not a multiple of pp(4) * vpp(2) = 8; add noop_layers, or say "
+            "layers_per_stage",
         ),
         (parallel(vpp=2), 1, "parallel: vpp(2) needs pp > 1, found pp(1)"),
         (

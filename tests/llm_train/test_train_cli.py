@@ -75,7 +75,8 @@ def test_check_tells_every_problem_and_exits_1(config_file):
     assert result.output.splitlines() == [
         f"Error: {config_file}: parallel: tp(2) * pp(3) = 6 does not divide world size 8; "
         "wanted tp * pp * dp = world size",
-        f"{config_file}: parallel: layers(4) is not a multiple of pp(3)",
+        f"{config_file}: parallel: layers(4) is not a multiple of pp(3); add noop_layers, or say "
+        "layers_per_stage",
     ]
 
 

@@ -16,6 +16,7 @@ from llm_train.model.fields import config_fields
 from llm_train.model.recompute import recompute_fields, set_modules
 from llm_train.model.rope import Rotary, rotary_dim
 from llm_train.model.spec import block_spec
+from llm_train.placement import chunks
 
 POSITION_EMBEDDINGS: Mapping[str, Any] = MappingProxyType(
     {"rope": "rope", "learned": "learned_absolute", "alibi": "none", "none": "none"}
@@ -62,6 +63,7 @@ def transformer_config(
         tensor_model_parallel_size=parallel.tp,
         pipeline_model_parallel_size=parallel.pp,
         virtual_pipeline_model_parallel_size=parallel.vpp,
+        pipeline_model_parallel_layout=stage_layout(arch, parallel),
         expert_model_parallel_size=parallel.ep,
         expert_tensor_parallel_size=parallel.etp,
         sequence_parallel=parallel.sequence_parallel and parallel.tp > 1,
@@ -84,6 +86,16 @@ def transformer_config(
     )
     set_modules(config, recompute)
     return config
+
+
+def stage_layout(arch: Arch, parallel: ParallelConfig) -> list[list[str]] | None:
+    """What each chunk holds, by depth: megatron-core's `pipeline_model_parallel_layout`."""
+    if parallel.pp == 1:
+        return None
+    rows = [["decoder"] * len(chunk.layers) for chunk in chunks(parallel, arch.num_layers)]
+    rows[0].insert(0, "embedding")
+    rows[-1].append("loss")
+    return rows
 
 
 def build_chunks(arch: Arch, config: TransformerConfig) -> list[Model]:

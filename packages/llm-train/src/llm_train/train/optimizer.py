@@ -86,6 +86,8 @@ def prepare_state(optimizer: MegatronOptimizer) -> None:
         _make_moments(distributed.optimizer)
         distributed._set_main_param_and_optimizer_states = MethodType(_copy_states, distributed)
         distributed.sharded_param_state_fully_reshardable = MethodType(_sharded_states, distributed)
+        if not any(group["params"] for group in distributed.param_groups):
+            distributed.state_dict = MethodType(_state_of_nothing, distributed)
 
 
 def unshare_steps(optimizer: MegatronOptimizer) -> None:
@@ -118,7 +120,8 @@ def match_common_state(
         current = part.state_dict()
         for group in current["optimizer"]["param_groups"]:
             group["step"] = step
-        moments = loaded["param_state"] if len(parts) == 1 else loaded[index]["param_state"]
+        # A stage without layers, or with dense ones alone, has an optimizer of nothing.
+        moments = (loaded if len(parts) == 1 else loaded[index]).get("param_state", {})
         kind = SHARDING_METADATA["distrib_optim_sharding_type"]
         states.append({**current, "param_state": moments, "param_state_sharding_type": kind})
     return states[0] if len(states) == 1 else dict(enumerate(states))
@@ -153,6 +156,19 @@ def _copy_states(
     for key, target in {"param": main, **self.optimizer.state[main]}.items():
         if key != "step":
             target.copy_(tensors[key])
+
+
+def _state_of_nothing(self: DistributedOptimizer) -> dict[str, Any]:
+    """The state of a rank that holds no parameter; megatron-core's own wants a step from one.
+
+    Only the first rank's step is kept, and that rank holds the embedding.
+    """
+    groups = self.optimizer.state_dict()["param_groups"]
+    nameless = [{key: value for key, value in g.items() if key != "params"} for g in groups]
+    state: dict[str, Any] = {"optimizer": {"param_groups": [{**g, "step": 0.0} for g in nameless]}}
+    if self.grad_scaler:
+        state["grad_scaler"] = self.grad_scaler.state_dict()
+    return state
 
 
 def _sharded_states(self: DistributedOptimizer, *args: Any, **kwargs: Any) -> Any:
