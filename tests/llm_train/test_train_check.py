@@ -106,8 +106,8 @@ def test_a_run_that_fits_has_no_problem():
         (
             parallel(tp=4, pp=2),
             12,
-            "parallel: tp(4) * pp(2) = 8 does not divide world size 12; "
-            "wanted tp * pp * dp = world size",
+            "parallel: tp(4) * cp(1) * pp(2) = 8 does not divide world size 12; "
+            "wanted tp * cp * pp * dp = world size",
         ),
         (
             config(train={"global_batch_size": 6, "micro_batch_size": 2}),

@@ -55,7 +55,7 @@ def test_check_shows_every_setting_the_model_and_what_falls_to_each_rank(config_
     assert lines[-4:] == [
         "model: llama, 4 layers of attention, hidden 64, 4 heads, 2 query groups, vocabulary 256, "
         "positions 128",
-        "layout: tp(2) * pp(1) * dp(2) = 4 ranks",
+        "layout: tp(2) * cp(1) * pp(1) * dp(2) = 4 ranks",
         "batch: 2 micro-batches of 1 on each of 2 = 4 sequences, 128 tokens a step",
         "ok",
     ]
@@ -73,8 +73,8 @@ def test_check_tells_every_problem_and_exits_1(config_file):
     result = invoke("check", config_file, "parallel.tp=2", "parallel.pp=3", "--world-size", "8")
     assert result.exit_code == 1
     assert result.output.splitlines() == [
-        f"Error: {config_file}: parallel: tp(2) * pp(3) = 6 does not divide world size 8; "
-        "wanted tp * pp * dp = world size",
+        f"Error: {config_file}: parallel: tp(2) * cp(1) * pp(3) = 6 does not divide world size 8; "
+        "wanted tp * cp * pp * dp = world size",
         f"{config_file}: parallel: layers(4) is not a multiple of pp(3); add noop_layers, or say "
         "layers_per_stage",
     ]

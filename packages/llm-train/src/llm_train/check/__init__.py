@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llm_train.arch import Arch
+from llm_train.check.context import context
 from llm_train.check.experts import experts
 from llm_train.check.layout import Layout, batch, layout, world
 from llm_train.check.memory import recompute
@@ -22,6 +23,7 @@ def problems(config: RunConfig, arch: Arch, world_size: int) -> list[str]:
         *batch(config, world_size),
         *schedule(config),
         *tensor(config, arch),
+        *context(config, arch),
         *pipeline(config, arch),
         *experts(config, arch, world_size),
         *positions(config, arch),
@@ -41,6 +43,8 @@ def notes(config: RunConfig, arch: Arch) -> list[str]:
         )
     if parallel.tp == 1 and "sequence_parallel" in parallel.model_fields_set:
         found.append("parallel.sequence_parallel has no effect with tp=1")
+    if parallel.cp == 1 and "cp_kind" in parallel.model_fields_set:
+        found.append("parallel.cp_kind has no effect with cp=1")
     if train.seq_length > arch.max_position_embeddings and arch.position.kind != "learned":
         found.append(
             f"train.seq_length({train.seq_length}) is beyond the model's "

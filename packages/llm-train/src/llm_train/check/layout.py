@@ -22,7 +22,7 @@ class Layout:
 def layout(config: RunConfig, world_size: int) -> Layout:
     """Derive the sizes that the config leaves open; call it when `problems` finds none."""
     parallel, train = config.parallel, config.train
-    dp = world_size // (parallel.tp * parallel.pp)
+    dp = world_size // parallel.ranks_of_model
     return Layout(
         world_size=world_size,
         dp=dp,
@@ -34,17 +34,18 @@ def layout(config: RunConfig, world_size: int) -> Layout:
 
 def world(config: RunConfig, world_size: int) -> Iterator[str]:
     """The ranks divide."""
-    tp, pp = config.parallel.tp, config.parallel.pp
-    if world_size % (tp * pp):
+    tp, cp, pp = config.parallel.tp, config.parallel.cp, config.parallel.pp
+    ranks = config.parallel.ranks_of_model
+    if world_size % ranks:
         yield (
-            f"parallel: tp({tp}) * pp({pp}) = {tp * pp} does not divide world size {world_size}; "
-            f"wanted tp * pp * dp = world size"
+            f"parallel: tp({tp}) * cp({cp}) * pp({pp}) = {ranks} does not divide world size "
+            f"{world_size}; wanted tp * cp * pp * dp = world size"
         )
 
 
 def batch(config: RunConfig, world_size: int) -> Iterator[str]:
     """The batch divides."""
-    train, model_ranks = config.train, config.parallel.tp * config.parallel.pp
+    train, model_ranks = config.train, config.parallel.ranks_of_model
     if world_size % model_ranks:
         return
     dp = world_size // model_ranks

@@ -3,7 +3,7 @@
 from llm_train.config.data import DataConfig, RawConfig
 from llm_train.config.model import ModelConfig
 from llm_train.config.optimizer import Decay, OptimizerConfig
-from llm_train.config.parallel import ParallelConfig
+from llm_train.config.parallel import ContextParallel, ParallelConfig
 from llm_train.config.recompute import (
     RecomputeConfig,
     RecomputeKind,
@@ -15,6 +15,7 @@ from llm_train.config.save import LogConfig, Resume, SaveConfig
 from llm_train.config.train import Precision, TrainConfig
 
 __all__ = [
+    "ContextParallel",
     "DataConfig",
     "Decay",
     "Device",

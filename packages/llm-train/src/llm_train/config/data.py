@@ -60,6 +60,11 @@ class DataConfig(Section):
     cache_dir: Path | None = Field(
         default=None, description="folder of sample indices; null = beside each dataset"
     )
+    reset_documents: bool = Field(
+        default=False,
+        description="attention and positions restart at every document in a row, and no token is "
+        "trained to predict the next document's first",
+    )
     num_workers: int = Field(default=0, ge=0, description="loader processes per rank; 0 = none")
     allow_tokenizer_mismatch: bool = Field(
         default=False, description="train although dataset and model name different tokenizers"

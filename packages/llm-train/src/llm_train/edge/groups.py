@@ -35,6 +35,7 @@ def model_parallel(parallel: ParallelConfig, *, seed: int) -> Iterator[None]:
             parallel.tp,
             parallel.pp,
             parallel.vpp,
+            context_parallel_size=parallel.cp,
             expert_model_parallel_size=parallel.ep,
             expert_tensor_parallel_size=parallel.etp,
         )

@@ -74,7 +74,7 @@ def _checkpoints(
     from llm_train.edge.checkpoint import Checkpoints
 
     parallel = config.parallel
-    sizes = {key: getattr(parallel, key) for key in ("tp", "pp", "vpp", "ep", "etp")}
+    sizes = {key: getattr(parallel, key) for key in ("tp", "cp", "pp", "vpp", "ep", "etp")}
     return Checkpoints(
         root=config.save.path,
         arch=document,

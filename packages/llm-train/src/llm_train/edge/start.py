@@ -28,7 +28,9 @@ _NVIDIA_DRIVER = Path("/dev/nvidiactl")
 def start(path: Path, overrides: Sequence[str], *, nproc: int | None) -> None:
     """Train as the config at `path` says: as one rank of a launched world, or as the launcher."""
     config = load(path, overrides)
-    os.environ.update(variables_before_torch(config.device, config.parallel.tp, os.environ))
+    os.environ.update(
+        variables_before_torch(config.device, config.parallel.ranks_of_layer, os.environ)
+    )
     if "RANK" in os.environ:
         _train(config, announce=os.environ["RANK"] == "0")
         return
@@ -60,13 +62,13 @@ def describe(path: Path, overrides: Sequence[str], *, world_size: int | None) ->
 
 
 def variables_before_torch(
-    device: Device, tp: int, environment: Mapping[str, str]
+    device: Device, ranks_of_layer: int, environment: Mapping[str, str]
 ) -> dict[str, str]:
     """Return what torch must find in the environment when it is imported.
 
     megatron-core wraps small functions in torch.compile, which on a CPU calls a C++ compiler for a
     minute in the first step; only an NPU needs the devices that torch loads of itself; and under
-    tensor parallelism megatron-core overlaps communication by the order of a single queue.
+    tensor and context parallelism communication is overlapped by the order of a single queue.
     """
     has_cuda = device is Device.CUDA or (device is Device.AUTO and _NVIDIA_DRIVER.exists())
     wanted: dict[str, str] = {}
@@ -74,7 +76,7 @@ def variables_before_torch(
         wanted["TORCH_COMPILE_DISABLE"] = "1"
     if device in (Device.CPU, Device.CUDA):
         wanted["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
-    if tp > 1:
+    if ranks_of_layer > 1:
         wanted["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
     return {name: environment.get(name, value) for name, value in wanted.items()}
 
@@ -82,7 +84,7 @@ def variables_before_torch(
 def fewest_ranks(config: RunConfig) -> int:
     """Count the ranks of the smallest world that the layout fits into."""
     parallel = config.parallel
-    dense, expert = parallel.tp * parallel.pp, parallel.ep * parallel.etp * parallel.pp
+    dense, expert = parallel.ranks_of_model, parallel.ep * parallel.etp * parallel.pp
     return math.lcm(dense, expert)
 
 
@@ -124,8 +126,8 @@ def _layout_line(config: RunConfig, found: Layout) -> str:
         else ""
     )
     return (
-        f"layout: tp({parallel.tp}) * pp({parallel.pp}) * dp({found.dp}) = {found.world_size} "
-        f"ranks{experts}\n"
+        f"layout: tp({parallel.tp}) * cp({parallel.cp}) * pp({parallel.pp}) * dp({found.dp}) = "
+        f"{found.world_size} ranks{experts}\n"
         f"batch: {found.micro_batches} micro-batches of {train.micro_batch_size} on each of "
         f"{found.dp} = {train.global_batch_size} sequences, {found.tokens_per_step} tokens a step"
     )

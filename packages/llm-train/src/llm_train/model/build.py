@@ -10,25 +10,61 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from llm_train.arch import Arch, Rope
-from llm_train.config import ParallelConfig, RecomputeConfig
+from llm_train.config import ContextParallel, ParallelConfig, RecomputeConfig
 from llm_train.model.ends import finish_ends
 from llm_train.model.fields import config_fields
+from llm_train.model.packed_rows import PackedRows
 from llm_train.model.recompute import recompute_fields, set_modules
-from llm_train.model.rope import Rotary, rotary_dim
+from llm_train.model.rope import Rotary, at_positions, rotary_dim
 from llm_train.model.spec import block_spec
 from llm_train.placement import chunks
 
 POSITION_EMBEDDINGS: Mapping[str, Any] = MappingProxyType(
     {"rope": "rope", "learned": "learned_absolute", "alibi": "none", "none": "none"}
 )
+# parallel.cp_kind → megatron-core's word for it, which CoreAttention reads.
+CONTEXT_PARALLEL: Mapping[ContextParallel, str] = MappingProxyType(
+    {
+        ContextParallel.RING: "p2p",
+        ContextParallel.ULYSSES: "a2a",
+        ContextParallel.HYBRID: "a2a+p2p",
+        ContextParallel.ALLGATHER: "all_gather",
+    }
+)
 
 
 class Model(GPTModel):
-    """GPTModel whose loss does not see the rows that pad the vocabulary."""
+    """GPTModel whose loss does not see the rows that pad the vocabulary.
+
+    Tokens turn by their own `position_ids` where these are not simply 0, 1, 2, …: when a rank
+    holds a share of the sequence, or a row several documents.
+    """
 
     def __init__(self, *args: Any, real_vocab_size: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.real_vocab_size = real_vocab_size
+
+    def _preprocess(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        *args: Any,
+        packed_seq_params: PackedRows | None = None,
+        **kwargs: Any,
+    ) -> tuple[Any, ...]:
+        """megatron-core's (hidden, rotary table, …), the table [T, 1 or B, 1, rotary_dim]."""
+        hidden, table, *rest = super()._preprocess(
+            input_ids,
+            position_ids,
+            *args,
+            packed_seq_params=packed_seq_params,  # pyright: ignore[reportArgumentType]  # by shape
+            **kwargs,
+        )
+        if table is not None and packed_seq_params is not None:
+            table = at_positions(table, position_ids)
+        elif table is not None and self.config.context_parallel_size > 1:
+            table = at_positions(table, position_ids[:1])
+        return (hidden, table, *rest)
 
     def compute_language_model_loss(
         self, labels: torch.Tensor, logits: torch.Tensor
@@ -61,6 +97,12 @@ def transformer_config(
     config = TransformerConfig(
         **config_fields(arch),
         tensor_model_parallel_size=parallel.tp,
+        context_parallel_size=parallel.cp,
+        cp_comm_type=CONTEXT_PARALLEL[parallel.cp_kind],
+        hierarchical_context_parallel_sizes=[
+            parallel.ulysses_degree,
+            parallel.cp // parallel.ulysses_degree,
+        ],
         pipeline_model_parallel_size=parallel.pp,
         virtual_pipeline_model_parallel_size=parallel.vpp,
         pipeline_model_parallel_layout=stage_layout(arch, parallel),

@@ -9,9 +9,21 @@ from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
+from llm_train.model.context_parallel.allgather import gather
+from llm_train.model.context_parallel.blocks import Scoring
+from llm_train.model.context_parallel.place import context_group, context_rank, ring_of
+from llm_train.model.context_parallel.ring import ring_attention
+from llm_train.model.context_parallel.spans import held, plan, ring_plans
+from llm_train.model.context_parallel.ulysses import heads_for_tokens, tokens_for_heads
+from llm_train.model.packed_rows import PackedRows
+
+# Scores of no more than tile × tile tokens lie in memory at a time.
+_TILE = 1024
+_SMALLEST_WINDOW_TILE = 256
+
 
 class CoreAttention(torch.nn.Module):
-    """Causal attention over [T, B, H, D].
+    """Causal attention over [T, B, H, D], T the tokens of this context-parallel rank.
 
     `window` counts the tokens a query sees, itself included; None = all before it. `softcap` bounds
     scores by softcap · tanh(score / softcap). `sinks`: a learned score a head that takes part in
@@ -48,16 +60,19 @@ class CoreAttention(torch.nn.Module):
         attention_bias: torch.Tensor | None = None,
         packed_seq_params: object = None,
     ) -> torch.Tensor:
-        # T tokens, B batch, H query heads (G key and value heads), D head dim
+        # T tokens, B batch, H query heads (G key and value heads), D head dim, E value head dim
         assert attention_mask is None, "CoreAttention is causal: it takes no mask"
         assert attention_bias is None, "CoreAttention takes no bias"
-        assert packed_seq_params is None, "CoreAttention takes no packed sequences"
-        q_BHTD, k_BGTD, v_BGTD = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        if self.softcap is None and self.softmax_offset is None:
-            out_BHTD = self._fused(q_BHTD, k_BGTD, v_BGTD)
+        packed = packed_seq_params
+        assert packed is None or isinstance(packed, PackedRows)
+        if self._is_ordinary(packed):
+            heads = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+            out_TBHE = self._fused(*heads).permute(2, 0, 1, 3)
+        elif self.config.context_parallel_size > 1 and self.config.cp_comm_type == "all_gather":
+            out_TBHE = self._gathered(query, key, value, packed)
         else:
-            out_BHTD = self._explicit(q_BHTD, k_BGTD, v_BGTD)
-        return out_BHTD.permute(2, 0, 1, 3).reshape(query.shape[0], query.shape[1], -1)
+            out_TBHE = self._exchanged(query, key, value, packed)
+        return out_TBHE.flatten(2)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
@@ -81,27 +96,90 @@ class CoreAttention(torch.nn.Module):
             enable_gqa=q_BHTD.shape[1] != k_BGTD.shape[1],
         )
 
-    def _explicit(
-        self, q_BHTD: torch.Tensor, k_BGTD: torch.Tensor, v_BGTD: torch.Tensor
+    def _is_ordinary(self, packed: PackedRows | None) -> bool:
+        """Whether torch's own attention can say all of it."""
+        is_whole = self.config.context_parallel_size == 1 and packed is None
+        return is_whole and self.softcap is None and self.softmax_offset is None
+
+    def _exchanged(
+        self,
+        q_TBHD: torch.Tensor,
+        k_TBGD: torch.Tensor,
+        v_TBGE: torch.Tensor,
+        packed: PackedRows | None,
     ) -> torch.Tensor:
-        """Scores in fp32, whole: what torch's fused attention cannot say."""
-        heads, tokens = q_BHTD.shape[1], q_BHTD.shape[2]
-        k, v = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (k_BGTD, v_BGTD))
-        scale = self.softmax_scale or q_BHTD.shape[-1] ** -0.5
-        scores = (q_BHTD @ k.transpose(-1, -2)).float() * scale
-        if self.softcap is not None:
-            scores = torch.tanh(scores / self.softcap) * self.softcap
-        mask = self._mask(q_BHTD)
-        if mask is None:
-            mask = _distance(tokens, q_BHTD.device) >= 0
-        scores = (
-            scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        """Heads for tokens in a Ulysses group, keys and values round a ring; either may be 1."""
+        place, tokens = context_rank(self.config), q_TBHD.shape[0]
+        group = context_group()
+        if place.ulysses > 1:
+            q_TBHD, k_TBGD, v_TBGE = heads_for_tokens(
+                q_TBHD, k_TBGD, v_TBGE, place=place, group=group
+            )
+        steps = ring_plans(
+            tokens * place.size,
+            place,
+            window=self.window,
+            tile=self._tile,
+            starts=None if packed is None else packed.starts,
         )
-        if self.softmax_offset is not None:
-            sink = self.softmax_offset.float()[None, :, None, None]
-            scores = torch.cat([scores, sink.expand(*scores.shape[:-1], 1)], dim=-1)
-        weights = scores.softmax(-1)[..., :tokens].type_as(v)
-        return weights @ v
+        sinks, slopes = (
+            None if x is None else x.chunk(place.ulysses)[place.ulysses_rank]
+            for x in (self.softmax_offset, self._slopes(q_TBHD.device))
+        )
+        out_BHTE = ring_attention(
+            *(x.permute(1, 2, 0, 3) for x in (q_TBHD, k_TBGD, v_TBGE)),
+            sinks=sinks,
+            scoring=self._scoring(q_TBHD.shape[-1], slopes),
+            steps=steps,
+            ring=ring_of(place, group),
+        )
+        out_TBHE = out_BHTE.permute(2, 0, 1, 3)
+        if place.ulysses > 1:
+            out_TBHE = tokens_for_heads(out_TBHE, place=place, group=group)
+        return out_TBHE
+
+    def _gathered(
+        self,
+        q_TBHD: torch.Tensor,
+        k_TBGD: torch.Tensor,
+        v_TBGE: torch.Tensor,
+        packed: PackedRows | None,
+    ) -> torch.Tensor:
+        """This rank's queries over the keys and values of all ranks."""
+        place, tokens = context_rank(self.config), q_TBHD.shape[0]
+        group = context_group()
+        k_SBGD, v_SBGE = gather(k_TBGD, v_TBGE, place=place, group=group)
+        pairs = plan(
+            held(tokens * place.size, ring_rank=place.rank, ring_size=place.size),
+            held(tokens * place.size, ring_rank=0, ring_size=1),
+            window=self.window,
+            tile=self._tile,
+            starts=None if packed is None else packed.starts,
+        )
+        out_BHTE = ring_attention(
+            *(x.permute(1, 2, 0, 3) for x in (q_TBHD, k_SBGD, v_SBGE)),
+            sinks=self.softmax_offset,
+            scoring=self._scoring(q_TBHD.shape[-1], self._slopes(q_TBHD.device)),
+            steps=[pairs],
+            ring=None,
+        )
+        return out_BHTE.permute(2, 0, 1, 3)
+
+    def _scoring(self, head_dim: int, slopes: torch.Tensor | None) -> Scoring:
+        return Scoring(
+            scale=self.softmax_scale or head_dim**-0.5,
+            window=self.window,
+            softcap=self.softcap,
+            slopes=slopes,
+        )
+
+    @property
+    def _tile(self) -> int | None:
+        """Tokens whose scores are computed at once, at most; None = as many as there are."""
+        if self.window is not None:
+            return max(min(self.window, _TILE), _SMALLEST_WINDOW_TILE)
+        is_plain = self.softcap is None and self.alibi_heads is None
+        return None if is_plain else _TILE
 
     def _mask(self, q_BHTD: torch.Tensor) -> torch.Tensor | None:
         """[T, T] true where a query may look, or [H, T, T] to add; None for plain causal."""
@@ -112,13 +190,16 @@ class CoreAttention(torch.nn.Module):
         if window < tokens:
             allowed &= distance < window
         if self.alibi_heads is not None:
-            bias = -self._slopes(device)[:, None, None] * distance
+            slopes = self._slopes(device)
+            assert slopes is not None
+            bias = -slopes[:, None, None] * distance
             return bias.masked_fill(~allowed, -torch.inf).type_as(q_BHTD)
         return allowed if window < tokens else None
 
-    def _slopes(self, device: torch.device) -> torch.Tensor:
+    def _slopes(self, device: torch.device) -> torch.Tensor | None:
         """This rank's heads' slopes [H]."""
-        assert self.alibi_heads is not None
+        if self.alibi_heads is None:
+            return None
         slopes = torch.tensor(alibi_slopes(self.alibi_heads), device=device)
         ranks = self.config.tensor_model_parallel_size
         return slopes.chunk(ranks)[parallel_state.get_tensor_model_parallel_rank()]

@@ -34,8 +34,13 @@ class Rotary(RotaryEmbedding):
         return table[:, None, None, :].to(torch.cuda.current_device())
 
 
+def at_positions(table: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    """[T, B, 1, rotary_dim] of `table` [positions, 1, 1, rotary_dim] and `position_ids` [B, T]."""
+    return table.squeeze(1)[position_ids.T]
+
+
 def rotate(x: torch.Tensor, table: torch.Tensor, *, is_interleaved: bool) -> torch.Tensor:
-    """Turn the first elements of every head of x [T, B, H, D] by `table` [T, 1, 1, rotary_dim].
+    """Turn the first elements of every head of x [T, B, H, D] by `table` [T, 1|B, 1, rotary_dim].
 
     A pair is (i, i + rotary_dim / 2), or (2i, 2i + 1) when interleaved. In fp32.
     """
@@ -134,4 +139,11 @@ def _dynamic(
     return 1.0 / ((base * growth ** (dim / (dim - 2))) ** exponents)
 
 
-__all__ = ["Rotary", "attention_factor", "inverse_frequencies", "rotary_dim", "rotate"]
+__all__ = [
+    "Rotary",
+    "at_positions",
+    "attention_factor",
+    "inverse_frequencies",
+    "rotary_dim",
+    "rotate",
+]

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from llm_train.config import DataConfig, TrainConfig
 from llm_train.dataset import DatasetFacts
+from llm_train.train.documents import DocumentRows
 
 _BATCH_KEYS = ("tokens", "labels", "position_ids", "loss_mask")
 
@@ -22,8 +23,8 @@ class _VocabularyFacts:
 
     def __init__(self, *, vocab_size: int, eod: int | None) -> None:
         self.vocab_size = vocab_size
-        # Only masks that are reset at document ends look at it, and those are off; without one,
-        # an id that no dataset holds.
+        # Only megatron-core's own masks look at it, and those are off (DocumentRows makes ours);
+        # without one, an id that no dataset holds.
         self.eod = vocab_size if eod is None else eod
         self.unique_identifiers = {"vocab_size": str(vocab_size), "eod": str(self.eod)}
 
@@ -70,7 +71,8 @@ def build_splits(
         create_attention_mask=False,
     )
     sizes = [train_samples, valid_samples or None, None]
-    built = BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, config).build()
+    kind = DocumentRows if data.reset_documents else GPTDataset
+    built = BlendedMegatronDatasetBuilder(kind, sizes, lambda: True, config).build()
     return Splits(train=built[0], valid=built[1] if valid_samples else None)  # pyright: ignore[reportArgumentType]
 
 

@@ -13,6 +13,9 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from llm_train.model.context_parallel.zigzag import take
+from llm_train.model.packed_rows import packed_rows
+
 Batch = dict[str, torch.Tensor]
 
 
@@ -36,6 +39,7 @@ class Trainable:
     micro_batches: int
     micro_batch_size: int
     seq_length: int
+    is_packed: bool
     device: torch.device
 
 
@@ -77,7 +81,7 @@ def _forward_backward(
 ) -> list[dict[str, torch.Tensor]]:
     is_virtual = len(parts.chunks) > 1
     return get_forward_backward_func()(
-        forward_step_func=partial(_forward, parts.device),
+        forward_step_func=partial(_forward, parts),
         data_iterator=list(batches) if is_virtual else batches[0],
         model=list(parts.chunks) if is_virtual else parts.chunks[0],
         num_microbatches=parts.micro_batches,
@@ -87,16 +91,32 @@ def _forward_backward(
     )
 
 
-def _forward(device: torch.device, batches: Iterator[Batch], model: torch.nn.Module) -> Any:
-    batch = {key: value.to(device, non_blocking=True) for key, value in next(batches).items()}
-    losses = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+def _forward(parts: Trainable, batches: Iterator[Batch], model: torch.nn.Module) -> Any:
+    rows = next(batches)
+    documents = packed_rows(rows["position_ids"]) if parts.is_packed else None
+    rank = parallel_state.get_context_parallel_rank()
+    size = parallel_state.get_context_parallel_world_size()
+    batch = {
+        key: take(value, rank=rank, size=size, dim=1).to(parts.device, non_blocking=True)
+        for key, value in rows.items()
+    }
+    losses = model(
+        batch["tokens"],
+        batch["position_ids"],
+        None,
+        labels=batch["labels"],
+        packed_seq_params=documents,
+    )
     return losses, partial(_sum_loss, batch["loss_mask"])
 
 
 def _sum_loss(
     loss_mask: torch.Tensor, losses: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """Sum over the tokens that count, and their number: megatron-core divides at the very end."""
+    """Sum over this rank's tokens that count, and their number.
+
+    megatron-core adds both up over data and context parallel and divides at the very end.
+    """
     total = (losses.float() * loss_mask).sum()
     tokens = loss_mask.sum()
     report = torch.stack([total.detach(), tokens])

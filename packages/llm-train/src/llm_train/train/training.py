@@ -141,6 +141,7 @@ class Training:
             micro_batches=layout.micro_batches,
             micro_batch_size=config.train.micro_batch_size,
             seq_length=config.train.seq_length,
+            is_packed=config.data.reset_documents,
             device=self.device,
         )
         return chunks, trainable

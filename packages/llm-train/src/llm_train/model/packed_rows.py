@@ -1,0 +1,38 @@
+"""Rows that hold several documents: attention and positions restart at each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedRows:
+    """Where documents start in each row of a micro-batch, the first at 0; rows are `tokens` long.
+
+    Travels as megatron-core's `packed_seq_params`, of which GPTModel asks the other names.
+    """
+
+    starts: tuple[tuple[int, ...], ...]
+    tokens: int
+
+    qkv_format: ClassVar[str] = "bshd"
+    cp_group: ClassVar[None] = None
+
+    @property
+    def max_seqlen_q(self) -> int:
+        """How many positions the rotary table needs."""
+        return self.tokens
+
+    @property
+    def max_seqlen_kv(self) -> int:
+        """The same: a row attends to itself."""
+        return self.tokens
+
+
+def packed_rows(position_ids: torch.Tensor) -> PackedRows:
+    """The documents of whole rows [B, T], on the host: one starts wherever positions do."""
+    starts = [tuple(row.nonzero().flatten().tolist()) for row in position_ids == 0]
+    return PackedRows(starts=tuple(starts), tokens=position_ids.shape[1])
