@@ -68,5 +68,5 @@ def join(shares: torch.Tensor) -> torch.Tensor:
 
 def part(x: torch.Tensor, size: int) -> torch.Tensor:
     """The inverse of `join`: [size·t, …] as shares [size, t, …]."""
-    early, late = x.unflatten(0, (2 * size, -1)).chunk(2)
+    early, late = x.reshape(2 * size, -1, *x.shape[1:]).chunk(2)
     return torch.cat([early, late.flip(0)], dim=1)
