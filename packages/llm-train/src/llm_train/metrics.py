@@ -10,6 +10,9 @@ from typing import cast
 
 FILE_NAME = "metrics.jsonl"
 
+# Left out of the line of a step that has none.
+_WHERE_ASKED_FOR = ("aux_loss", "seq_aux_loss", "z_loss")
+
 Number = int | float
 Record = Mapping[str, Number | str | bool | None]
 
@@ -20,7 +23,10 @@ class MetricsError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepMetrics:
-    """One optimizer step. `tokens_per_second` counts all ranks; `grad_norm` is before clipping."""
+    """One optimizer step. `tokens_per_second` counts all ranks; `grad_norm` is before clipping.
+
+    The losses of routers are means over layers and micro-batches, without their coefficients.
+    """
 
     step: int
     consumed_samples: int
@@ -31,6 +37,9 @@ class StepMetrics:
     tokens_per_second: float
     step_time_s: float
     skipped: bool = False
+    aux_loss: float | None = None
+    seq_aux_loss: float | None = None
+    z_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +63,9 @@ def write_line(metrics: StepMetrics | EvalMetrics) -> str:
     record: dict[str, Number | str | bool | None] = asdict(metrics)
     if not record.get("skipped", True):
         del record["skipped"]
+    for name in _WHERE_ASKED_FOR:
+        if record.get(name, 0.0) is None:
+            del record[name]
     strict = {key: _strict(value) for key, value in record.items()}
     return json.dumps(strict, allow_nan=False) + "\n"
 

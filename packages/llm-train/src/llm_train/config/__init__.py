@@ -2,6 +2,7 @@
 
 from llm_train.config.data import DataConfig, RawConfig
 from llm_train.config.model import ModelConfig
+from llm_train.config.moe import Dispatcher, DropPolicy, MoeConfig, RouterDtype
 from llm_train.config.optimizer import Decay, OptimizerConfig
 from llm_train.config.parallel import ContextParallel, ParallelConfig
 from llm_train.config.recompute import (
@@ -19,8 +20,11 @@ __all__ = [
     "DataConfig",
     "Decay",
     "Device",
+    "Dispatcher",
+    "DropPolicy",
     "LogConfig",
     "ModelConfig",
+    "MoeConfig",
     "OptimizerConfig",
     "ParallelConfig",
     "Precision",
@@ -30,6 +34,7 @@ __all__ = [
     "RecomputeMethod",
     "RecomputeModule",
     "Resume",
+    "RouterDtype",
     "RunConfig",
     "SaveConfig",
     "TrainConfig",

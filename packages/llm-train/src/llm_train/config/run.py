@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from llm_train.config.data import DataConfig
 from llm_train.config.model import ModelConfig
+from llm_train.config.moe import MoeConfig
 from llm_train.config.optimizer import OptimizerConfig
 from llm_train.config.parallel import ParallelConfig
 from llm_train.config.recompute import RecomputeConfig
@@ -34,6 +35,7 @@ class RunConfig(Section):
     train: TrainConfig
     optimizer: OptimizerConfig
     parallel: ParallelConfig = ParallelConfig()
+    moe: MoeConfig = MoeConfig()
     recompute: RecomputeConfig = RecomputeConfig()
     save: SaveConfig
     log: LogConfig = LogConfig()

@@ -10,9 +10,10 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from llm_train.arch import Arch, Rope
-from llm_train.config import ContextParallel, ParallelConfig, RecomputeConfig
+from llm_train.config import ContextParallel, MoeConfig, ParallelConfig, RecomputeConfig
 from llm_train.model.ends import finish_ends
 from llm_train.model.fields import config_fields
+from llm_train.model.moe_options import moe_fields
 from llm_train.model.packed_rows import PackedRows
 from llm_train.model.recompute import recompute_fields, set_modules
 from llm_train.model.rope import Rotary, at_positions, rotary_dim
@@ -91,11 +92,13 @@ def transformer_config(
     dtype: torch.dtype,
     init_std: float = 0.02,
     recompute: RecomputeConfig | None = None,
+    moe: MoeConfig | None = None,
 ) -> TransformerConfig:
     """megatron-core's config: `arch`, the layout, and features that need neither TE nor Apex."""
     recompute = recompute or RecomputeConfig()
     config = TransformerConfig(
         **config_fields(arch),
+        **(moe_fields(moe or MoeConfig()) if arch.moe is not None else {}),
         tensor_model_parallel_size=parallel.tp,
         context_parallel_size=parallel.cp,
         cp_comm_type=CONTEXT_PARALLEL[parallel.cp_kind],

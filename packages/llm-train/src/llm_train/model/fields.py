@@ -130,7 +130,7 @@ TABLE: tuple[Config | Module | Only | Ignored, ...] = (
     Module("mlp.activation", "TransformerConfig.activation_func, with moe.activation"),
     Module("mlp.gated", "TransformerConfig.gated_linear_unit, with moe.gated"),
     Config("mlp.ffn_hidden_size", "ffn_hidden_size"),
-    Config("mlp.bias", "add_bias_linear"),
+    Module("mlp.bias", "linears of the dense feed-forward"),
     Module("mlp.clamp", "TransformerConfig.activation_func_clamp_value, with moe.clamp"),
     Module("mlp.glu_offset", "TransformerConfig.glu_linear_offset, with moe.glu_offset"),
     Config("moe.experts", "num_moe_experts"),
@@ -138,7 +138,7 @@ TABLE: tuple[Config | Module | Only | Ignored, ...] = (
     Config("moe.ffn_hidden_size", "moe_ffn_hidden_size"),
     Module("moe.activation", "TransformerConfig.activation_func, with mlp.activation"),
     Module("moe.gated", "TransformerConfig.gated_linear_unit, with mlp.gated"),
-    Only("moe.bias", (False,)),
+    Module("moe.bias", "linears of the experts"),
     Module("moe.clamp", "TransformerConfig.activation_func_clamp_value, with mlp.clamp"),
     Module("moe.glu_offset", "TransformerConfig.glu_linear_offset, with mlp.glu_offset"),
     Config("moe.shared.ffn_hidden_size", "moe_shared_expert_intermediate_size"),
@@ -151,7 +151,7 @@ TABLE: tuple[Config | Module | Only | Ignored, ...] = (
     Module("moe.router.groups", "llm_train.model.routing"),
     Module("moe.router.top_groups", "llm_train.model.routing"),
     Module("moe.router.group_score", "llm_train.model.routing"),
-    Only("moe.router.linear_bias", (False,)),
+    Module("moe.router.linear_bias", "Router.bias"),
     Only("moe.router.zero_experts", (0,)),
     Only("mtp", (None,)),
     Module("scalars.embedding", "llm_train.model.ends"),
@@ -167,7 +167,8 @@ def config_fields(arch: Arch) -> dict[str, Any]:
     Raises UnsupportedArchError naming every field whose value cannot be built.
     """
     _refuse_unsupported(arch)
-    fields: dict[str, Any] = {"num_layers": arch.num_layers}
+    # Every linear is told of its own bias.
+    fields: dict[str, Any] = {"num_layers": arch.num_layers, "add_bias_linear": False}
     for entry in TABLE:
         if isinstance(entry, Config):
             for value in _values(arch, entry.field):
@@ -190,6 +191,8 @@ def _refuse_unsupported(arch: Arch) -> None:
         for value in _values(arch, entry.field)
         if value not in entry.values
     ]
+    if arch.moe is not None and arch.moe.bias and arch.moe.shared is not None:
+        problems.append("moe.bias=True with moe.shared (a shared expert is built without biases)")
     if problems:
         raise UnsupportedArchError("arch.json asks for " + "; ".join(dict.fromkeys(problems)))
 
@@ -222,7 +225,6 @@ def _shared_by_dense_and_moe(arch: Arch) -> dict[str, Any]:
     if arch.mlp is None and arch.moe is not None:
         # A required field that no layer of an all-MoE model uses.
         fields["ffn_hidden_size"] = arch.moe.ffn_hidden_size
-        fields["add_bias_linear"] = False
     return fields
 
 
@@ -232,8 +234,6 @@ def _router_fields(arch: Arch) -> dict[str, Any]:
     is_softmax = arch.moe.router.score == "softmax" and not arch.moe.router.bias
     return {
         "moe_router_score_function": "softmax" if is_softmax else "sigmoid",
+        "moe_router_pre_softmax": arch.moe.router.pre_softmax,
         "moe_layer_freq": [int(run.feed_forward == "moe") for run in arch.each_layer()],
-        "moe_token_dispatcher_type": "alltoall",
-        "moe_router_dtype": "fp32",
-        "moe_router_load_balancing_type": "none",
     }

@@ -8,12 +8,10 @@ from typing import cast
 
 from megatron.core.models.backends import LocalSpecProvider
 from megatron.core.models.gpt.gpt_layer_specs import get_mlp_module_spec_for_backend
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLPSubmodules
-from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoESubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import (
@@ -27,6 +25,7 @@ from llm_train.arch import Arch, LayerRun, Rope
 from llm_train.arch import Attention as AttentionFacts
 from llm_train.model.attention import Attention
 from llm_train.model.core_attention import CoreAttention
+from llm_train.model.experts import Experts
 from llm_train.model.feed_forward import FeedForward
 from llm_train.model.latent import LatentAttention, LatentOptions
 from llm_train.model.layer import Layer, LayerSubmodules
@@ -43,16 +42,10 @@ MOE_CHECKPOINT_NAMES = {"input_layernorm.": "self_attention.linear_qkv.layer_nor
 
 
 class Provider(LocalSpecProvider):
-    """megatron-core's local modules, with our norms and one-by-one experts."""
+    """megatron-core's local modules, with our norms."""
 
     def layer_norm(self, rms_norm: bool = False, for_qk: bool = False) -> type:
         return Norm
-
-    def grouped_mlp_modules(
-        self, moe_use_grouped_gemm: bool, moe_use_legacy_grouped_gemm: bool
-    ) -> tuple[type, MLPSubmodules | None]:
-        linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-        return SequentialMLP, linears
 
 
 def block_spec(
@@ -89,11 +82,23 @@ def _layer_spec(arch: Arch, layer: LayerRun) -> ModuleSpec:
 
 def _feed_forward_spec(arch: Arch, *, is_moe: bool) -> ModuleSpec:
     if not is_moe or arch.moe is None:
-        return replace(get_mlp_module_spec_for_backend(Provider()), module=FeedForward)
+        has_bias = arch.mlp is not None and arch.mlp.bias
+        return ModuleSpec(module=FeedForward, submodules=_linears(has_bias))
     spec = get_mlp_module_spec_for_backend(Provider(), num_experts=arch.moe.experts)
-    experts = cast("MoESubmodules", spec.submodules)
-    spec.submodules = replace(experts, router=partial(Router, facts=arch.moe.router))
+    spec.submodules = replace(
+        cast("MoESubmodules", spec.submodules),
+        router=partial(Router, facts=arch.moe.router),
+        experts=ModuleSpec(module=Experts, submodules=_linears(arch.moe.bias)),
+    )
     return spec
+
+
+def _linears(has_bias: bool) -> MLPSubmodules:
+    column, row = (
+        ModuleSpec(module=linear, params={"has_bias": has_bias})
+        for linear in (ColumnLinear, RowLinear)
+    )
+    return MLPSubmodules(linear_fc1=column, linear_fc2=row)
 
 
 def _latent_spec(arch: Arch, layer: LayerRun) -> ModuleSpec:

@@ -15,6 +15,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from llm_train.model.context_parallel.zigzag import take
 from llm_train.model.packed_rows import packed_rows
+from llm_train.train.router_losses import RouterLosses, collect_router_losses
 
 Batch = dict[str, torch.Tensor]
 
@@ -27,6 +28,7 @@ class StepResult:
     grad_norm: float
     lr: float
     is_skipped: bool
+    router: RouterLosses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,9 @@ def train_step(parts: Trainable, batches: Sequence[Iterator[Batch]]) -> StepResu
         grad_norm=float(grad_norm or 0.0),
         lr=lr,
         is_skipped=not is_updated,
+        router=collect_router_losses(
+            parts.chunks[0].config, micro_batches=parts.micro_batches, device=parts.device
+        ),
     )
 
 

@@ -113,6 +113,7 @@ class Training:
             dtype=dtype,
             init_std=config.model.init_std,
             recompute=config.recompute,
+            moe=config.moe,
         )
         chunks = build_chunks(self.arch, model_config)
         if self.device.type != "cpu":
@@ -161,6 +162,9 @@ class Training:
             tokens_per_second=train.global_batch_size * train.seq_length / seconds,
             step_time_s=seconds,
             skipped=result.is_skipped,
+            aux_loss=result.router.aux_loss,
+            seq_aux_loss=result.router.seq_aux_loss,
+            z_loss=result.router.z_loss,
         )
 
     def _evaluate(self, valid: Samples) -> float:
