@@ -84,21 +84,6 @@ def test_dense_layout_trains_like_one_process(name, run_document, alone, tmp_pat
     assert_same_curve(train(with_overrides(run_document, overrides, tmp_path), world_size), wanted)
 
 
-MOE = {
-    "ep2": (2, {"parallel.ep": 2}),
-    "tp2-ep2": (2, {"parallel.tp": 2, "parallel.ep": 2}),
-    "tp2-etp2": (2, {"parallel.tp": 2, "parallel.etp": 2}),
-}
-
-
-@pytest.mark.parametrize("name", MOE)
-def test_expert_layout_trains_like_one_process(name, run_document, moe_arch, alone, tmp_path):
-    world_size, overrides = MOE[name]
-    run_document["model"]["arch"] = str(moe_arch)
-    wanted = alone(run_document)
-    assert_same_curve(train(with_overrides(run_document, overrides, tmp_path), world_size), wanted)
-
-
 def _latent(document, **changes):
     latent = {
         "heads": 4,
