@@ -82,3 +82,30 @@ def test_layers_to_recompute_must_be_in_every_chunk():
     assert found(recompute=full) == [
         "recompute: layers in a model chunk(4) is not a multiple of layers(3): 4 % 3 = 1"
     ]
+
+
+@pytest.mark.parametrize(
+    "memory", [{"reuse_parameter_copy": True}, {"master_weights": "bf16"}, {"gradients": "bf16"}]
+)
+def test_what_is_of_bf16_weights_needs_them(memory):
+    (name, value) = next(iter(memory.items()))
+    said = f"{name}={json.dumps(value).strip(chr(34))}"
+    for precision in ("fp32", "fp16"):
+        assert found(memory=memory, train={"precision": precision}) == [
+            f"memory: {said} needs train.precision=bf16, found {precision}"
+        ]
+    assert found(memory=memory, train={"precision": "bf16"}) == []
+
+
+@pytest.mark.parametrize("memory", [{"offload_optimizer": True}, {"optimizer_state": "bf16"}])
+def test_state_is_kept_otherwise_only_by_the_distributed_optimizer(memory):
+    assert found(memory=memory, optimizer={"distributed": False}) == [
+        "memory: offload_optimizer, optimizer_state=bf16, master_weights=bf16 and "
+        "reuse_parameter_copy need optimizer.distributed=true"
+    ]
+    assert found(memory=memory) == []
+
+
+def test_a_master_that_is_not_there_has_no_half_to_reuse():
+    both = {"reuse_parameter_copy": True, "master_weights": "bf16"}
+    assert "reuse_parameter_copy halves fp32 masters" in refusal(memory=both)

@@ -6,7 +6,14 @@ from collections.abc import Iterator
 
 from llm_train.arch import Arch
 from llm_train.check.multiple import multiple
-from llm_train.config import RecomputeKind, RecomputeMethod, RecomputeModule, RunConfig
+from llm_train.config import (
+    KeptType,
+    Precision,
+    RecomputeKind,
+    RecomputeMethod,
+    RecomputeModule,
+    RunConfig,
+)
 
 
 def recompute(config: RunConfig, arch: Arch) -> Iterator[str]:
@@ -14,6 +21,24 @@ def recompute(config: RunConfig, arch: Arch) -> Iterator[str]:
     yield from _parts(config, arch)
     if config.recompute.kind is RecomputeKind.FULL:
         yield from _units(config, arch)
+
+
+def state(config: RunConfig) -> Iterator[str]:
+    """Optimizer state and gradients can be kept as they are to be."""
+    memory, precision = config.memory, config.train.precision
+    of_bf16 = {
+        "reuse_parameter_copy=true": memory.reuse_parameter_copy,
+        "master_weights=bf16": memory.master_weights is KeptType.BF16,
+        "gradients=bf16": memory.gradients is KeptType.BF16,
+    }
+    if precision is not Precision.BF16:
+        for name in (name for name, is_set in of_bf16.items() if is_set):
+            yield f"memory: {name} needs train.precision=bf16, found {precision}"
+    if memory.changes_state and not config.optimizer.distributed:
+        yield (
+            "memory: offload_optimizer, optimizer_state=bf16, master_weights=bf16 and "
+            "reuse_parameter_copy need optimizer.distributed=true"
+        )
 
 
 def _units(config: RunConfig, arch: Arch) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """What a training run is told: frozen sections, every field with its unit and its range."""
 
 from llm_train.config.data import DataConfig, RawConfig
+from llm_train.config.memory import KeptType, MemoryConfig, OffloadModule
 from llm_train.config.model import ModelConfig
 from llm_train.config.moe import Dispatcher, DropPolicy, MoeConfig, RouterDtype
 from llm_train.config.optimizer import Decay, OptimizerConfig
@@ -22,9 +23,12 @@ __all__ = [
     "Device",
     "Dispatcher",
     "DropPolicy",
+    "KeptType",
     "LogConfig",
+    "MemoryConfig",
     "ModelConfig",
     "MoeConfig",
+    "OffloadModule",
     "OptimizerConfig",
     "ParallelConfig",
     "Precision",

@@ -8,6 +8,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from llm_train.config.data import DataConfig
+from llm_train.config.memory import MemoryConfig
 from llm_train.config.model import ModelConfig
 from llm_train.config.moe import MoeConfig
 from llm_train.config.optimizer import OptimizerConfig
@@ -37,6 +38,7 @@ class RunConfig(Section):
     parallel: ParallelConfig = ParallelConfig()
     moe: MoeConfig = MoeConfig()
     recompute: RecomputeConfig = RecomputeConfig()
+    memory: MemoryConfig = MemoryConfig()
     save: SaveConfig
     log: LogConfig = LogConfig()
     device: Device = Field(default=Device.AUTO, description="auto, cpu, cuda or npu")

@@ -11,6 +11,8 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from llm_train import config
+from llm_train.train.memory.adam import KeptAdam
+from llm_train.train.memory.attach import keep_state, leave_masters_to_inner, state_layout
 
 SHARDING_METADATA = {
     "distrib_optim_sharding_type": "fully_reshardable",
@@ -25,27 +27,32 @@ def build_optimizer(
     dtype: torch.dtype,
     overlap_param_gather: bool,
     tokens_per_micro_batch: int,
+    memory: config.MemoryConfig,
 ) -> MegatronOptimizer:
-    """AdamW with fp32 masters; norms and biases are not decayed."""
-    return get_megatron_optimizer(
-        OptimizerConfig(
-            optimizer="adam",
-            lr=settings.lr,
-            min_lr=settings.min_lr,
-            weight_decay=settings.weight_decay,
-            adam_beta1=settings.beta1,
-            adam_beta2=settings.beta2,
-            adam_eps=settings.eps,
-            clip_grad=settings.clip_grad,
-            use_distributed_optimizer=settings.distributed,
-            overlap_param_gather=overlap_param_gather,
-            bf16=dtype is torch.bfloat16,
-            fp16=dtype is torch.float16,
-            params_dtype=dtype,
-            initial_loss_scale=_first_loss_scale(tokens_per_micro_batch),
-        ),
-        list(chunks),
+    """AdamW with fp32 masters, or what `memory` makes of it; norms and biases are not decayed."""
+    wanted = OptimizerConfig(
+        optimizer="adam",
+        lr=settings.lr,
+        min_lr=settings.min_lr,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.beta1,
+        adam_beta2=settings.beta2,
+        adam_eps=settings.eps,
+        clip_grad=settings.clip_grad,
+        use_distributed_optimizer=settings.distributed,
+        overlap_param_gather=overlap_param_gather,
+        bf16=dtype is torch.bfloat16,
+        fp16=dtype is torch.float16,
+        params_dtype=dtype,
+        initial_loss_scale=_first_loss_scale(tokens_per_micro_batch),
     )
+    if not memory.changes_state:
+        return get_megatron_optimizer(wanted, list(chunks))
+    leave_masters_to_inner(wanted)
+    optimizer = get_megatron_optimizer(wanted, list(chunks))
+    for part in _distributed_parts(optimizer):
+        keep_state(part, state_layout(memory))
+    return optimizer
 
 
 def _first_loss_scale(tokens: int) -> float:
@@ -83,8 +90,11 @@ def prepare_state(optimizer: MegatronOptimizer) -> None:
     looks for them in its gathered buffers where they would be if these kept their filling.
     """
     for distributed in _distributed_parts(optimizer):
-        _make_moments(distributed.optimizer)
-        distributed._set_main_param_and_optimizer_states = MethodType(_copy_states, distributed)
+        if isinstance(distributed.optimizer, KeptAdam):
+            distributed.optimizer.make_state()
+        else:
+            _make_moments(distributed.optimizer)
+            distributed._set_main_param_and_optimizer_states = MethodType(_copy_states, distributed)
         distributed.sharded_param_state_fully_reshardable = MethodType(_sharded_states, distributed)
         if not any(group["params"] for group in distributed.param_groups):
             distributed.state_dict = MethodType(_state_of_nothing, distributed)

@@ -18,7 +18,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from llm_train import check
 from llm_train.arch import Arch
-from llm_train.config import Precision, RunConfig
+from llm_train.config import KeptType, Precision, RunConfig
 from llm_train.interfaces import WeightSource
 from llm_train.metrics import EvalMetrics, StepMetrics
 from llm_train.model.build import Model, build_chunks, padded_vocab_size, transformer_config
@@ -131,6 +131,7 @@ class Training:
             dtype=dtype,
             overlap_param_gather=config.parallel.overlap_param_gather,
             tokens_per_micro_batch=config.train.micro_batch_size * config.train.seq_length,
+            memory=config.memory,
         )
         model_config.finalize_model_grads_func = finalize_model_grads
         model_config.grad_scale_func = optimizer.scale_loss
@@ -192,7 +193,7 @@ def _wrap(
     """Gradient buffers and their reduction around each chunk."""
     parallel = config.parallel
     ddp = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
+        grad_reduce_in_fp32=config.memory.gradients is KeptType.FP32,
         use_distributed_optimizer=config.optimizer.distributed,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,

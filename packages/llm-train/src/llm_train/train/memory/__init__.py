@@ -1,0 +1,1 @@
+"""Optimizer state and activations kept elsewhere, or in fewer bytes."""
