@@ -75,13 +75,16 @@ def test_parts_that_the_model_has_not_are_refused(part, name):
 
 def test_layers_to_recompute_must_be_in_every_chunk():
     assert LAYERS == 4
-    wanted = "recompute: layers(3) > layers(4) / chunks(2) = 2 layers in a model chunk"
-    full = {"kind": "full", "layers": 3}
-    assert found(2, parallel={"pp": 2}, recompute={**full, "method": "block"}) == [wanted]
-    assert found(recompute={**full, "method": "block"}) == []
-    assert found(recompute=full) == [
-        "recompute: layers in a model chunk(4) is not a multiple of layers(3): 4 % 3 = 1"
+    full, block = {"kind": "full", "layers": 3}, {"kind": "full", "layers": 3, "method": "block"}
+    assert found(2, parallel={"pp": 2}, recompute=block) == [
+        "recompute: layers(3) > max(2, 2), the layers of the model chunks"
     ]
+    assert found(2, parallel={"pp": 2, "layers_per_stage": [3, 1]}, recompute=block) == []
+    assert found(recompute=block) == []
+    wanted = "recompute: layers in a model chunk({}) is not a multiple of layers(3): {} % 3 = {}"
+    assert found(recompute=full) == [wanted.format(4, 4, 1)]
+    uneven = {"pp": 2, "layers_per_stage": [4, 1], "noop_layers": [0]}
+    assert found(2, parallel=uneven, recompute=full) == [wanted.format(1, 1, 1)]
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,14 @@ from llm_train.arch import Arch
 from llm_train.check.multiple import multiple
 from llm_train.config import (
     KeptType,
+    ParallelConfig,
     Precision,
     RecomputeKind,
     RecomputeMethod,
     RecomputeModule,
     RunConfig,
 )
+from llm_train.placement import layers_per_chunk
 
 
 def recompute(config: RunConfig, arch: Arch) -> Iterator[str]:
@@ -42,16 +44,25 @@ def state(config: RunConfig) -> Iterator[str]:
 
 
 def _units(config: RunConfig, arch: Arch) -> Iterator[str]:
-    """Layers of a unit (uniform) or at the front (block) are there in every chunk."""
-    chunks = config.parallel.pp * (config.parallel.vpp or 1)
-    wanted, there = config.recompute.layers, arch.num_layers // chunks
+    """Layers of a unit (uniform) or at the front (block) are there in the model chunks."""
+    wanted, counts = config.recompute.layers, _real_layers(config.parallel, arch.num_layers)
     if config.recompute.method is RecomputeMethod.UNIFORM:
-        yield from multiple("recompute: layers in a model chunk", there, "layers", wanted)
-    elif wanted > there:
-        yield (
-            f"recompute: layers({wanted}) > layers({arch.num_layers}) / chunks({chunks}) = "
-            f"{there} layers in a model chunk"
-        )
+        for count in dict.fromkeys(counts):
+            yield from multiple("recompute: layers in a model chunk", count, "layers", wanted)
+    elif wanted > max(counts):
+        found = ", ".join(map(str, counts))
+        yield f"recompute: layers({wanted}) > max({found}), the layers of the model chunks"
+
+
+def _real_layers(parallel: ParallelConfig, num_layers: int) -> list[int]:
+    """Layers of every chunk without its noops."""
+    counts: list[int] = []
+    start = 0
+    for size in layers_per_chunk(parallel, num_layers):
+        noops = sum(start <= place < start + size for place in parallel.noop_layers)
+        counts.append(size - noops)
+        start += size
+    return counts
 
 
 def _parts(config: RunConfig, arch: Arch) -> Iterator[str]:
