@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from train_curves import tiny_run
+
 GOLDEN = Path(__file__).parents[1] / "contracts" / "arch" / "golden"
 
 
@@ -32,19 +34,7 @@ def toy_prefix(tmp_path_factory):
 @pytest.fixture
 def run_document(toy_prefix, tmp_path):
     """A run of 10 steps from random weights, as a document; tests override what they need."""
-    return {
-        "model": {"arch": str(GOLDEN / "qwen3_tiny.json"), "init_std": 0.1},
-        "data": {"train": [str(toy_prefix)]},
-        "train": {
-            "max_steps": 10,
-            "seq_length": 32,
-            "global_batch_size": 8,
-            "micro_batch_size": 4,
-        },
-        "optimizer": {"lr": 1e-3, "warmup_steps": 2},
-        "save": {"path": str(tmp_path / "run")},
-        "device": "cpu",
-    }
+    return tiny_run(GOLDEN / "qwen3_tiny.json", data=toy_prefix, save=tmp_path / "run")
 
 
 @pytest.fixture

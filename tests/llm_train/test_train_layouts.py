@@ -1,87 +1,15 @@
-"""Every layout trains as one process does: losses of 10 steps to 1e-5 in fp32."""
+"""Every layout trains as one process does: losses of 20 steps to 1e-5 in fp32."""
 
-import copy
 import json
 from pathlib import Path
 
 import pytest
 
-from fork_ranks import run_ranks
+from train_curves import tiny_run, train_curves
 
 TOLERANCE = 1e-5
-
-
-def train(document, world_size):
-    """The losses and gradient norms of a run on `world_size` forked ranks."""
-
-    def rank(_rank):
-        from llm_train.config_parse import parse
-        from llm_train.edge.run import run
-
-        run(parse(document, [], "test"))
-
-    run_ranks(rank, world_size)
-    lines = (Path(document["save"]["path"]) / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    return [(r["loss"], r["grad_norm"]) for r in records if "loss" in r]
-
-
-@pytest.fixture(scope="module")
-def alone():
-    """What one process makes of a run, found once for equal runs."""
-    found = {}
-
-    def train_alone(document):
-        arch = Path(document["model"]["arch"]).read_text()
-        model = {**document["model"], "arch": arch}
-        key = json.dumps({**document, "model": model, "save": None})
-        if key not in found:
-            found[key] = train(document, 1)
-        return found[key]
-
-    return train_alone
-
-
-def with_overrides(document, overrides, tmp_path):
-    changed = copy.deepcopy(document)
-    for key, value in overrides.items():
-        section, _, field = key.partition(".")
-        changed.setdefault(section, {})[field] = value
-    changed["save"]["path"] = str(tmp_path / "other")
-    return changed
-
-
-def assert_same_curve(found, wanted):
-    assert len(found) == len(wanted) == 10
-    for step, (one, two) in enumerate(zip(found, wanted, strict=True), start=1):
-        assert one[0] == pytest.approx(two[0], abs=TOLERANCE), f"loss of step {step}"
-        assert one[1] == pytest.approx(two[1], rel=1e-4), f"gradient norm of step {step}"
-
-
-DENSE = {
-    "tp2-sp": (2, {"parallel.tp": 2}),
-    "tp2-no-sp": (2, {"parallel.tp": 2, "parallel.sequence_parallel": False}),
-    "pp2": (2, {"parallel.pp": 2}),
-    "pp2-vpp2": (2, {"parallel.pp": 2, "parallel.vpp": 2}),
-    "dp2": (2, {"train.micro_batch_size": 2}),
-    "dp2-overlap": (
-        2,
-        {
-            "parallel.overlap_grad_reduce": True,
-            "parallel.overlap_param_gather": True,
-            "train.micro_batch_size": 2,
-        },
-    ),
-    "dp2-replicated-optimizer": (2, {"optimizer.distributed": False}),
-    "tp2-pp2": (4, {"parallel.tp": 2, "parallel.pp": 2}),
-}
-
-
-@pytest.mark.parametrize("name", DENSE)
-def test_dense_layout_trains_like_one_process(name, run_document, alone, tmp_path):
-    world_size, overrides = DENSE[name]
-    wanted = alone(run_document)
-    assert_same_curve(train(with_overrides(run_document, overrides, tmp_path), world_size), wanted)
+STEPS = 20
+GOLDEN = Path(__file__).parents[1] / "contracts" / "arch" / "golden"
 
 
 def _latent(document, **changes):
@@ -116,7 +44,7 @@ def _changed(document, **sections):
 
 
 # Primitives whose gradients meet across tensor-parallel ranks, several to a model.
-ARCHS = {
+PRIMITIVES = {
     "sandwich-softcap": lambda d: _changed(
         d,
         norm={"placement": "sandwich", "zero_centered": True},
@@ -147,38 +75,98 @@ ARCHS = {
     "latent": _latent,
     "latent-no-q-lora": lambda d: _latent(d, q_lora_rank=None, out_bias=True),
 }
-TENSOR_PARALLEL = {"tp2-sp": True, "tp2-no-sp": False}
 
 
-@pytest.fixture
-def arch_run(run_document, tmp_path):
-    """`arch_run(name)`: the run with an architecture of ARCHS."""
-
-    def make(name):
-        document = json.loads(Path(run_document["model"]["arch"]).read_text())
-        document["layers"][0]["count"] = 2
-        (tmp_path / "arch.json").write_text(json.dumps(ARCHS[name](document)))
-        run_document["model"]["arch"] = str(tmp_path / "arch.json")
-        return run_document
-
-    return make
+def _two_layers(make):
+    return lambda d: make({**d, "layers": [{**d["layers"][0], "count": 2}]})
 
 
-@pytest.mark.parametrize("layout", TENSOR_PARALLEL)
-@pytest.mark.parametrize("name", ARCHS)
-def test_every_primitive_trains_under_tensor_parallel_like_one_process(
-    name, layout, arch_run, alone, tmp_path
-):
-    document = arch_run(name)
-    wanted = alone(document)
-    overrides = {"parallel.tp": 2, "parallel.sequence_parallel": TENSOR_PARALLEL[layout]}
-    assert_same_curve(train(with_overrides(document, overrides, tmp_path), 2), wanted)
+ARCHS = {
+    "dense": lambda d: d,
+    "four-groups": lambda d: _changed(d, attention={"query_groups": 4}),
+    **{name: _two_layers(make) for name, make in PRIMITIVES.items()},
+}
+ENDS = ("alibi-layernorm", "sinks-biases", "sandwich-softcap")
+
+# layout → ranks, config keys, the models of ARCHS that are trained at it
+LAYOUTS = {
+    "alone": (1, {}, tuple(ARCHS)),
+    # One micro-batch a step: half as many collectives.
+    "tp2-sp": (2, {"parallel.tp": 2, "train.micro_batch_size": 8}, ("dense", *PRIMITIVES)),
+    "tp2-no-sp": (
+        2,
+        {
+            "parallel.tp": 2,
+            "parallel.sequence_parallel": False,
+            "train.micro_batch_size": 8,
+        },
+        ("dense", *PRIMITIVES),
+    ),
+    "tp4-sp": (4, {"parallel.tp": 4}, ("four-groups",)),
+    # Both ends of a model on different ranks.
+    "pp2": (2, {"parallel.pp": 2}, ("dense", *ENDS)),
+    "pp2-vpp2": (2, {"parallel.pp": 2, "parallel.vpp": 2}, ("dense",)),
+    "dp2": (2, {"train.micro_batch_size": 2}, ("dense",)),
+    "dp2-overlap": (
+        2,
+        {
+            "parallel.overlap_grad_reduce": True,
+            "parallel.overlap_param_gather": True,
+            "train.micro_batch_size": 2,
+        },
+        ("dense",),
+    ),
+    "dp2-replicated-optimizer": (2, {"optimizer.distributed": False}, ("dense",)),
+    "tp2-pp2": (4, {"parallel.tp": 2, "parallel.pp": 2}, ("dense",)),
+}
+CASES = [
+    (layout, name)
+    for layout, (_, _, names) in LAYOUTS.items()
+    for name in names
+    if layout != "alone"
+]
 
 
-@pytest.mark.parametrize("name", ["alibi-layernorm", "sinks-biases", "sandwich-softcap"])
-def test_both_ends_of_a_model_train_in_pipeline_stages_like_one_process(
-    name, arch_run, alone, tmp_path
-):
-    document = arch_run(name)
-    wanted = alone(document)
-    assert_same_curve(train(with_overrides(document, {"parallel.pp": 2}, tmp_path), 2), wanted)
+@pytest.fixture(scope="module")
+def curves(toy_prefix, tmp_path_factory):
+    """`curves(layout)`: the curve of each of its models, all trained by one set of ranks."""
+    found = {}
+
+    def train(layout):
+        if layout not in found:
+            world_size, overrides, names = LAYOUTS[layout]
+            folder = tmp_path_factory.mktemp(layout)
+            documents = {
+                name: with_overrides(document_of(name, folder, toy_prefix), overrides)
+                for name in names
+            }
+            found[layout] = train_curves(documents, world_size)
+        return found[layout]
+
+    return train
+
+
+def document_of(name, folder, toy_prefix):
+    """A run of `STEPS` steps of an architecture of ARCHS."""
+    arch = ARCHS[name](json.loads((GOLDEN / "qwen3_tiny.json").read_text()))
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(arch))
+    document = tiny_run(path, data=toy_prefix, save=folder)
+    document["train"]["max_steps"] = STEPS
+    return document
+
+
+def with_overrides(document, overrides):
+    for key, value in overrides.items():
+        section, _, field = key.partition(".")
+        document.setdefault(section, {})[field] = value
+    return document
+
+
+@pytest.mark.parametrize(("layout", "name"), CASES)
+def test_a_layout_trains_like_one_process(layout, name, curves):
+    found, wanted = curves(layout)[name], curves("alone")[name]
+    assert len(found) == len(wanted) == STEPS
+    for step, (one, two) in enumerate(zip(found, wanted, strict=True), start=1):
+        assert one[0] == pytest.approx(two[0], abs=TOLERANCE), f"loss of step {step}"
+        assert one[1] == pytest.approx(two[1], rel=1e-4), f"gradient norm of step {step}"

@@ -32,6 +32,23 @@ class Recorder:
         pass
 
 
+def tiny_run(arch: Path, *, data: Path, save: Path) -> dict[str, Any]:
+    """A run of 10 steps from random weights, as a document."""
+    return {
+        "model": {"arch": str(arch), "init_std": 0.1},
+        "data": {"train": [str(data)]},
+        "train": {
+            "max_steps": 10,
+            "seq_length": 32,
+            "global_batch_size": 8,
+            "micro_batch_size": 4,
+        },
+        "optimizer": {"lr": 1e-3, "warmup_steps": 2},
+        "save": {"path": str(save)},
+        "device": "cpu",
+    }
+
+
 def train_curves(documents: Mapping[str, Mapping[str, Any]], world_size: int) -> dict[str, Curve]:
     """The curve of each run by name; the layout and the data are those of the first."""
 
@@ -65,14 +82,14 @@ def each_run(documents, look):
         device_session(DeviceKind.CPU) as device,
         model_parallel(first.parallel, seed=first.train.seed),
     ):
-        arch = parse_arch(read_document(first.model.arch), where="test")
-        splits = build_splits(
-            first.data,
-            first.train,
-            facts=read_datasets(first.data, arch),
-            vocab_size=arch.vocab_size,
-            cache_dir=Path(first.save.path) / "data_cache",
-        )
         for name, config in configs.items():
+            arch = parse_arch(read_document(config.model.arch), where=name)
             training = Training(config, arch, source=None, store=Nowhere(), device=device)
+            splits = build_splits(
+                config.data,
+                config.train,
+                facts=read_datasets(config.data, arch),
+                vocab_size=arch.vocab_size,
+                cache_dir=Path(first.save.path) / "data_cache",
+            )
             yield name, look(training, splits)
