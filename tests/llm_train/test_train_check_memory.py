@@ -112,3 +112,20 @@ def test_state_is_kept_otherwise_only_by_the_distributed_optimizer(memory):
 def test_a_master_that_is_not_there_has_no_half_to_reuse():
     both = {"reuse_parameter_copy": True, "master_weights": "bf16"}
     assert "reuse_parameter_copy halves fp32 masters" in refusal(memory=both)
+
+
+def test_what_is_computed_again_is_not_offloaded():
+    memory = {"offload_activations": ["core_attention", "mlp"]}
+    assert found(memory=memory) == []
+    assert found(memory=memory, recompute="full") == [
+        "memory: offload_activations with recompute.kind=full: a layer that is computed again "
+        "keeps nothing that could be offloaded"
+    ]
+    assert found(memory=memory, recompute="selective") == [
+        "memory: offload_activations has core_attention, of which recompute.modules with "
+        "core_attention keeps nothing"
+    ]
+    both = {"offload_activations": ["core_attention", "self_attention"]}
+    assert found(memory=both) == [
+        "memory: offload_activations has core_attention, which is a part of self_attention"
+    ]

@@ -78,12 +78,23 @@ RECOMPUTE = {
 }
 
 
+OFFLOAD = {
+    "offload": {"offload_activations": ["self_attention", "mlp"]},
+    "offload-norms": {
+        "offload_activations": ["input_layernorm", "core_attention", "pre_mlp_layernorm", "mlp"]
+    },
+}
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("arch", RECOMPUTE)
-def test_what_is_computed_again_is_the_same_to_the_bit(arch, layout, run_of):
+def test_what_is_computed_again_or_offloaded_is_the_same_to_the_bit(arch, layout, run_of):
     world_size, parallel = LAYOUTS[layout]
     plain = {**run_of(arch), "parallel": parallel}
     runs = {name: {**plain, "recompute": again} for name, again in RECOMPUTE[arch].items()}
+    runs |= {name: {**plain, "memory": memory} for name, memory in OFFLOAD.items()}
+    again = {"kind": "selective", "modules": ["layernorm", "activation"]}
+    runs["offload-and-recompute"] = {**runs["offload"], "recompute": again}
     curves = train_curves({"plain": plain, **runs}, world_size)
     assert len(curves["plain"]) == 5
     assert curves == dict.fromkeys(curves, curves["plain"])
@@ -139,3 +150,23 @@ def test_what_is_computed_again_is_not_kept(arch, run_of):
         assert kept["plain"] - kept[name] >= tokens * layers * floats * 4, name
     # One input a layer, what the ends of the model keep, and nothing else.
     assert kept["full"] < kept["plain"] / 3
+
+
+# What is not kept on the device, in floats a token and layer, counted by hand: inputs, projected
+# heads, what attention puts out; of attention alone its rotated heads, for others keep the rest;
+# of a feed-forward its input and what its linears put out.
+NOT_ON_DEVICE = {
+    "self_attention": 64 + (4 + 2 + 2) * 32 + 4 * 32,
+    "core_attention": (4 + 2) * 32,
+    "mlp": 64 + 2 * 128 + 128,
+    "input_layernorm": 64,
+}
+
+
+def test_what_is_offloaded_is_not_kept_on_the_device(run_of):
+    plain = run_of("dense")
+    runs = {name: {**plain, "memory": {"offload_activations": [name]}} for name in NOT_ON_DEVICE}
+    rank = lambda _: dict(each_run({"plain": plain, **runs}, kept_bytes))  # noqa: E731
+    kept = run_ranks(rank, 1)[0]
+    for name, floats in NOT_ON_DEVICE.items():
+        assert kept["plain"] - kept[name] >= 4 * 32 * 2 * floats * 4, name

@@ -6,7 +6,7 @@ from llm_train.arch import Arch
 from llm_train.check.context import context
 from llm_train.check.experts import experts
 from llm_train.check.layout import Layout, batch, layout, world
-from llm_train.check.memory import recompute, state
+from llm_train.check.memory import activations, recompute, state
 from llm_train.check.pipeline import pipeline
 from llm_train.check.positions import positions
 from llm_train.check.schedule import overlap, schedule
@@ -29,6 +29,7 @@ def problems(config: RunConfig, arch: Arch, world_size: int) -> list[str]:
         *positions(config, arch),
         *recompute(config, arch),
         *state(config),
+        *activations(config),
         *overlap(config),
     ]
 

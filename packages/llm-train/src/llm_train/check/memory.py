@@ -8,6 +8,7 @@ from llm_train.arch import Arch
 from llm_train.check.multiple import multiple
 from llm_train.config import (
     KeptType,
+    OffloadModule,
     ParallelConfig,
     Precision,
     RecomputeKind,
@@ -41,6 +42,32 @@ def state(config: RunConfig) -> Iterator[str]:
             "memory: offload_optimizer, optimizer_state=bf16, master_weights=bf16 and "
             "reuse_parameter_copy need optimizer.distributed=true"
         )
+
+
+# Parts that recomputation does not keep, and where they would be offloaded from.
+_NOT_KEPT = {
+    RecomputeModule.CORE_ATTENTION: OffloadModule.CORE_ATTENTION,
+    RecomputeModule.MLP: OffloadModule.MLP,
+    RecomputeModule.MOE: OffloadModule.MLP,
+}
+
+
+def activations(config: RunConfig) -> Iterator[str]:
+    """What is offloaded is kept in the first place."""
+    parts, recompute = config.memory.offload_activations, config.recompute
+    if parts and recompute.kind is RecomputeKind.FULL:
+        yield (
+            "memory: offload_activations with recompute.kind=full: a layer that is computed again "
+            "keeps nothing that could be offloaded"
+        )
+    for again in recompute.parts:
+        if _NOT_KEPT.get(again) in parts:
+            yield (
+                f"memory: offload_activations has {_NOT_KEPT[again]}, of which recompute.modules "
+                f"with {again} keeps nothing"
+            )
+    if {OffloadModule.SELF_ATTENTION, OffloadModule.CORE_ATTENTION} <= set(parts):
+        yield "memory: offload_activations has core_attention, which is a part of self_attention"
 
 
 def _units(config: RunConfig, arch: Arch) -> Iterator[str]:

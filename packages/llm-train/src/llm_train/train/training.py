@@ -24,6 +24,8 @@ from llm_train.metrics import EvalMetrics, StepMetrics
 from llm_train.model.build import Model, build_chunks, padded_vocab_size, transformer_config
 from llm_train.model.fill import fill_from_source, fill_randomly
 from llm_train.train.data import MicroBatches, Samples, Splits, iterate
+from llm_train.train.memory.activations import offload_activations
+from llm_train.train.memory.attach import HOST
 from llm_train.train.optimizer import build_optimizer, build_schedule
 from llm_train.train.precision import DTYPES
 from llm_train.train.step import Batch, Trainable, eval_loss, train_step
@@ -124,6 +126,7 @@ class Training:
             fill_from_source(chunks, self.source, padded_rows=rows)
         else:
             fill_randomly(chunks, std=config.model.init_std, seed=config.train.seed)
+        offload_activations(chunks, config.memory.offload_activations, host=HOST)
         wrapped = _wrap(chunks, model_config, config)
         optimizer = build_optimizer(
             config.optimizer,
