@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llm_train.arch import parse as parse_arch
-from llm_train.check import problems
+from llm_train.check import notes, problems
 from llm_train.config_parse import parse
 from llm_train.overrides import ConfigError
 
@@ -129,3 +129,17 @@ def test_what_is_computed_again_is_not_offloaded():
     assert found(memory=both) == [
         "memory: offload_activations has core_attention, which is a part of self_attention"
     ]
+
+
+def test_weights_cut_over_data_parallel_ranks_are_refused_by_name():
+    (problem,) = found(2, parallel={"fsdp": True})
+    assert problem.startswith("parallel: fsdp=true is not built")
+
+
+@pytest.mark.parametrize("memory", [{"offload_optimizer": True}, {"offload_activations": ["mlp"]}])
+def test_offloading_from_a_cpu_is_noted_to_save_nothing(memory):
+    arch = parse_arch(copy.deepcopy(DENSE), where="arch")
+    assert notes(run(device="cpu", memory=memory), arch) == [
+        "memory: what is offloaded from a cpu stays in the same memory"
+    ]
+    assert notes(run(device="cuda", memory=memory), arch) == []

@@ -50,18 +50,6 @@ def parse(document: Mapping[str, Value], overrides: Sequence[str], where: str) -
     raise ConfigError("\n".join(lines))
 
 
-def _spelled_out(document: Mapping[str, Value]) -> dict[str, Value]:
-    """Write bare words out as sections, before pydantic sees them.
-
-    A validator of its own could do it, but what it returns is no longer JSON to pydantic, and a
-    list no tuple.
-    """
-    return {
-        key: {BARE_WORDS[key]: value} if key in BARE_WORDS and isinstance(value, str) else value
-        for key, value in document.items()
-    }
-
-
 def known_keys(location: Location) -> tuple[str, ...]:
     """List the keys that the section at `location` may hold, in the order of declaration."""
     section: type[BaseModel] = RunConfig
@@ -74,6 +62,18 @@ def suggestion(name: str, known: Sequence[str]) -> str:
     """Return `did you mean max_steps? ` when something known is near `name`, else nothing."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {near[0]}? " if near else ""
+
+
+def _spelled_out(document: Mapping[str, Value]) -> dict[str, Value]:
+    """Write bare words out as sections, before pydantic sees them.
+
+    A validator of its own could do it, but what it returns is no longer JSON to pydantic, and a
+    list no tuple.
+    """
+    return {
+        key: {BARE_WORDS[key]: value} if key in BARE_WORDS and isinstance(value, str) else value
+        for key, value in document.items()
+    }
 
 
 def _line(detail: ErrorDetails, given: Mapping[str, str], where: str) -> str:

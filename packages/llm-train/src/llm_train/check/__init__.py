@@ -6,7 +6,7 @@ from llm_train.arch import Arch
 from llm_train.check.context import context
 from llm_train.check.experts import experts
 from llm_train.check.layout import Layout, batch, layout, world
-from llm_train.check.memory import activations, recompute, state
+from llm_train.check.memory import activations, recompute, sharding, state
 from llm_train.check.pipeline import pipeline
 from llm_train.check.positions import positions
 from llm_train.check.schedule import overlap, schedule
@@ -30,6 +30,7 @@ def problems(config: RunConfig, arch: Arch, world_size: int) -> list[str]:
         *recompute(config, arch),
         *state(config),
         *activations(config),
+        *sharding(config),
         *overlap(config),
     ]
 
@@ -54,4 +55,7 @@ def notes(config: RunConfig, arch: Arch) -> list[str]:
         )
     if config.device is Device.CPU and train.precision is not Precision.FP32:
         found.append(f"train.precision={train.precision} is seldom faster than fp32 on a cpu")
+    memory = config.memory
+    if config.device is Device.CPU and (memory.offload_optimizer or memory.offload_activations):
+        found.append("memory: what is offloaded from a cpu stays in the same memory")
     return found

@@ -52,6 +52,10 @@ class ParallelConfig(Section):
     sequence_parallel: bool = Field(
         default=True, description="shard norms and dropout along the sequence; used when tp > 1"
     )
+    fsdp: bool = Field(
+        default=False,
+        description="shard weights and gradients over the data-parallel ranks; refused for now",
+    )
     overlap_grad_reduce: bool = Field(
         default=False, description="reduce gradients while backward is running"
     )
