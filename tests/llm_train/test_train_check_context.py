@@ -18,7 +18,7 @@ DENSE = json.loads(
 )
 
 
-def config(*, seq_length=64, reset_documents=False, **parallel):
+def config(*, seq_length=64, reset_documents=False, device="cpu", **parallel):
     return RunConfig.model_validate(
         {
             "model": {"arch": "arch.json"},
@@ -27,6 +27,7 @@ def config(*, seq_length=64, reset_documents=False, **parallel):
             "optimizer": {"lr": 1e-3, "warmup_steps": 0},
             "parallel": parallel,
             "save": {"path": "run"},
+            "device": device,
         }
     )
 
@@ -129,3 +130,15 @@ def test_only_hybrid_has_a_degree(parallel):
 def test_a_kind_without_ranks_is_noted():
     arch = parse(DENSE, where="test")
     assert "parallel.cp_kind has no effect with cp=1" in notes(config(cp_kind="allgather"), arch)
+
+
+@pytest.mark.parametrize("device", ["npu", "cuda"])
+def test_attention_without_a_fused_kernel_is_noted(device):
+    arch = parse(DENSE, where="test")
+    note = (
+        f"parallel.cp and data.reset_documents have no fused attention on device={device} in "
+        "train.precision=fp32: scores are computed in fp32"
+    )
+    assert note in notes(config(device=device, cp=2), arch)
+    assert note in notes(config(device=device, reset_documents=True), arch)
+    assert note not in notes(config(device=device), arch)

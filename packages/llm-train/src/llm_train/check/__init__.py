@@ -46,6 +46,15 @@ def notes(config: RunConfig, arch: Arch) -> list[str]:
         )
     if parallel.tp == 1 and "sequence_parallel" in parallel.model_fields_set:
         found.append("parallel.sequence_parallel has no effect with tp=1")
+    is_shared = parallel.cp > 1 or config.data.reset_documents
+    is_unfused = config.device is Device.NPU or (
+        config.device is Device.CUDA and train.precision is Precision.FP32
+    )
+    if is_shared and is_unfused:
+        found.append(
+            f"parallel.cp and data.reset_documents have no fused attention on device="
+            f"{config.device} in train.precision={train.precision}: scores are computed in fp32"
+        )
     if parallel.cp == 1 and "cp_kind" in parallel.model_fields_set:
         found.append("parallel.cp_kind has no effect with cp=1")
     if train.seq_length > arch.max_position_embeddings and arch.position.kind != "learned":
