@@ -66,6 +66,23 @@ def check(config: Path, overrides: tuple[str, ...], world_size: int | None) -> N
         click.echo(describe(config, overrides, world_size=world_size))
 
 
+@main.command(epilog=_example("llm-train plan run.yaml parallel.pp=4 --world-size 64"))
+@_CONFIG
+@_OVERRIDES
+@click.option("--world-size", type=click.IntRange(min=1), help="Ranks in all; default: the fewest.")
+@click.option("--json", "is_json", is_flag=True, help="Print one JSON document.")
+def plan(config: Path, overrides: tuple[str, ...], world_size: int | None, is_json: bool) -> None:
+    """Show where the layers of CONFIG go and what each rank will need; start nothing.
+
+    Parameters and memory by kind, operations a step and the pipeline's idle time, from the config
+    and arch.json alone. A layout that cannot be is refused with its equation.
+    """
+    from llm_train.edge.plan_command import plan_text
+
+    with _sentences():
+        click.echo(plan_text(config, overrides, world_size=world_size, is_json=is_json))
+
+
 @main.command(
     epilog=_example("llm-train plot runs/a runs/b --output compare.png --html compare.html")
 )

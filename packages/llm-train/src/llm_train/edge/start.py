@@ -35,7 +35,7 @@ def start(path: Path, overrides: Sequence[str], *, nproc: int | None) -> None:
         _train(config, announce=os.environ["RANK"] == "0")
         return
     world_size = nproc or fewest_ranks(config)
-    arch = _checked(config, path, world_size)
+    arch = checked(config, path, world_size)
     # Both now, not after every rank has loaded megatron-core.
     resolved = with_datasets(config, say=_say)
     read_datasets(resolved.data, arch)
@@ -55,7 +55,7 @@ def describe(path: Path, overrides: Sequence[str], *, world_size: int | None) ->
     """Describe the run: every setting, the model's facts and what falls to each rank."""
     config = load(path, overrides)
     ranks = world_size or fewest_ranks(config)
-    arch = _checked(config, path, ranks)
+    arch = checked(config, path, ranks)
     settings = yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False).rstrip()
     lines = [settings, "", _model_line(arch), _layout_line(config, layout(config, ranks))]
     return "\n".join([*lines, *(f"note: {note}" for note in notes(config, arch)), "ok"])
@@ -88,7 +88,8 @@ def fewest_ranks(config: RunConfig) -> int:
     return math.lcm(dense, expert)
 
 
-def _checked(config: RunConfig, path: Path, world_size: int) -> Arch:
+def checked(config: RunConfig, path: Path, world_size: int) -> Arch:
+    """The architecture of a run that breaks no rule. Raises ConfigError with every broken one."""
     arch = read_arch(config.model)
     found = problems(config, arch, world_size)
     if found:

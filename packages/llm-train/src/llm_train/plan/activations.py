@@ -1,0 +1,186 @@
+"""Bytes that forward keeps for backward, counted module by module from what autograd saves.
+
+Valid for our modules (llm_train.model): attention keeps queries, keys, values, output and one
+number a head, never the scores; norms as torch composes them (input and normalised input in fp32),
+or as one kernel keeps them (the input and one number a token) where the device has one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llm_train.arch import Arch, LayerRun
+from llm_train.config import RecomputeConfig, RecomputeKind, RecomputeMethod, RecomputeModule
+from llm_train.plan.parameters import query_key_value_rows
+
+FP32 = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shapes:
+    """One micro-batch on one rank. `width` is the bytes of an activation element.
+
+    `has_kernels`: the device has one kernel for a norm, and one for attention whose values are of
+    another size than its keys (CUDA).
+    """
+
+    tokens: int
+    seq_length: int
+    tp: int
+    is_sequence_parallel: bool
+    width: int
+    has_kernels: bool
+
+    @property
+    def tokens_outside(self) -> int:
+        """Tokens of a rank outside attention and feed-forward, where sequence parallel cuts."""
+        return self.tokens // self.tp if self.is_sequence_parallel else self.tokens
+
+
+def layer_bytes(arch: Arch, run: LayerRun, shapes: Shapes, recompute: RecomputeConfig) -> float:
+    """What one layer keeps when it is not computed again as a whole."""
+    parts = recompute.parts
+    norms = _norm_bytes(arch, shapes, is_again=RecomputeModule.LAYERNORM in parts)
+    mixer = _attention_bytes(arch, run, shapes, parts)
+    if run.feed_forward == "moe":
+        work = 0.0 if RecomputeModule.MOE in parts else _moe_bytes(arch, shapes, parts)
+    else:
+        work = 0.0 if RecomputeModule.MLP in parts else _mlp_bytes(arch, shapes, parts)
+    return norms + mixer + work
+
+
+def input_bytes(arch: Arch, shapes: Shapes) -> float:
+    """The hidden states that enter a layer: all that a layer computed again keeps."""
+    return shapes.tokens_outside * arch.hidden_size * shapes.width
+
+
+def layers_bytes(
+    arch: Arch, runs: list[LayerRun], shapes: Shapes, recompute: RecomputeConfig
+) -> float:
+    """What the layers of one chunk keep for one micro-batch."""
+    kept = [layer_bytes(arch, run, shapes, recompute) for run in runs]
+    if recompute.kind is not RecomputeKind.FULL:
+        return sum(kept)
+    one_input = input_bytes(arch, shapes)
+    if recompute.method is RecomputeMethod.BLOCK:
+        again = min(recompute.layers, len(runs))
+        return again * one_input + sum(kept[again:])
+    return -(-len(runs) // recompute.layers) * one_input
+
+
+def again_bytes(
+    arch: Arch, runs: list[LayerRun], shapes: Shapes, recompute: RecomputeConfig
+) -> float:
+    """What backward keeps for a moment while it computes one unit of layers again."""
+    if recompute.kind is not RecomputeKind.FULL or not runs:
+        return 0.0
+    unit = recompute.layers if recompute.method is RecomputeMethod.UNIFORM else 1
+    largest = max(layer_bytes(arch, run, shapes, recompute) for run in runs)
+    return min(unit, len(runs)) * largest
+
+
+def head_bytes(arch: Arch, shapes: Shapes, *, vocab_rows: int) -> float:
+    """The final norm, and the logits that the loss keeps, in fp32."""
+    norm = _one_norm(arch.hidden_size * shapes.tokens_outside, shapes.tokens_outside, shapes)
+    hidden = shapes.tokens_outside * arch.hidden_size * shapes.width
+    return norm + hidden + logits_bytes(shapes, vocab_rows=vocab_rows)
+
+
+def logits_bytes(shapes: Shapes, *, vocab_rows: int) -> float:
+    """This rank's part of the softmax of one micro-batch, in fp32."""
+    return shapes.tokens * vocab_rows / shapes.tp * FP32
+
+
+def _one_norm(elements: float, rows: float, shapes: Shapes) -> float:
+    if shapes.has_kernels:
+        return elements * shapes.width + rows * FP32
+    return elements * 2 * FP32 + rows * FP32
+
+
+def _norm_bytes(arch: Arch, shapes: Shapes, *, is_again: bool) -> float:
+    """The norms around both blocks, and the inputs of the blocks."""
+    placement, rows = arch.norm.placement, shapes.tokens_outside
+    elements = rows * arch.hidden_size
+    # Without a norm before it a block keeps the hidden states themselves.
+    before = elements * shapes.width
+    if placement != "post" and not is_again:
+        before += _one_norm(elements, rows, shapes)
+    after = _one_norm(elements, rows, shapes) if placement != "pre" else 0.0
+    return 2 * (before + after)
+
+
+def _attention_bytes(
+    arch: Arch, run: LayerRun, shapes: Shapes, parts: tuple[RecomputeModule, ...]
+) -> float:
+    tokens, width = shapes.tokens, shapes.width
+    if arch.mla is not None and run.mixer == "mla":
+        return _latent_bytes(arch, shapes, parts)
+    assert arch.attention is not None
+    one = arch.attention
+    heads, queries = one.heads / shapes.tp, one.heads * one.head_dim / shapes.tp
+    keys = one.query_groups * one.head_dim / shapes.tp
+    norms = 0.0
+    if one.qk_norm != "none":
+        # In fp32 the keys that are normed lie in the projection's output.
+        rows = tokens * (heads + one.query_groups / shapes.tp)
+        norms = _one_norm(tokens * (queries + keys), rows, shapes)
+        if width == FP32 and not shapes.has_kernels:
+            norms -= tokens * keys * FP32
+    gate = tokens * queries * width if one.output_gate else 0.0
+    out = tokens * queries * width
+    # A rotation makes new queries and keys; values stay in what the projection put out.
+    projected = tokens * query_key_value_rows(one) / shapes.tp * width
+    turned = tokens * (queries + keys) * width if run.rope else 0.0
+    inside = 0.0
+    if RecomputeModule.CORE_ATTENTION not in parts:
+        inside = tokens * heads * FP32
+        if arch.position.kind == "alibi":
+            inside += heads * shapes.seq_length**2 * width
+        if one.softcap is not None or one.sinks:
+            inside += out  # our own kernel's, which is copied for the projection
+    return projected + turned + norms + gate + out + inside
+
+
+def _latent_bytes(arch: Arch, shapes: Shapes, parts: tuple[RecomputeModule, ...]) -> float:
+    assert arch.mla is not None
+    one, tokens, width = arch.mla, shapes.tokens, shapes.width
+    outside, heads = shapes.tokens_outside, arch.mla.heads / shapes.tp
+    head = one.qk_nope_head_dim + one.qk_rope_head_dim
+    latent = (one.q_lora_rank or 0) + one.kv_lora_rank
+    kept = _one_norm(outside * latent, 2 * outside, shapes) + outside * 2 * latent * width
+    if RecomputeModule.MLA_UP_PROJ not in parts:
+        # Queries, keys, and values inside the up-projection's output.
+        kept += tokens * heads * (2 * head + one.qk_nope_head_dim + one.v_head_dim) * width
+    if RecomputeModule.CORE_ATTENTION not in parts:
+        is_fused = shapes.has_kernels or head == one.v_head_dim
+        kept += tokens * heads * (FP32 if is_fused else shapes.seq_length * width)
+    return kept + tokens * heads * one.v_head_dim * width
+
+
+def _mlp_bytes(arch: Arch, shapes: Shapes, parts: tuple[RecomputeModule, ...]) -> float:
+    assert arch.mlp is not None
+    ffn = arch.mlp.ffn_hidden_size / shapes.tp
+    return shapes.tokens * ffn * _activation_copies(arch.mlp.gated, parts) * shapes.width
+
+
+def _activation_copies(is_gated: bool, parts: tuple[RecomputeModule, ...]) -> int:
+    """Copies of the feed-forward width: up-projections, then activation, other half, product."""
+    is_again = RecomputeModule.ACTIVATION in parts
+    if is_gated:
+        return 2 if is_again else 5
+    return 1 if is_again else 2
+
+
+def _moe_bytes(arch: Arch, shapes: Shapes, parts: tuple[RecomputeModule, ...]) -> float:
+    """Every token is copied to `top_k` experts, evenly spread; an estimate."""
+    assert arch.moe is not None
+    one, hidden, width = arch.moe, arch.hidden_size, shapes.width
+    sent = shapes.tokens * one.top_k / shapes.tp
+    copies = _activation_copies(one.gated, parts) + 1  # and one times the router's weight
+    routed = sent * (2 * hidden + one.ffn_hidden_size * copies) * width
+    scores = shapes.tokens_outside * one.experts * 3 * FP32
+    shared = 0.0
+    if one.shared is not None and RecomputeModule.SHARED_EXPERTS not in parts:
+        ffn = one.shared.ffn_hidden_size / shapes.tp
+        shared = shapes.tokens * ffn * _activation_copies(one.gated, parts) * width
+    return routed + scores + shared

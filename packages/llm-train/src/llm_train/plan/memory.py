@@ -1,0 +1,125 @@
+"""Bytes that one rank of each pipeline stage needs, by kind."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from llm_train.arch import Arch
+from llm_train.check import Layout
+from llm_train.config import Device, KeptType, Precision, RunConfig
+from llm_train.placement import chunks
+from llm_train.plan.activations import (
+    Shapes,
+    again_bytes,
+    head_bytes,
+    layers_bytes,
+    logits_bytes,
+)
+from llm_train.plan.parameters import Parameters
+
+WIDTHS = {Precision.FP32: 4, Precision.BF16: 2, Precision.FP16: 2}
+KEPT_WIDTHS = {KeptType.FP32: 4, KeptType.BF16: 2}
+FP32 = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes of one rank. `activations` at the fullest moment, logits and their gradient apart.
+
+    `host` is what waits in host memory; it is not in the total.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    host: float
+
+    @property
+    def total(self) -> float:
+        """All together on the device."""
+        return sum(asdict(self).values()) - self.host
+
+
+def stage_memory(
+    config: RunConfig,
+    arch: Arch,
+    layout: Layout,
+    parameters: list[list[Parameters]],
+    *,
+    vocab_rows: int,
+) -> list[Memory]:
+    """One entry a stage. Alignment of buffers, and what kernels need for a moment, are left out."""
+    width = WIDTHS[config.train.precision]
+    shapes = Shapes(
+        tokens=config.train.micro_batch_size * config.train.seq_length // config.parallel.cp,
+        seq_length=config.train.seq_length,
+        tp=config.parallel.tp,
+        is_sequence_parallel=config.parallel.sequence_parallel and config.parallel.tp > 1,
+        width=width,
+        has_kernels=config.device in (Device.CUDA, Device.AUTO),
+    )
+    found: list[Memory] = []
+    for stage, held in enumerate(parameters):
+        count = sum(one.local for one in held)
+        optimizer = _optimizer(config, layout, held, width=width)
+        is_offloaded = config.memory.offload_optimizer
+        is_last = stage == config.parallel.pp - 1
+        found.append(
+            Memory(
+                weights=count * width,
+                gradients=count * (FP32 if config.memory.gradients is KeptType.FP32 else width),
+                optimizer=0.0 if is_offloaded else optimizer,
+                activations=_activations(config, arch, layout, shapes, stage=stage),
+                # The softmax that the loss keeps, and while it is made the logits beside it.
+                logits=2 * logits_bytes(shapes, vocab_rows=vocab_rows) if is_last else 0.0,
+                host=optimizer if is_offloaded else 0.0,
+            )
+        )
+    return found
+
+
+def chunks_in_flight(config: RunConfig, micro_batches: int, stage: int) -> int:
+    """Micro-batches a stage has forwarded and not yet brought back, times its chunks.
+
+    One forward one backward: as many as there are stages from this one on. Interleaved: the
+    warm-up of megatron-core's schedule, 2 · (pp − 1 − stage) + (vpp − 1) · pp, and one.
+    """
+    pp, vpp = config.parallel.pp, config.parallel.vpp
+    if vpp is None:
+        return min(micro_batches, pp - stage)
+    return min(micro_batches * vpp, 2 * (pp - 1 - stage) + (vpp - 1) * pp + 1)
+
+
+def _optimizer(config: RunConfig, layout: Layout, held: list[Parameters], *, width: int) -> float:
+    """Adam's two moments, and masters of 2-byte weights; spread over dp or not."""
+    each = 2 * KEPT_WIDTHS[config.memory.optimizer_state]
+    if width < FP32 and config.memory.master_weights is KeptType.FP32:
+        each += FP32 // 2 if config.memory.reuse_parameter_copy else FP32
+    if not config.optimizer.distributed:
+        return sum(one.local for one in held) * each
+    # Ranks that share a sequence hold the same weights, and share their state too.
+    copies = layout.dp * config.parallel.cp
+    dense = sum(one.local for one in held if not one.is_expert) / copies
+    experts = sum(one.local for one in held if one.is_expert) / layout.expert_dp
+    return (dense + experts) * each
+
+
+def _activations(
+    config: RunConfig, arch: Arch, layout: Layout, shapes: Shapes, *, stage: int
+) -> float:
+    layers = list(arch.each_layer())
+    runs = [
+        [layers[index] for index in chunk.layers]
+        for chunk in chunks(config.parallel, arch.num_layers)
+        if chunk.stage == stage
+    ]
+    in_flight = chunks_in_flight(config, layout.micro_batches, stage)
+    # A virtual pipeline's chunks take turns; count its mean chunk as often as one is in flight.
+    kept = sum(layers_bytes(arch, one, shapes, config.recompute) for one in runs) / len(runs)
+    again = max(again_bytes(arch, one, shapes, config.recompute) for one in runs)
+    head = 0.0
+    if stage == config.parallel.pp - 1:
+        head = head_bytes(arch, shapes, vocab_rows=0)
+    return in_flight * kept + again + head

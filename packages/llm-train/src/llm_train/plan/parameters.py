@@ -1,0 +1,194 @@
+"""Parameters of a model by kind, whole and on one rank, counted from `arch.json`.
+
+Shapes are those of megatron-core's local layer spec, with our modules in it (llm_train.model.spec).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from types import MappingProxyType
+
+from llm_train.arch import Arch, Attention, LayerRun, Mla
+from llm_train.config import ParallelConfig
+from llm_train.placement import chunks
+
+
+class PlanError(ValueError):
+    """An architecture whose parameters cannot be counted."""
+
+
+class Kind(StrEnum):
+    """What a parameter is for."""
+
+    EMBEDDING = "embedding"
+    MIXER = "attention"
+    FEED_FORWARD = "feed-forward"
+    EXPERTS = "experts"
+    NORMS = "norms"
+    HEAD = "head"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """Parameters of one kind: `total` in the whole model, `local` on a rank that holds them.
+
+    A `copy` is a second holder of a weight that another stage has: it counts on its rank, not in
+    the model.
+    """
+
+    kind: Kind
+    total: int
+    local: int
+    is_copy: bool = False
+
+    @property
+    def is_expert(self) -> bool:
+        """Spread by ep and etp, and replicated over what these leave."""
+        return self.kind is Kind.EXPERTS
+
+
+def stage_parameters(
+    arch: Arch, parallel: ParallelConfig, *, vocab_rows: int
+) -> list[list[Parameters]]:
+    """What each pipeline stage holds; `vocab_rows` are those of the padded vocabulary.
+
+    Raises PlanError naming what it cannot count.
+    """
+    stages: list[list[Parameters]] = [[] for _ in range(parallel.pp)]
+    layers = list(arch.each_layer())
+    for chunk in chunks(parallel, arch.num_layers):
+        for index in chunk.layers:
+            stages[chunk.stage] += layer_parameters(arch, layers[index], parallel)
+    vocabulary = _Cut(parallel.tp, Kind.EMBEDDING)
+    table = vocabulary.split(vocab_rows * arch.hidden_size)
+    stages[0] += [table, *_beside_embedding(arch)]
+    head, last = stages[-1], replace(table, kind=Kind.HEAD)
+    if not arch.tie_embeddings:
+        head.append(last)
+    elif parallel.pp > 1:
+        head.append(replace(last, is_copy=True))
+    if arch.output_bias:
+        head.append(_Cut(parallel.tp, Kind.HEAD).split(vocab_rows))
+    head.append(_norms(arch, 1))
+    return stages
+
+
+def layer_parameters(arch: Arch, run: LayerRun, parallel: ParallelConfig) -> list[Parameters]:
+    """One layer's. Raises PlanError naming what it cannot count."""
+    if run.mixer not in _MIXERS or run.feed_forward not in _FEED_FORWARDS:
+        raise PlanError(
+            f"plan cannot count a layer of mixer={run.mixer}, feed_forward={run.feed_forward}; "
+            f"it can: {', '.join(_MIXERS)}; {', '.join(_FEED_FORWARDS)}"
+        )
+    norms = {"pre": 2, "post": 2, "sandwich": 4}[arch.norm.placement]
+    return [
+        *_MIXERS[run.mixer](arch, parallel),
+        *_FEED_FORWARDS[run.feed_forward](arch, parallel),
+        _norms(arch, norms),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """Makes parameters of a kind that are cut over `ranks`, or held whole by each."""
+
+    ranks: int
+    kind: Kind
+
+    def split(self, count: int) -> Parameters:
+        return Parameters(kind=self.kind, total=count, local=count // self.ranks)
+
+    def whole(self, count: int) -> Parameters:
+        return Parameters(kind=self.kind, total=count, local=count)
+
+
+def _norms(arch: Arch, count: int) -> Parameters:
+    vectors = 2 if arch.norm.kind == "layer" else 1
+    return _Cut(1, Kind.NORMS).whole(count * vectors * arch.hidden_size)
+
+
+def _beside_embedding(arch: Arch) -> Iterator[Parameters]:
+    if arch.position.kind == "learned":
+        yield _Cut(1, Kind.EMBEDDING).whole(arch.max_position_embeddings * arch.hidden_size)
+    if arch.embedding_norm:
+        yield _norms(arch, 1)
+
+
+def _attention(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
+    assert arch.attention is not None
+    one, hidden, cut = arch.attention, arch.hidden_size, _Cut(parallel.tp, Kind.MIXER)
+    width, rows = one.heads * one.head_dim, query_key_value_rows(one)
+    yield cut.split(rows * hidden + (rows if one.qkv_bias else 0) + hidden * width)
+    if one.out_bias:
+        yield cut.whole(hidden)
+    if one.qk_norm == "full":
+        yield cut.split(width + one.query_groups * one.head_dim)
+    elif one.qk_norm != "none":
+        yield cut.whole(2 * one.head_dim)
+    if one.sinks:
+        yield cut.split(one.heads)
+
+
+def query_key_value_rows(one: Attention) -> int:
+    """Outputs of the projection to queries (and their gates), keys and values."""
+    return ((2 if one.output_gate else 1) * one.heads + 2 * one.query_groups) * one.head_dim
+
+
+def _latent(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
+    """Down-projections are whole on every rank, heads are shared out."""
+    assert arch.mla is not None
+    one, hidden, cut = arch.mla, arch.hidden_size, _Cut(parallel.tp, Kind.MIXER)
+    query = one.heads * (one.qk_nope_head_dim + one.qk_rope_head_dim)
+    bias = 1 if one.down_bias else 0
+    if one.q_lora_rank is None:
+        yield cut.split(query * hidden)
+    else:
+        yield cut.whole(one.q_lora_rank * (hidden + bias) + one.q_lora_rank)
+        yield cut.split(query * one.q_lora_rank)
+    down = one.kv_lora_rank + one.qk_rope_head_dim
+    yield cut.whole(down * (hidden + bias) + one.kv_lora_rank)
+    yield cut.split(one.heads * (one.qk_nope_head_dim + one.v_head_dim) * one.kv_lora_rank)
+    yield cut.split(one.heads * one.v_head_dim * hidden)
+    if one.out_bias:
+        yield cut.whole(hidden)
+    yield from _refuse_indexer(one)
+
+
+def _refuse_indexer(one: Mla) -> Iterator[Parameters]:
+    if one.indexer is not None:
+        raise PlanError("plan cannot count a sparse-attention indexer (mla.indexer)")
+    yield from ()
+
+
+def _dense(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
+    assert arch.mlp is not None
+    one, cut = arch.mlp, _Cut(parallel.tp, Kind.FEED_FORWARD)
+    up = (2 if one.gated else 1) * one.ffn_hidden_size
+    yield cut.split((up + one.ffn_hidden_size) * arch.hidden_size + (up if one.bias else 0))
+    if one.bias:
+        yield cut.whole(arch.hidden_size)
+
+
+def _experts(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
+    assert arch.moe is not None
+    one, hidden, cut = arch.moe, arch.hidden_size, _Cut(parallel.tp, Kind.FEED_FORWARD)
+    if one.router.zero_experts:
+        raise PlanError(f"plan cannot count moe.router.zero_experts={one.router.zero_experts}")
+    up = (2 if one.gated else 1) * one.ffn_hidden_size
+    elements = (up + one.ffn_hidden_size) * hidden + (up if one.bias else 0)
+    yield _Cut(parallel.ep * parallel.etp, Kind.EXPERTS).split(one.experts * elements)
+    if one.bias:
+        yield _Cut(parallel.ep, Kind.EXPERTS).split(one.experts * hidden)
+    yield cut.whole(one.experts * (hidden + (1 if one.router.linear_bias else 0)))
+    if one.shared is not None:
+        size = one.shared.ffn_hidden_size
+        up = (2 if one.gated else 1) * size
+        yield cut.split((up + size) * hidden + (up if one.bias else 0))
+        yield cut.whole((hidden if one.bias else 0) + (hidden if one.shared.gated else 0))
+
+
+_Count = Callable[[Arch, ParallelConfig], Iterator[Parameters]]
+_MIXERS: Mapping[str, _Count] = MappingProxyType({"attention": _attention, "mla": _latent})
+_FEED_FORWARDS: Mapping[str, _Count] = MappingProxyType({"dense": _dense, "moe": _experts})
