@@ -14,7 +14,7 @@ from fork_ranks import run_ranks
 from llm_train import cli
 from llm_train.arch import parse
 from llm_train.config import ParallelConfig, RecomputeConfig, RunConfig
-from llm_train.plan import bubble, make_plan
+from llm_train.plan import PlanError, bubble, make_plan
 from llm_train.plan.activations import Shapes, head_bytes, layers_bytes
 from llm_train.plan.memory import chunks_in_flight
 from llm_train.plan.parameters import stage_parameters
@@ -310,6 +310,12 @@ def test_a_layout_that_cannot_be_is_refused_with_its_equation(config_file):
     result = invoke(config_file, "parallel.pp=2", "parallel.layers_per_stage=[3,2]")
     assert result.exit_code == 1
     assert "layers_per_stage: 3 + 2 = 5, want layers(4) + noop_layers(0) = 4" in result.output
+
+
+def test_what_cannot_be_counted_is_named():
+    arch = golden("llama_tiny", mtp={"layers": 1}, attention__shared_kv=2)
+    with pytest.raises(PlanError, match=r"says in mtp, attention\.shared_kv"):
+        make_plan(run_config(), arch, 1)
 
 
 def test_plan_loads_no_torch_and_takes_little_time(config_file):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
 
-from llm_train.arch import Arch, Attention, LayerRun, Mla
+from llm_train.arch import Arch, Attention, LayerRun
 from llm_train.config import ParallelConfig
 from llm_train.placement import chunks
 
@@ -56,6 +56,7 @@ def stage_parameters(
 
     Raises PlanError naming what it cannot count.
     """
+    _refuse_uncounted(arch)
     stages: list[list[Parameters]] = [[] for _ in range(parallel.pp)]
     layers = list(arch.each_layer())
     for chunk in chunks(parallel, arch.num_layers):
@@ -88,6 +89,18 @@ def layer_parameters(arch: Arch, run: LayerRun, parallel: ParallelConfig) -> lis
         *_FEED_FORWARDS[run.feed_forward](arch, parallel),
         _norms(arch, norms),
     ]
+
+
+def _refuse_uncounted(arch: Arch) -> None:
+    uncounted = {
+        "mtp": arch.mtp is not None,
+        "mla.indexer": arch.mla is not None and arch.mla.indexer is not None,
+        "attention.shared_kv": arch.attention is not None and arch.attention.shared_kv > 1,
+        "moe.router.zero_experts": arch.moe is not None and arch.moe.router.zero_experts > 0,
+    }
+    found = [name for name, is_there in uncounted.items() if is_there]
+    if found:
+        raise PlanError(f"plan cannot count what arch.json says in {', '.join(found)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,13 +166,6 @@ def _latent(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
     yield cut.split(one.heads * one.v_head_dim * hidden)
     if one.out_bias:
         yield cut.whole(hidden)
-    yield from _refuse_indexer(one)
-
-
-def _refuse_indexer(one: Mla) -> Iterator[Parameters]:
-    if one.indexer is not None:
-        raise PlanError("plan cannot count a sparse-attention indexer (mla.indexer)")
-    yield from ()
 
 
 def _dense(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
@@ -174,8 +180,6 @@ def _dense(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
 def _experts(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
     assert arch.moe is not None
     one, hidden, cut = arch.moe, arch.hidden_size, _Cut(parallel.tp, Kind.FEED_FORWARD)
-    if one.router.zero_experts:
-        raise PlanError(f"plan cannot count moe.router.zero_experts={one.router.zero_experts}")
     up = (2 if one.gated else 1) * one.ffn_hidden_size
     elements = (up + one.ffn_hidden_size) * hidden + (up if one.bias else 0)
     yield _Cut(parallel.ep * parallel.etp, Kind.EXPERTS).split(one.experts * elements)
