@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llm_train.arch import parse
-from llm_train.check import problems
+from llm_train.check import notes, problems
 from llm_train.config import RunConfig
 
 GOLDEN = Path(__file__).resolve().parents[1] / "contracts/arch/golden/llama_tiny.json"
@@ -137,3 +137,13 @@ def test_what_experts_can_do_is_accepted():
     )
     for section in sections:
         assert problems(moe(precision="bf16", **section), biased, 1) == []
+
+
+def test_the_product_that_computes_the_experts_is_named():
+    named = "moe.grouped_gemm: experts by "
+    half, full = moe(precision="bf16", grouped_gemm=True), moe(grouped_gemm=True)
+    assert notes(half, experts()) == [
+        named + "torch._grouped_mm on cpu and cuda, padded bmm on npu"
+    ]
+    assert notes(full, experts()) == [named + "padded torch.bmm (torch._grouped_mm takes bf16)"]
+    assert "drops other tokens" in notes(moe(capacity_factor=1.0), experts())[0]

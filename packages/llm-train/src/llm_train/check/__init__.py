@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llm_train.arch import Arch
 from llm_train.check.context import context
-from llm_train.check.experts import experts
+from llm_train.check.experts import expert_notes, experts
 from llm_train.check.layout import Layout, batch, layout, world
 from llm_train.check.memory import activations, recompute, sharding, state
 from llm_train.check.pipeline import pipeline
@@ -57,6 +57,7 @@ def notes(config: RunConfig, arch: Arch) -> list[str]:
         )
     if parallel.cp == 1 and "cp_kind" in parallel.model_fields_set:
         found.append("parallel.cp_kind has no effect with cp=1")
+    found += expert_notes(config)
     if train.seq_length > arch.max_position_embeddings and arch.position.kind != "learned":
         found.append(
             f"train.seq_length({train.seq_length}) is beyond the model's "

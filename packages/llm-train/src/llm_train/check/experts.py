@@ -21,6 +21,19 @@ def experts(config: RunConfig, arch: Arch, world_size: int) -> Iterator[str]:
     yield from _grouped(config, arch, arch.moe)
 
 
+def expert_notes(config: RunConfig) -> Iterator[str]:
+    """Which product computes the experts, and whose tokens a capacity counts."""
+    if config.moe.grouped_gemm and config.train.precision is Precision.BF16:
+        yield "moe.grouped_gemm: experts by torch._grouped_mm on cpu and cuda, padded bmm on npu"
+    elif config.moe.grouped_gemm:
+        yield "moe.grouped_gemm: experts by padded torch.bmm (torch._grouped_mm takes bf16)"
+    if config.moe.capacity_factor is not None:
+        yield (
+            "moe.capacity_factor counts the tokens of a rank's micro-batch: another layout or "
+            "micro-batch size drops other tokens"
+        )
+
+
 def _no_experts(config: RunConfig) -> Iterator[str]:
     sizes = {"ep": config.parallel.ep, "etp": config.parallel.etp}
     for name, size in sizes.items():
