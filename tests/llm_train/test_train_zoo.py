@@ -37,7 +37,7 @@ def reference(tmp_path_factory):
     return make
 
 
-def megatron_logits(folder, tokens, *, tp=1):
+def megatron_logits(folder, tokens, *, tp=1, ep=1):
     """Logits [B, T, V] of the model that llm-train builds from a folder."""
 
     def rank(_rank):
@@ -48,7 +48,7 @@ def megatron_logits(folder, tokens, *, tp=1):
 
         source = open_source(folder)
         arch = arch_of(source, where=folder)
-        parallel = ParallelConfig(tp=tp)
+        parallel = ParallelConfig(tp=tp, ep=ep)
         with device_session(DeviceKind.CPU), model_parallel(parallel, seed=1), torch.no_grad():
             from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
@@ -66,7 +66,7 @@ def megatron_logits(folder, tokens, *, tp=1):
             logits = gather_from_tensor_model_parallel_region(chunk.eval()(tokens, positions, None))
             return logits[..., : arch.vocab_size].clone()
 
-    return run_ranks(rank, tp)[0]
+    return run_ranks(rank, max(tp, ep))[0]
 
 
 @pytest.mark.parametrize(("name", "tp"), RUNS)
@@ -78,3 +78,10 @@ def test_megatron_logits_equal_those_of_others(name, tp, reference):
     difference = (found - wanted).abs().max().item()
     print(f"{name} tp{tp}: max logits difference {difference:.1e}, scale {wanted.abs().max():.1f}")
     assert difference <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["gpt_oss"])
+def test_logits_of_experts_on_two_ranks_equal_those_of_others(name, reference):
+    folder, tokens, wanted = reference(name)
+    found = megatron_logits(folder, tokens, ep=2)
+    assert (found - wanted).abs().max().item() <= TOLERANCE
