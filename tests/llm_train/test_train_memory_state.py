@@ -31,11 +31,13 @@ def run_of(run_document, tmp_path):
     return make
 
 
+KEPT = {"offload_optimizer": True, "reuse_parameter_copy": True}
+
 # How state is kept → does it change what is trained?
 STATE = {
     "offload_optimizer": {"offload_optimizer": True},
     "reuse_parameter_copy": {"reuse_parameter_copy": True},
-    "both": {"offload_optimizer": True, "reuse_parameter_copy": True},
+    "both": KEPT,
 }
 LAYOUTS = {
     "one": (1, {}),
@@ -47,7 +49,7 @@ LAYOUTS = {
 def test_state_kept_elsewhere_or_in_halves_trains_the_same_to_the_bit(layout, run_of):
     world_size, parallel = LAYOUTS[layout]
     runs = {}
-    for precision in ("fp32", "bf16"):
+    for precision in ("fp32", "bf16", "fp16"):
         runs[precision] = run_of(precision, parallel=parallel)
         for name, memory in STATE.items():
             if precision == "bf16" or name == "offload_optimizer":
@@ -56,6 +58,13 @@ def test_state_kept_elsewhere_or_in_halves_trains_the_same_to_the_bit(layout, ru
     assert len(curves["fp32"]) == 6
     assert curves["fp32"] != curves["bf16"]
     assert curves == {name: curves[name.split("-")[0]] for name in curves}
+
+
+def test_experts_have_an_optimizer_of_their_own_that_keeps_state_as_well(run_of, moe_arch):
+    document = run_of("bf16", parallel={"ep": 2})
+    document["model"] = {**document["model"], "arch": str(moe_arch)}
+    curves = train_curves({"plain": document, "kept": {**document, "memory": KEPT}}, 2)
+    assert curves["kept"] == curves["plain"]
 
 
 def state_bytes(training, splits):
@@ -106,9 +115,6 @@ def train(document, world_size):
     lines = (Path(document["save"]["path"]) / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     return {r["step"]: (r["loss"], r["grad_norm"]) for r in records if "loss" in r}
-
-
-KEPT = {"offload_optimizer": True, "reuse_parameter_copy": True}
 
 
 def test_a_run_goes_on_exactly_whatever_its_checkpoint_was_kept_as(run_of, tmp_path):
