@@ -17,14 +17,9 @@ def context(config: RunConfig, arch: Arch) -> Iterator[str]:
     if config.parallel.cp > 1:
         yield from _sequence(config)
         yield from _heads(config, arch)
-        yield from _mixers(f"parallel: cp({config.parallel.cp})", arch)
+        yield from _whole_rows_only(f"parallel: cp({config.parallel.cp})", arch)
     if config.data.reset_documents:
-        yield from _mixers("data: reset_documents", arch)
-        if arch.mtp is not None:
-            yield (
-                "data: reset_documents cannot be used with a model that predicts several tokens "
-                "(mtp): its shifted inputs would cross documents"
-            )
+        yield from _whole_rows_only("data: reset_documents", arch)
 
 
 def _sequence(config: RunConfig) -> Iterator[str]:
@@ -59,9 +54,14 @@ def _heads(config: RunConfig, arch: Arch) -> Iterator[str]:
         )
 
 
-def _mixers(who: str, arch: Arch) -> Iterator[str]:
+def _whole_rows_only(who: str, arch: Arch) -> Iterator[str]:
     for mixer in sorted({run.mixer for run in arch.layers} - _ATTENTION_MIXERS):
         yield (
             f"{who} cannot be used with {mixer} layers: they carry a state from token to token, "
             "which nothing hands over or resets"
+        )
+    if arch.mtp is not None:
+        yield (
+            f"{who} cannot be used with a model that predicts several tokens (mtp): its inputs, "
+            "shifted by one, would cross from one chunk or document to the next"
         )

@@ -115,11 +115,12 @@ class CoreAttention(torch.nn.Module):
             q_TBHD, k_TBGD, v_TBGE = heads_for_tokens(
                 q_TBHD, k_TBGD, v_TBGE, place=place, group=group
             )
+        window = self._window(tokens * place.size)
         steps = ring_plans(
             tokens * place.size,
             place,
-            window=self.window,
-            tile=self._tile,
+            window=window,
+            tile=self._tile(window),
             starts=None if packed is None else packed.starts,
         )
         sinks, slopes = (
@@ -149,11 +150,12 @@ class CoreAttention(torch.nn.Module):
         place, tokens = context_rank(self.config), q_TBHD.shape[0]
         group = context_group()
         k_SBGD, v_SBGE = gather(k_TBGD, v_TBGE, place=place, group=group)
+        window = self._window(tokens * place.size)
         pairs = plan(
             held(tokens * place.size, ring_rank=place.rank, ring_size=place.size),
             held(tokens * place.size, ring_rank=0, ring_size=1),
-            window=self.window,
-            tile=self._tile,
+            window=window,
+            tile=self._tile(window),
             starts=None if packed is None else packed.starts,
         )
         out_BHTE = ring_attention(
@@ -173,11 +175,14 @@ class CoreAttention(torch.nn.Module):
             slopes=slopes,
         )
 
-    @property
-    def _tile(self) -> int | None:
+    def _window(self, tokens: int) -> int | None:
+        """The window, if a sequence of `tokens` is longer."""
+        return self.window if self.window is not None and self.window < tokens else None
+
+    def _tile(self, window: int | None) -> int | None:
         """Tokens whose scores are computed at once, at most; None = as many as there are."""
-        if self.window is not None:
-            return max(min(self.window, _TILE), _SMALLEST_WINDOW_TILE)
+        if window is not None:
+            return max(min(window, _TILE), _SMALLEST_WINDOW_TILE)
         is_plain = self.softcap is None and self.alibi_heads is None
         return None if is_plain else _TILE
 
@@ -186,15 +191,15 @@ class CoreAttention(torch.nn.Module):
         tokens, device = q_BHTD.shape[2], q_BHTD.device
         distance = _distance(tokens, device)
         allowed = distance >= 0
-        window = tokens if self.window is None else self.window
-        if window < tokens:
+        window = self._window(tokens)
+        if window is not None:
             allowed &= distance < window
         if self.alibi_heads is not None:
             slopes = self._slopes(device)
             assert slopes is not None
             bias = -slopes[:, None, None] * distance
             return bias.masked_fill(~allowed, -torch.inf).type_as(q_BHTD)
-        return allowed if window < tokens else None
+        return allowed if window is not None else None
 
     def _slopes(self, device: torch.device) -> torch.Tensor | None:
         """This rank's heads' slopes [H]."""
