@@ -122,8 +122,10 @@ def test_a_shared_sequence_trains_like_one_process(name, with_arch, alone, tmp_p
     assert_same_curve(found, alone(document))
 
 
-def test_a_reset_at_documents_changes_the_losses(with_arch, alone):
-    whole, packed = (alone(with_arch(data__reset_documents=value)) for value in (False, True))
+def test_a_reset_at_documents_changes_the_losses(with_arch, alone, tmp_path):
+    document = with_arch()
+    reset = with_overrides(document, {"data__reset_documents": True}, tmp_path / "reset")
+    whole, packed = alone(document), alone(reset)
     assert whole[0][0][0] != pytest.approx(packed[0][0][0], abs=1e-3)
 
 
