@@ -7,6 +7,7 @@ from llm_train.check.context import context
 from llm_train.check.experts import expert_notes, experts
 from llm_train.check.layout import Layout, batch, layout, world
 from llm_train.check.memory import activations, recompute, sharding, state
+from llm_train.check.mixers import mixers
 from llm_train.check.pipeline import pipeline
 from llm_train.check.positions import positions
 from llm_train.check.schedule import overlap, schedule
@@ -24,6 +25,7 @@ def problems(config: RunConfig, arch: Arch, world_size: int) -> list[str]:
         *schedule(config),
         *tensor(config, arch),
         *context(config, arch),
+        *mixers(config, arch),
         *pipeline(config, arch),
         *experts(config, arch, world_size),
         *positions(config, arch),

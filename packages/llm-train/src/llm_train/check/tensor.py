@@ -8,10 +8,6 @@ from llm_train.arch import Arch, Attention
 from llm_train.check.multiple import multiple
 from llm_train.config import RunConfig
 
-# Mixers whose replicated parts get their whole gradient only when sequence parallel sums it.
-_SEQUENCE_PARALLEL_MIXERS = ("gdn",)
-
-
 def tensor(config: RunConfig, arch: Arch) -> Iterator[str]:
     """Every cut size divides."""
     tp = config.parallel.tp
@@ -45,12 +41,5 @@ def _attention_heads(tp: int, attention: Attention) -> Iterator[str]:
 
 
 def _without_sequence_parallel(tp: int, arch: Arch) -> Iterator[str]:
-    mixers = {run.mixer for run in arch.layers}
-    for mixer in _SEQUENCE_PARALLEL_MIXERS:
-        if mixer in mixers:
-            yield (
-                f"parallel: {mixer} layers under tp({tp}) need sequence_parallel=true: without it "
-                "their gradients are not summed over the tp ranks"
-            )
     if arch.moe is not None:
         yield f"parallel: moe layers under tp({tp}) need sequence_parallel=true"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,20 @@ class ParityError(RuntimeError):
 
 
 class Reference:
-    """transformers' own model of a folder, in `dtype` on `device`, with plain attention."""
+    """transformers' own model of a folder, in `dtype` on `device`, with plain attention.
+
+    `is_split`: each of our `num_layers` layers has one block, of which transformers may have two
+    in a layer of its own.
+    """
 
     def __init__(
-        self, folder: Path, *, num_layers: int, dtype: torch.dtype, device: torch.device
+        self,
+        folder: Path,
+        *,
+        num_layers: int,
+        is_split: bool,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         try:
             from transformers import AutoModelForCausalLM
@@ -35,7 +46,9 @@ class Reference:
             folder, dtype=dtype, attn_implementation="eager", local_files_only=True
         )
         self.model.to(device).eval()
-        self.decoder, self.layers = _layers(self.model, num_layers, folder)
+        counts = (num_layers, num_layers // 2) if is_split else (num_layers,)
+        self.decoder, self.layers = _layers(self.model, counts, folder)
+        self.ours_per_layer = num_layers // len(self.layers)
         self.padding_id: int | None = self.model.get_input_embeddings().padding_idx
 
     def trace(self, tokens: torch.Tensor, labels: torch.Tensor, *, gradients: bool) -> Trace:
@@ -86,12 +99,15 @@ class Reference:
 
         first = self.layers[0]
         handles = [first.register_forward_pre_hook(input_of("embedding"), with_kwargs=True)]
-        handles += [
-            layer.register_forward_hook(output_of(f"layer {index}"))
-            for index, layer in enumerate(self.layers)
-        ]
-        norms = [one for one in self.decoder.children() if "norm" in type(one).__name__.lower()]
-        handles += [one.register_forward_hook(output_of("final norm")) for one in norms[-1:]]
+        for index, layer in enumerate(self.layers):
+            last = self.ours_per_layer * (index + 1) - 1
+            if self.ours_per_layer > 1:
+                # What the first block made goes into the norm of the second.
+                between = input_of(f"layer {last - 1}")
+                handles.append(_norms(layer)[-1].register_forward_pre_hook(between, with_kwargs=True))
+            handles.append(layer.register_forward_hook(output_of(f"layer {last}")))
+        final = _norms(self.decoder)[-1:]
+        handles += [one.register_forward_hook(output_of("final norm")) for one in final]
         try:
             yield
         finally:
@@ -99,21 +115,26 @@ class Reference:
                 handle.remove()
 
 
+def _norms(module: torch.nn.Module) -> list[torch.nn.Module]:
+    """Norms that a module has itself, in the order it names them."""
+    return [one for one in module.children() if "norm" in type(one).__name__.lower()]
+
+
 def _layers(
-    model: torch.nn.Module, count: int, folder: Path
+    model: torch.nn.Module, counts: Sequence[int], folder: Path
 ) -> tuple[torch.nn.Module, torch.nn.ModuleList]:
-    """The decoder and its layers: the first list of modules as long as there are layers."""
+    """The decoder and its layers: the first list of modules that is as long as one of `counts`."""
     lists = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.ModuleList)
     }
-    for name, module in lists.items():
+    for count, (name, module) in product(counts, lists.items()):
         if len(module) == count:
             return model.get_submodule(name.rpartition(".")[0]), module
     found = ", ".join(f"{name} ({len(module)})" for name, module in list(lists.items())[:5])
     raise ParityError(
-        f"{folder}: no list of {count} layers in transformers' {type(model).__name__}; "
+        f"{folder}: no list of {counts[0]} layers in transformers' {type(model).__name__}; "
         f"found {found or 'no lists'}"
     )
 

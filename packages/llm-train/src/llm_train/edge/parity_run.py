@@ -91,7 +91,13 @@ def _reference(
 
     _say("running transformers ...")
     device, dtype = torch.device(kind.value), DTYPES[options.precision]
-    reference = Reference(folder, num_layers=arch.num_layers, dtype=dtype, device=device)
+    reference = Reference(
+        folder,
+        num_layers=arch.num_layers,
+        is_split=_is_split(arch),
+        dtype=dtype,
+        device=device,
+    )
     tokens = _random_tokens(arch.vocab_size, options, avoided=reference.padding_id).to(device)
     tokens, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     wanted = reference.trace(tokens, labels, gradients=options.has_gradients)
@@ -99,6 +105,14 @@ def _reference(
         reference.save_gradients(temporary / "gradients", zeroed=False)
         reference.save_gradients(temporary / "zeros", zeroed=True)
     return tokens, labels, wanted
+
+
+def _is_split(arch: Arch) -> bool:
+    """Whether layers with a mixer alone and with a feed-forward alone take turns."""
+    has_mixer = [layer.mixer != "none" for layer in arch.each_layer()]
+    has_feed_forward = [layer.feed_forward != "none" for layer in arch.each_layer()]
+    turns = [index % 2 == 0 for index in range(arch.num_layers)]
+    return has_mixer == turns and has_feed_forward == [not turn for turn in turns]
 
 
 def _random_tokens(vocab_size: int, options: Options, *, avoided: int | None) -> torch.Tensor:

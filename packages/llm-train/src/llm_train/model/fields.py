@@ -4,6 +4,7 @@ A field of `llm_train.arch.Arch` must stand in exactly one entry:
 tests/llm_train/test_train_fields.py fails otherwise.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -92,8 +93,8 @@ TABLE: tuple[Config | Module | Only | Ignored, ...] = (
     Config("norm.zero_centered", "layernorm_zero_centered_gamma"),
     Module("norm.placement", "norms of LayerSubmodules"),
     Module("layers.count", "TransformerConfig.num_layers"),
-    Only("layers.mixer", ("attention", "mla")),
-    Only("layers.feed_forward", ("dense", "moe")),
+    Module("layers.mixer", "llm_train.model.spec.MIXERS"),
+    Only("layers.feed_forward", ("dense", "moe", "none")),
     Module("layers.window", "CoreAttention.window of that layer"),
     Module("layers.rope", "Attention.has_rope of that layer"),
     Config("attention.heads", "num_attention_heads"),
@@ -120,8 +121,20 @@ TABLE: tuple[Config | Module | Only | Ignored, ...] = (
     Module("mla.q_scale", "LatentAttention"),
     Module("mla.kv_scale", "LatentAttention"),
     Only("mla.indexer", (None,)),
-    Only("gdn", (None,)),
-    Only("mamba2", (None,)),
+    Module("gdn.key_heads", "GatedDeltaNet"),
+    Module("gdn.value_heads", "GatedDeltaNet"),
+    Module("gdn.key_head_dim", "GatedDeltaNet"),
+    Module("gdn.value_head_dim", "GatedDeltaNet"),
+    Module("gdn.conv_kernel", "GatedDeltaNet.conv1d"),
+    Module("mamba2.heads", "MambaMixer"),
+    Module("mamba2.head_dim", "MambaMixer"),
+    Module("mamba2.groups", "MambaMixer"),
+    Module("mamba2.state_dim", "MambaMixer"),
+    Module("mamba2.conv_kernel", "MambaMixer.conv1d"),
+    Module("mamba2.chunk", "selective_scan, at most CHUNK: it changes no result"),
+    Module("mamba2.conv_bias", "MambaMixer.conv1d"),
+    Module("mamba2.proj_bias", "MambaMixer.in_proj and out_proj"),
+    Module("mamba2.gated_norm", "MambaMixer.norm"),
     Module("position.kind", "GPTModel.position_embedding_type, CoreAttention.alibi_heads"),
     Module("position.base", "llm_train.model.rope"),
     Module("position.fraction", "llm_train.model.rope"),
@@ -174,6 +187,8 @@ def config_fields(arch: Arch) -> dict[str, Any]:
             for value in _values(arch, entry.field):
                 fields[entry.target] = entry.convert(value)
     fields.update(_shared_by_dense_and_moe(arch))
+    if arch.attention is None and arch.mla is None:
+        fields["num_attention_heads"] = _heads_of_linear_mixers(arch)
     if arch.attention is not None:
         # With it megatron-core sums the gradients of norms that every rank holds; those over all
         # heads lie cut.
@@ -206,10 +221,19 @@ def _values(arch: Arch, field: str) -> list[Any]:
     return found
 
 
+def _heads_of_linear_mixers(arch: Arch) -> int:
+    """A required number, of which megatron-core wants a multiple of tp as these are."""
+    heads = [part.heads for part in (arch.mamba2,) if part is not None]
+    heads += [part.value_heads for part in (arch.gdn,) if part is not None]
+    return math.gcd(*heads)
+
+
 def _shared_by_dense_and_moe(arch: Arch) -> dict[str, Any]:
     """megatron-core has one activation, gating and clamping for both kinds of feed-forward."""
     parts = [part for part in (arch.mlp, arch.moe) if part is not None]
     kinds = {(part.activation, part.gated, part.clamp, part.glu_offset) for part in parts}
+    if not kinds:
+        return {"add_bias_linear": False}
     if len(kinds) != 1:
         raise UnsupportedArchError(
             f"mlp and moe differ in (activation, gated, clamp, glu_offset): "

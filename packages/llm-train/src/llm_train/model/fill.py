@@ -39,12 +39,16 @@ def fill_from_source(chunks: Sequence[Model], source: WeightSource, *, padded_ro
 
 @torch.no_grad()
 def fill_randomly(chunks: Sequence[Model], *, std: float, seed: int) -> None:
-    """Normal(0, std) matrices, norms and biases as built; seeded by name, so no layout matters."""
+    """Normal(0, std) matrices, norms and biases as built; seeded by name, so no layout matters.
+
+    A parameter's own `init_std` goes before `std`.
+    """
     for named in (named for chunk in chunks for named in named_tensors(chunk)):
         if named.tensor.dim() < 2:
             continue
         generator = torch.Generator().manual_seed(_seed(named.name, seed))
-        named.tensor.copy_(_cut(_full(named, std, generator), named))
+        own_std = getattr(named.tensor, "init_std", std)
+        named.tensor.copy_(_cut(_full(named, own_std, generator), named))
 
 
 def _seed(name: str, seed: int) -> int:
@@ -63,13 +67,18 @@ def _is_cut(named: NamedTensor) -> bool:
 
 
 def _cut(full: torch.Tensor, named: NamedTensor) -> torch.Tensor:
-    """The rank's piece; a gate-and-up matrix (partition_stride 2) is cut in each half."""
+    """The rank's piece; a gate-and-up matrix (partition_stride 2) is cut in each half.
+
+    Rows of several kinds (`sections`) are cut in each kind.
+    """
     if not _is_cut(named):
         return full
     rank, size = named.shard
     axis = named.tensor.partition_dim  # pyright: ignore[reportAttributeAccessIssue]
     stride = named.tensor.partition_stride  # pyright: ignore[reportAttributeAccessIssue]
-    return torch.cat([part.chunk(size, axis)[rank] for part in full.chunk(stride, axis)], axis)
+    sections = getattr(named.tensor, "sections", None)
+    parts = full.chunk(stride, axis) if sections is None else full.split(sections, axis)
+    return torch.cat([part.chunk(size, axis)[rank] for part in parts], axis)
 
 
 def _refuse_leftovers(there: set[str], used: set[str]) -> None:

@@ -26,7 +26,10 @@ class LayerSubmodules(TransformerLayerSubmodules):
 
 
 class Layer(TransformerLayer):
-    """hidden + scale · norm(mixer(norm(hidden))), then the same with the feed-forward."""
+    """hidden + scale · norm(mixer(norm(hidden))), then the same with the feed-forward.
+
+    A layer may lack either block. `mixer_name` is the attribute, and so the parameters' name.
+    """
 
     def __init__(
         self,
@@ -34,9 +37,16 @@ class Layer(TransformerLayer):
         submodules: LayerSubmodules,
         *args: Any,
         residual_scale: float = 1.0,
+        mixer_name: str = "self_attention",
         **kwargs: Any,
     ) -> None:
         super().__init__(config, submodules, *args, **kwargs)
+        self.mixer_name = mixer_name
+        if mixer_name != "self_attention":
+            self.add_module(mixer_name, self.self_attention)
+            self.self_attention = IdentityOp()
+        self.has_mixer = not isinstance(getattr(self, mixer_name), IdentityOp)
+        self.has_feed_forward = not isinstance(self.mlp, IdentityOp)
         self.residual_scale = residual_scale
         sizes = {"hidden_size": config.hidden_size, "eps": config.layernorm_epsilon}
         self.post_self_attn_layernorm = cast(
@@ -60,27 +70,30 @@ class Layer(TransformerLayer):
         """[T, B, hidden] → the same; `context` goes through untouched."""
 
         def mix(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-            return self.self_attention(
+            return getattr(self, self.mixer_name)(
                 x,
                 attention_mask=attention_mask,
                 rotary_pos_emb=rotary_pos_emb,
                 packed_seq_params=packed_seq_params,
             )
 
-        hidden = self._block(
-            hidden_states,
-            self.input_layernorm,
-            mix,
-            self.post_self_attn_layernorm,
-            is_norm_recomputed=self.recompute_input_layernorm,
-        )
-        hidden = self._block(
-            hidden,
-            self.pre_mlp_layernorm,
-            self._feed_forward(padding_mask),
-            self.post_mlp_layernorm,
-            is_norm_recomputed=self.recompute_pre_mlp_layernorm,
-        )
+        hidden = hidden_states
+        if self.has_mixer:
+            hidden = self._block(
+                hidden,
+                self.input_layernorm,
+                mix,
+                self.post_self_attn_layernorm,
+                is_norm_recomputed=self.recompute_input_layernorm,
+            )
+        if self.has_feed_forward:
+            hidden = self._block(
+                hidden,
+                self.pre_mlp_layernorm,
+                self._feed_forward(padding_mask),
+                self.post_mlp_layernorm,
+                is_norm_recomputed=self.recompute_pre_mlp_layernorm,
+            )
         return hidden, context
 
     def _block(

@@ -27,18 +27,28 @@ from llm_train.model.attention import Attention
 from llm_train.model.core_attention import CoreAttention
 from llm_train.model.experts import Experts
 from llm_train.model.feed_forward import FeedForward
+from llm_train.model.gdn import GatedDeltaNet
 from llm_train.model.latent import LatentAttention, LatentOptions
 from llm_train.model.layer import Layer, LayerSubmodules
 from llm_train.model.linears import ColumnLinear, RowLinear
+from llm_train.model.mamba import MambaMixer
 from llm_train.model.norms import AllHeadsNorm, LateHeadNorm, Norm
 from llm_train.model.router import Router
 
 # Transformer Engine fuses the norms into the linears that follow them; checkpoints carry its names.
-DENSE_CHECKPOINT_NAMES = {
-    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
-    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
-}
-MOE_CHECKPOINT_NAMES = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
+MIXER_NORM_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "attention": "self_attention.linear_qkv.layer_norm_",
+        "mla": "self_attention.linear_qkv.layer_norm_",
+        "gdn": "self_attention.in_proj.layer_norm_",
+        "mamba2": "mixer.in_proj.layer_norm_",
+    }
+)
+FEED_FORWARD_NORM_NAMES: Mapping[str, str] = MappingProxyType(
+    {"dense": "mlp.linear_fc1.layer_norm_"}
+)
+# layers.mixer → what megatron-core calls it in a layer, where it is not self_attention.
+MIXER_NAMES: Mapping[str, str] = MappingProxyType({"mamba2": "mixer"})
 
 
 class Provider(LocalSpecProvider):
@@ -62,26 +72,46 @@ def block_spec(
 
 
 def _layer_spec(arch: Arch, layer: LayerRun) -> ModuleSpec:
-    is_pre, is_post = arch.norm.placement != "post", arch.norm.placement != "pre"
-    before, after = (Norm if wanted else IdentityOp for wanted in (is_pre, is_post))
-    is_moe = layer.feed_forward == "moe"
+    before_mixer, after_mixer = _norms(arch, is_block=layer.mixer != "none")
+    before_mlp, after_mlp = _norms(arch, is_block=layer.feed_forward != "none")
     return ModuleSpec(
         module=Layer,
-        params={"residual_scale": arch.scalars.residual},
+        params={
+            "residual_scale": arch.scalars.residual,
+            "mixer_name": MIXER_NAMES.get(layer.mixer, "self_attention"),
+        },
         submodules=LayerSubmodules(
-            input_layernorm=before,
+            input_layernorm=before_mixer,
             self_attention=MIXERS[layer.mixer](arch, layer),
-            post_self_attn_layernorm=after,
-            pre_mlp_layernorm=before,
-            mlp=_feed_forward_spec(arch, is_moe=is_moe),
-            post_mlp_layernorm=after,
-            sharded_state_dict_keys_map=MOE_CHECKPOINT_NAMES if is_moe else DENSE_CHECKPOINT_NAMES,
+            post_self_attn_layernorm=after_mixer,
+            pre_mlp_layernorm=before_mlp,
+            mlp=_feed_forward_spec(arch, layer.feed_forward),
+            post_mlp_layernorm=after_mlp,
+            sharded_state_dict_keys_map=_checkpoint_names(layer),
         ),
     )
 
 
-def _feed_forward_spec(arch: Arch, *, is_moe: bool) -> ModuleSpec:
-    if not is_moe or arch.moe is None:
+def _norms(arch: Arch, *, is_block: bool) -> tuple[type, type]:
+    """The norms before and after a block, if there is one."""
+    is_pre, is_post = arch.norm.placement != "post", arch.norm.placement != "pre"
+    before, after = (Norm if is_block and wanted else IdentityOp for wanted in (is_pre, is_post))
+    return before, after
+
+
+def _checkpoint_names(layer: LayerRun) -> dict[str, str]:
+    """The keys of norms in checkpoints, where they are not the modules' names."""
+    norms = {
+        "input_layernorm.": MIXER_NORM_NAMES.get(layer.mixer),
+        "pre_mlp_layernorm.": FEED_FORWARD_NORM_NAMES.get(layer.feed_forward),
+    }
+    return {norm: name for norm, name in norms.items() if name is not None}
+
+
+def _feed_forward_spec(arch: Arch, kind: str) -> ModuleSpec | type:
+    if kind == "none":
+        return IdentityOp
+    if kind != "moe" or arch.moe is None:
         has_bias = arch.mlp is not None and arch.mlp.bias
         return ModuleSpec(module=FeedForward, submodules=_linears(has_bias))
     spec = get_mlp_module_spec_for_backend(Provider(), num_experts=arch.moe.experts)
@@ -158,6 +188,12 @@ HEAD_NORMS: Mapping[
 )
 
 # layers.mixer → the spec of self_attention.
-MIXERS: Mapping[str, Callable[[Arch, LayerRun], ModuleSpec]] = MappingProxyType(
-    {"attention": _attention_spec, "mla": _latent_spec}
+MIXERS: Mapping[str, Callable[[Arch, LayerRun], ModuleSpec | type]] = MappingProxyType(
+    {
+        "attention": _attention_spec,
+        "mla": _latent_spec,
+        "gdn": lambda arch, _: ModuleSpec(module=GatedDeltaNet, params={"gdn": arch.gdn}),
+        "mamba2": lambda arch, _: ModuleSpec(module=MambaMixer, params={"mamba": arch.mamba2}),
+        "none": lambda *_: IdentityOp,
+    }
 )

@@ -1,0 +1,131 @@
+"""Mamba2 mixers (https://arxiv.org/abs/2405.21060) on tensor-parallel ranks, groups cut."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from llm_train.arch import Mamba2
+from llm_train.model.linears import RowLinear
+from llm_train.model.recurrence import CHUNK, selective_scan
+from llm_train.model.sections import (
+    CausalConv,
+    SectionedLinear,
+    Sections,
+    cut_parameter,
+    cut_rows,
+)
+
+# Rates of forgetting and steps of time that heads start with; the authors' code draws them.
+FIRST_RATES = (1.0, 16.0)
+FIRST_STEPS = (1e-3, 1e-1)
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+class MambaMixer(MegatronModule):
+    """A Mamba2 mixer with megatron-core's parameter names."""
+
+    def __init__(
+        self, config: TransformerConfig, layer_number: int, *, mamba: Mamba2, **_ignored: Any
+    ) -> None:
+        super().__init__(config=config)
+        self.mamba, self.layer_number = mamba, layer_number
+        inner, states = mamba.heads * mamba.head_dim, mamba.groups * mamba.state_dim
+        rows = Sections(
+            sizes=(inner, inner, states, states, mamba.heads), labels=("z", "x", "B", "C", "dt")
+        )
+        mixed = Sections(sizes=rows.sizes[1:4], labels=rows.labels[1:4])
+        self.in_proj = SectionedLinear(config, config.hidden_size, rows, has_bias=mamba.proj_bias)
+        self.conv1d = CausalConv(config, mixed, kernel=mamba.conv_kernel, has_bias=mamba.conv_bias)
+        self.dt_bias = cut_parameter(config, _first_dt_bias(mamba.heads))
+        self.A_log = cut_parameter(config, torch.linspace(*FIRST_RATES, mamba.heads).log())
+        self.D = cut_parameter(config, torch.ones(mamba.heads))
+        if mamba.gated_norm:
+            self.norm = GroupNorm(config, mamba)
+        self.out_proj = RowLinear(
+            inner,
+            config.hidden_size,
+            config=config,
+            init_method=config.output_layer_init_method,
+            has_bias=mamba.proj_bias,
+            input_is_parallel=True,
+            skip_bias_add=True,
+        )
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        packed_seq_params: object = None,
+        **_ignored: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[T, B, hidden] (a slice of T under sequence parallel) → the same, and the bias to add."""
+        assert packed_seq_params is None, "MambaMixer takes no packed sequences"
+        projected, _ = self.in_proj(hidden_states)
+        z, *mixed, dt = self.in_proj.split(projected)
+        x, b, c = self.conv1d(torch.cat(mixed, dim=-1))
+        x = x.unflatten(-1, (-1, self.mamba.head_dim)).float()
+        b, c = (one.unflatten(-1, (-1, self.mamba.state_dim)) for one in (b, c))
+        out = selective_scan(
+            x,
+            dt_TBH=F.softplus(dt.float() + self.dt_bias),
+            a_H=-self.A_log.float().exp(),
+            b_TBGK=b,
+            c_TBGK=c,
+            chunk=min(self.mamba.chunk, CHUNK),
+        )
+        out = (out + self.D.float()[:, None] * x).flatten(-2) * F.silu(z.float())
+        if self.mamba.gated_norm:
+            out = self.norm(out)
+        return self.out_proj(out.to(projected.dtype))
+
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> ShardedStateDict:
+        """The numbers of heads lie cut as the heads do."""
+        state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        return {**state, **cut_rows(self, prefix, sharded_offsets)}
+
+
+class GroupNorm(torch.nn.Module):
+    """RMS norm of each group of heads by itself; its weight is never zero-centred."""
+
+    def __init__(self, config: TransformerConfig, mamba: Mamba2) -> None:
+        super().__init__()
+        self.eps = config.layernorm_epsilon
+        self.group_size = mamba.heads * mamba.head_dim // mamba.groups
+        self.weight = cut_parameter(config, torch.ones(mamba.heads * mamba.head_dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., inner / tp] in fp32."""
+        groups = x.unflatten(-1, (-1, self.group_size))
+        normed = F.rms_norm(groups, (self.group_size,), None, self.eps)
+        return normed.flatten(-2) * self.weight.float()
+
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> ShardedStateDict:
+        """The weight lies cut as the heads do."""
+        return cut_rows(self, prefix, sharded_offsets)
+
+
+def _first_dt_bias(heads: int) -> torch.Tensor:
+    """Softplus of it is spread evenly in the logarithm over FIRST_STEPS.
+
+    In the golden ratio's order, so that steps and rates of forgetting do not go together.
+    """
+    low, high = (math.log(step) for step in FIRST_STEPS)
+    places = torch.arange(heads, dtype=torch.float64) * _GOLDEN % 1
+    steps = (low + (high - low) * places).exp()
+    return (steps + (-(-steps).expm1()).log()).float()
