@@ -70,15 +70,6 @@ def with_mla(document):
     }
 
 
-def with_gdn(document):
-    sizes = {"key_heads": 2, "value_heads": 4, "key_head_dim": 8, "value_head_dim": 8}
-    document["gdn"] = {**sizes, "conv_kernel": 4}
-    document["layers"] = [
-        {**document["layers"][0], "count": 3, "mixer": "gdn"},
-        {**document["layers"][0], "count": 1},
-    ]
-
-
 def config(**sections) -> RunConfig:
     made = {
         "model": {"arch": "a.json"},
@@ -235,7 +226,6 @@ def test_without_sequence_parallel_the_sequence_need_not_divide():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (with_gdn, "gdn layers under tp(2) need sequence_parallel=true"),
         (with_experts, "moe layers under tp(2) need sequence_parallel=true"),
     ],
 )

@@ -8,6 +8,7 @@ from llm_train.arch import Arch, Attention
 from llm_train.check.multiple import multiple
 from llm_train.config import RunConfig
 
+
 def tensor(config: RunConfig, arch: Arch) -> Iterator[str]:
     """Every cut size divides."""
     tp = config.parallel.tp

@@ -104,7 +104,9 @@ class Reference:
             if self.ours_per_layer > 1:
                 # What the first block made goes into the norm of the second.
                 between = input_of(f"layer {last - 1}")
-                handles.append(_norms(layer)[-1].register_forward_pre_hook(between, with_kwargs=True))
+                handles.append(
+                    _norms(layer)[-1].register_forward_pre_hook(between, with_kwargs=True)
+                )
             handles.append(layer.register_forward_hook(output_of(f"layer {last}")))
         final = _norms(self.decoder)[-1:]
         handles += [one.register_forward_hook(output_of("final norm")) for one in final]

@@ -10,6 +10,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from llm_train.arch import Gdn
+from llm_train.model.first_decays import first_log_rates, first_step_biases
 from llm_train.model.linears import RowLinear
 from llm_train.model.norms import norm_parameter
 from llm_train.model.recurrence import gated_delta_rule
@@ -23,8 +24,6 @@ from llm_train.model.sections import (
 
 # Under the root of the keys' and queries' lengths (flash-linear-attention's l2norm).
 LENGTH_EPS = 1e-6
-# Rates of forgetting that heads start with, from the first to the last; megatron-core draws them.
-FIRST_RATES = (1.0, 16.0)
 
 
 class GatedDeltaNet(MegatronModule):
@@ -43,8 +42,8 @@ class GatedDeltaNet(MegatronModule):
         mixed = Sections(sizes=rows.sizes[:3], labels=rows.labels[:3])
         self.in_proj = SectionedLinear(config, config.hidden_size, rows, has_bias=False)
         self.conv1d = CausalConv(config, mixed, kernel=gdn.conv_kernel, has_bias=False)
-        self.dt_bias = cut_parameter(config, torch.ones(gdn.value_heads))
-        self.A_log = cut_parameter(config, torch.linspace(*FIRST_RATES, gdn.value_heads).log())
+        self.dt_bias = cut_parameter(config, first_step_biases(gdn.value_heads))
+        self.A_log = cut_parameter(config, first_log_rates(gdn.value_heads))
         self.out_norm = GatedNorm(config, gdn.value_head_dim, config.layernorm_epsilon)
         self.out_proj = RowLinear(
             value,

@@ -1,6 +1,5 @@
 """Mamba2 mixers (https://arxiv.org/abs/2405.21060) on tensor-parallel ranks, groups cut."""
 
-import math
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from llm_train.arch import Mamba2
+from llm_train.model.first_decays import first_log_rates, first_step_biases
 from llm_train.model.linears import RowLinear
 from llm_train.model.recurrence import CHUNK, selective_scan
 from llm_train.model.sections import (
@@ -19,11 +19,6 @@ from llm_train.model.sections import (
     cut_parameter,
     cut_rows,
 )
-
-# Rates of forgetting and steps of time that heads start with; the authors' code draws them.
-FIRST_RATES = (1.0, 16.0)
-FIRST_STEPS = (1e-3, 1e-1)
-_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class MambaMixer(MegatronModule):
@@ -41,8 +36,8 @@ class MambaMixer(MegatronModule):
         mixed = Sections(sizes=rows.sizes[1:4], labels=rows.labels[1:4])
         self.in_proj = SectionedLinear(config, config.hidden_size, rows, has_bias=mamba.proj_bias)
         self.conv1d = CausalConv(config, mixed, kernel=mamba.conv_kernel, has_bias=mamba.conv_bias)
-        self.dt_bias = cut_parameter(config, _first_dt_bias(mamba.heads))
-        self.A_log = cut_parameter(config, torch.linspace(*FIRST_RATES, mamba.heads).log())
+        self.dt_bias = cut_parameter(config, first_step_biases(mamba.heads))
+        self.A_log = cut_parameter(config, first_log_rates(mamba.heads))
         self.D = cut_parameter(config, torch.ones(mamba.heads))
         if mamba.gated_norm:
             self.norm = GroupNorm(config, mamba)
@@ -118,14 +113,3 @@ class GroupNorm(torch.nn.Module):
     ) -> ShardedStateDict:
         """The weight lies cut as the heads do."""
         return cut_rows(self, prefix, sharded_offsets)
-
-
-def _first_dt_bias(heads: int) -> torch.Tensor:
-    """Softplus of it is spread evenly in the logarithm over FIRST_STEPS.
-
-    In the golden ratio's order, so that steps and rates of forgetting do not go together.
-    """
-    low, high = (math.log(step) for step in FIRST_STEPS)
-    places = torch.arange(heads, dtype=torch.float64) * _GOLDEN % 1
-    steps = (low + (high - low) * places).exp()
-    return (steps + (-(-steps).expm1()).log()).float()
