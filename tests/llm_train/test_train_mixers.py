@@ -17,7 +17,7 @@ ARCHS = {
     "only-mamba": mixer_archs.only_mamba,
 }
 LAYOUTS = {
-    "tp2-sp": {"tp": 2, "etp": 2},
+    "tp2-sp": {"tp": 2},
     "tp2-no-sp": {"tp": 2, "sequence_parallel": False},
     "pp2": {"pp": 2},
 }
@@ -49,8 +49,7 @@ def runs(run_document, tmp_path):
                     "micro_batch_size": 2,
                 },
                 "optimizer": {"lr": 1e-3, "warmup_steps": 2},
-                # Only experts know of etp.
-                "parallel": {k: v for k, v in parallel.items() if k != "etp" or "experts" in name},
+                "parallel": parallel,
             }
         return found
 

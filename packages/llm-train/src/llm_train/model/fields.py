@@ -222,10 +222,9 @@ def _values(arch: Arch, field: str) -> list[Any]:
 
 
 def _heads_of_linear_mixers(arch: Arch) -> int:
-    """A required number, of which megatron-core wants a multiple of tp as these are."""
-    heads = [part.heads for part in (arch.mamba2,) if part is not None]
-    heads += [part.value_heads for part in (arch.gdn,) if part is not None]
-    return math.gcd(*heads)
+    """For a required number that no layer uses: megatron-core wants tp to divide it too."""
+    heads = (arch.mamba2 and arch.mamba2.heads, arch.gdn and arch.gdn.value_heads)
+    return math.gcd(*(count for count in heads if count)) or arch.hidden_size
 
 
 def _shared_by_dense_and_moe(arch: Arch) -> dict[str, Any]:
@@ -233,7 +232,7 @@ def _shared_by_dense_and_moe(arch: Arch) -> dict[str, Any]:
     parts = [part for part in (arch.mlp, arch.moe) if part is not None]
     kinds = {(part.activation, part.gated, part.clamp, part.glu_offset) for part in parts}
     if not kinds:
-        return {"add_bias_linear": False}
+        return {}
     if len(kinds) != 1:
         raise UnsupportedArchError(
             f"mlp and moe differ in (activation, gated, clamp, glu_offset): "
