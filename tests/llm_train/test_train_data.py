@@ -31,6 +31,7 @@ def _warm():
 def test_every_number_of_ranks_sees_the_same_samples_in_a_step(
     dp, micro, accumulation, first, steps
 ):
+    from llm_train.batches import BatchSizes
     from llm_train.train.data import MicroBatches
 
     size = dp * micro * accumulation
@@ -39,7 +40,7 @@ def test_every_number_of_ranks_sees_the_same_samples_in_a_step(
         batches = MicroBatches(
             first_step=first,
             last_step=first + steps,
-            global_batch_size=size,
+            sizes=BatchSizes(global_batch_size=size),
             micro_batch_size=micro,
             dp_rank=rank,
             dp_size=dp,

@@ -193,7 +193,7 @@ def start_launcher(tmp_path):
         process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_reaches_every_rank_once_and_waits_for_them_to_save(
     tmp_path, start_launcher, number
 ):
@@ -210,9 +210,8 @@ def test_a_signal_reaches_every_rank_once_and_waits_for_them_to_save(
     process = start_launcher(body)
     assert wait_until(lambda: len(list(tmp_path.glob("ready_*"))) == 2)
     os.killpg(process.pid, number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert f"stopped by {number.name}; all 2 ranks have ended" in errors
+    process.communicate(timeout=60)
+    assert process.returncode == 0  # all of them ended well: they have saved
     # Longer than grace_s, which is for ranks that hang after another died.
     assert [(tmp_path / f"saved_{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
 

@@ -32,7 +32,7 @@ def warm() -> None:
     patch_cpu(patches)
     patch_gaps(patches)
     import llm_train.edge.checkpoint
-    import llm_train.train.training  # noqa: F401
+    import llm_train.train.loop  # noqa: F401
 
     patches.undo()
 

@@ -84,6 +84,37 @@ def plan(config: Path, overrides: tuple[str, ...], world_size: int | None, is_js
 
 
 @main.command(
+    epilog=_example("llm-train bench run.yaml parallel.tp=2 train.precision=bf16 --steps 50")
+)
+@_CONFIG
+@_OVERRIDES
+@click.option("--nproc", type=click.IntRange(min=1), help="Ranks to start on this machine.")
+@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Timed.")
+@click.option(
+    "--warmup", type=click.IntRange(min=0), default=5, show_default=True, help="Steps before them."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object in place of the table.")
+def bench(
+    config: Path,
+    overrides: tuple[str, ...],
+    nproc: int | None,
+    steps: int,
+    warmup: int,
+    as_json: bool,
+) -> None:
+    """Time steps of CONFIG's model on random tokens.
+
+    Reads no data and no weights, writes nothing.
+    """
+    from llm_train.edge import bench_command
+
+    with _sentences():
+        bench_command.bench(
+            config, overrides, nproc=nproc, steps=steps, warmup=warmup, as_json=as_json
+        )
+
+
+@main.command(
     epilog=_example("llm-train plot runs/a runs/b --output compare.png --html compare.html")
 )
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")

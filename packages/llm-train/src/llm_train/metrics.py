@@ -25,6 +25,9 @@ class MetricsError(ValueError):
 class StepMetrics:
     """One optimizer step. `tokens_per_second` counts all ranks; `grad_norm` is before clipping.
 
+    `mfu`, the model FLOP utilization, is the share of the devices' peak that the model's own work
+    (flops.py) takes; None where the peak is not known. `memory_bytes` is the largest of any rank:
+    allocated at most so far on a device, resident on a CPU. `eta_s` is what is left of the run.
     The losses of routers are means over layers and micro-batches, without their coefficients.
     """
 
@@ -36,6 +39,9 @@ class StepMetrics:
     grad_norm: float | None
     tokens_per_second: float
     step_time_s: float
+    mfu: float | None = None
+    memory_bytes: int | None = None
+    eta_s: float | None = None
     skipped: bool = False
     aux_loss: float | None = None
     seq_aux_loss: float | None = None

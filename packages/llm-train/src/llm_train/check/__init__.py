@@ -10,7 +10,7 @@ from llm_train.check.memory import activations, recompute, sharding, state
 from llm_train.check.mixers import mixers
 from llm_train.check.pipeline import pipeline
 from llm_train.check.positions import positions
-from llm_train.check.schedule import overlap, schedule
+from llm_train.check.schedule import overlap, ramp, schedule
 from llm_train.check.tensor import tensor
 from llm_train.config import Device, Precision, RunConfig
 
@@ -23,6 +23,7 @@ def problems(config: RunConfig, arch: Arch, world_size: int) -> list[str]:
         *world(config, world_size),
         *batch(config, world_size),
         *schedule(config),
+        *ramp(config, world_size),
         *tensor(config, arch),
         *context(config, arch),
         *mixers(config, arch),

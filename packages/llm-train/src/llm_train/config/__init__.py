@@ -4,7 +4,7 @@ from llm_train.config.data import DataConfig, RawConfig
 from llm_train.config.memory import KeptType, MemoryConfig, OffloadModule
 from llm_train.config.model import ModelConfig
 from llm_train.config.moe import Dispatcher, DropPolicy, MoeConfig, RouterDtype
-from llm_train.config.optimizer import Decay, OptimizerConfig
+from llm_train.config.optimizer import Decay, OptimizerConfig, WsdDecay
 from llm_train.config.parallel import ContextParallel, ParallelConfig
 from llm_train.config.recompute import (
     RecomputeConfig,
@@ -14,9 +14,10 @@ from llm_train.config.recompute import (
 )
 from llm_train.config.run import Device, RunConfig
 from llm_train.config.save import LogConfig, Resume, SaveConfig
-from llm_train.config.train import Precision, TrainConfig
+from llm_train.config.train import BatchRamp, OnNan, Precision, TrainConfig
 
 __all__ = [
+    "BatchRamp",
     "ContextParallel",
     "DataConfig",
     "Decay",
@@ -29,6 +30,7 @@ __all__ = [
     "ModelConfig",
     "MoeConfig",
     "OffloadModule",
+    "OnNan",
     "OptimizerConfig",
     "ParallelConfig",
     "Precision",
@@ -42,4 +44,5 @@ __all__ = [
     "RunConfig",
     "SaveConfig",
     "TrainConfig",
+    "WsdDecay",
 ]

@@ -16,6 +16,17 @@ class Decay(StrEnum):
     COSINE = "cosine"
     LINEAR = "linear"
     CONSTANT = "constant"
+    INVERSE_SQUARE_ROOT = "inverse-square-root"
+    WSD = "wsd"
+
+
+class WsdDecay(StrEnum):
+    """How the learning rate falls from its stable value to `min_lr` under `decay: wsd`."""
+
+    LINEAR = "linear"
+    COSINE = "cosine"
+    EXPONENTIAL = "exponential"
+    MINUS_SQRT = "minus_sqrt"
 
 
 class OptimizerConfig(Section):
@@ -24,11 +35,21 @@ class OptimizerConfig(Section):
     lr: Positive = Field(description="peak learning rate")
     min_lr: Amount = Field(default=0.0, description="learning rate at the end of the decay")
     warmup_steps: int = Field(default=0, ge=0, description="steps of linear rise from 0 to lr")
-    decay: Decay = Field(default=Decay.COSINE, description="cosine, linear or constant")
+    decay: Decay = Field(
+        default=Decay.COSINE,
+        description="cosine, linear, constant, inverse-square-root or wsd (warm-up, stable, decay)",
+    )
     decay_steps: Count | None = Field(
         default=None,
         description="step at which min_lr is reached, warm-up included; null = train.max_steps, "
         "written in when the config is read",
+    )
+    wsd_decay_steps: Count | None = Field(
+        default=None, description="the last of decay_steps, in which wsd decays; needs decay=wsd"
+    )
+    wsd_decay: WsdDecay = Field(
+        default=WsdDecay.LINEAR,
+        description="shape of that decay: linear, cosine, exponential or minus_sqrt",
     )
     weight_decay: Amount = Field(default=0.1, description="decoupled; not on norms and biases")
     beta1: Fraction = Field(default=0.9, description="decay of the first moment")
@@ -43,4 +64,13 @@ class OptimizerConfig(Section):
     def _ordered(self) -> Self:
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr={self.min_lr} is above lr={self.lr}")
+        if (self.decay is Decay.WSD) != (self.wsd_decay_steps is not None):
+            raise ValueError(
+                f"decay={self.decay.value} with wsd_decay_steps={self.wsd_decay_steps}: wanted "
+                "both decay=wsd and wsd_decay_steps, or neither"
+            )
+        if self.wsd_decay is not WsdDecay.LINEAR and self.decay is not Decay.WSD:
+            raise ValueError(
+                f"wsd_decay={self.wsd_decay.value}, but decay={self.decay.value}; wanted decay=wsd"
+            )
         return self

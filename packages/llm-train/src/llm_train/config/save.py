@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from llm_train.config.section import Count, Section
+from llm_train.config.section import Count, Positive, Section
 
 
 class Resume(StrEnum):
@@ -24,6 +24,13 @@ class SaveConfig(Section):
     path: Path = Field(description="the run folder")
     every: Count | None = Field(
         default=None, description="steps between checkpoints; null = only after the last step"
+    )
+    seconds: Positive | None = Field(
+        default=None, description="also save when so many seconds have passed; null = off"
+    )
+    background: bool = Field(
+        default=False,
+        description="go on training while a checkpoint is written; at most one at a time",
     )
     keep: Count | None = Field(
         default=None, description="how many of the newest checkpoints stay; null = all"

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from megatron.core.optimizer import MegatronOptimizer
 
 from llm_train import __version__
 from llm_train.arch import digest
 from llm_train.config import Resume
 from llm_train.edge import checkpoint_files as files
+from llm_train.edge.checkpoint_write import SaveError, Writing, gather, on_first_rank, together
 from llm_train.interfaces import ExportWeights
 from llm_train.model.build import Model
 from llm_train.train.optimizer import (
@@ -22,23 +24,36 @@ from llm_train.train.optimizer import (
     prepare_state,
     unshare_steps,
 )
+from llm_train.train.training import Restored
 
 # Layers keep their own keys, so that models whose layers differ need no second form.
 CONTENT = {**SHARDING_METADATA, "non_homogeneous_layers": True}
+_SAVING = ".saving_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoints:
-    """The checkpoints of one run, in its folder."""
+class Kept:
+    """What a run's checkpoints are of, and how they are kept."""
 
     root: Path
     arch: Mapping[str, object]
     tokenizer_digest: str | None
+    allow_tokenizer_mismatch: bool
     parallel: Mapping[str, int | None]
     keep: int | None
     resume: Resume
+    background: bool
     export: ExportWeights | None
     say: Callable[[str], None]
+
+
+class Checkpoints:
+    """The checkpoints of one run, in its folder; every rank calls every method."""
+
+    def __init__(self, kept: Kept) -> None:
+        self._kept = kept
+        self._queue = AsyncCallsQueue()
+        self._failure: str | None = None
 
     def save(
         self,
@@ -47,69 +62,140 @@ class Checkpoints:
         *,
         iteration: int,
         consumed_samples: int,
+        schedule_steps: int,
+        is_last: bool,
     ) -> None:
-        """Every rank calls this. The checkpoint appears under its name only when it is whole."""
-        saving = self.root / f".saving_{iteration:07d}"
-        if dist.get_rank() == 0:
-            shutil.rmtree(saving, ignore_errors=True)
-            saving.mkdir(parents=True)
-        dist.barrier()
-        prepare_state(optimizer)
-        state = _model_state(chunks)
-        # The description of the optimizer is built from the model's, which saving takes apart.
-        optimizer_state = optimizer.sharded_state_dict(dict(state), metadata=_metadata())
-        dist_checkpointing.save(
-            {**state, "optimizer": optimizer_state, "iteration": iteration},
-            str(saving),
-            content_metadata=dict(CONTENT),
-        )
-        found = _describe_files(saving)
-        if dist.get_rank() == 0:
-            description = files.Description(
-                layout="v2",
-                iteration=iteration,
-                consumed_samples=consumed_samples,
-                arch_digest=digest(self.arch),
-                tokenizer_digest=self.tokenizer_digest,
-                parallel=self.parallel,
-                contains=["weights", "optimizer"],
-                files=found,
-                created_by=f"llm-train {__version__}",
+        """Write a checkpoint, which appears under its name only when it is whole.
+
+        In the background, where that is asked for, unless it is the last. A failure is told and
+        leaves nothing behind; the run goes on.
+        """
+        self.wait()
+        self._failure = None
+        saving = self._kept.root / f"{_SAVING}{iteration:07d}"
+        try:
+            on_first_rank(lambda: self._make_room(saving))
+            prepare_state(optimizer)
+            state = _model_state(chunks)
+            # The description of the optimizer is built from the model's, which saving takes apart.
+            optimizer_state = optimizer.sharded_state_dict(dict(state), metadata=_metadata())
+            common = {"iteration": iteration, "schedule_steps": schedule_steps}
+            content = {"content_metadata": dict(CONTENT)}
+            writing = Writing({**state, "optimizer": optimizer_state, **common, **content}, saving)
+            if not self._kept.background or is_last:
+                together(writing.write)
+        except SaveError as error:
+            self._give_up(saving, iteration, error)
+            return
+
+        def end() -> None:
+            try:
+                self._end(writing, iteration, consumed_samples)
+            except SaveError as error:
+                self._give_up(saving, iteration, error)
+
+        if self._kept.background and not is_last:
+            self._queue.schedule_async_request(writing.request._replace(finalize_fns=[end]))
+        else:
+            end()
+
+    def poll(self) -> None:
+        """Finish a checkpoint that every rank has written in the meantime."""
+        self._queue.maybe_finalize_async_calls(blocking=False)
+
+    def wait(self) -> None:
+        """Finish a checkpoint that is being written in the background."""
+        self._queue.maybe_finalize_async_calls(blocking=True)
+
+    def finish(self) -> None:
+        """Wait, then raise CheckpointError when the last checkpoint could not be written."""
+        self.wait()
+        if self._failure is not None:
+            raise files.CheckpointError(f"{self._failure}; {self.newest()}")
+
+    def newest(self) -> str:
+        """Say which checkpoint a run would go on from."""
+        found = files.finished_iterations(self._kept.root)
+        if not found:
+            return f"no checkpoint is in {self._kept.root}"
+        folder = files.iteration_folder(self._kept.root, found[-1])
+        return f"the newest checkpoint is {folder}, of step {found[-1]}"
+
+    def restore(self, chunks: Sequence[Model], optimizer: MegatronOptimizer) -> Restored:
+        """Fill model and optimizer from the newest whole checkpoint, if there is one."""
+        kept = self._kept
+        description = None if kept.resume is Resume.NEVER else self._newest_whole()
+        if description is not None:
+            restored = self._load(chunks, optimizer, description)
+            kept.say(f"resumed from {kept.root} at step {description.iteration}")
+            return restored
+        if kept.resume is Resume.REQUIRE:
+            raise files.CheckpointError(
+                f"{kept.root}: no whole checkpoint to resume from, and save.resume=require"
             )
-            files.finish(self.root, saving, description)
+        return Restored()
+
+    def _make_room(self, saving: Path) -> None:
+        """An empty folder to write into, without what a save that did not finish left."""
+        for path in self._kept.root.glob(f"{_SAVING}*"):
+            shutil.rmtree(path)
+        saving.mkdir(parents=True)
+
+    def _end(self, writing: Writing, iteration: int, consumed_samples: int) -> None:
+        """Every rank's part is on disk: describe the whole, and give it its name."""
+        kept, found = self._kept, writing.end()
+        description = files.Description(
+            layout="v2",
+            iteration=iteration,
+            consumed_samples=consumed_samples,
+            arch_digest=digest(kept.arch),
+            tokenizer_digest=kept.tokenizer_digest,
+            parallel=kept.parallel,
+            contains=["weights", "optimizer"],
+            files=found,
+            created_by=f"llm-train {__version__}",
+        )
+        on_first_rank(lambda: files.finish(kept.root, writing.folder, description))
+        if dist.get_rank() == 0:
             self._export(iteration)
-            if self.keep is not None:
-                files.prune(self.root, self.keep)
+            self._prune()
         dist.barrier()
 
-    def restore(self, chunks: Sequence[Model], optimizer: MegatronOptimizer) -> int:
-        """Fill model and optimizer from the newest whole checkpoint; steps done, 0 without one."""
-        description = None if self.resume is Resume.NEVER else self._newest_whole()
-        if description is not None:
-            self._load(chunks, optimizer, description)
-            self.say(f"resumed from {self.root} at step {description.iteration}")
-            return description.iteration
-        if self.resume is Resume.REQUIRE:
-            raise files.CheckpointError(
-                f"{self.root}: no whole checkpoint to resume from, and save.resume=require"
-            )
-        return 0
+    def _give_up(self, saving: Path, iteration: int, error: SaveError) -> None:
+        """Say so, and leave nothing half written."""
+        if dist.get_rank() == 0:
+            shutil.rmtree(saving, ignore_errors=True)
+        free_gib = shutil.disk_usage(self._kept.root).free / (1 << 30)
+        self._failure = (
+            f"the checkpoint of step {iteration} could NOT be saved: {error} "
+            f"({free_gib:.1f} GiB are free in {self._kept.root})"
+        )
+        self._kept.say(f"WARNING: {self._failure}")
+        dist.barrier()
+
+    def _prune(self) -> None:
+        if self._kept.keep is None:
+            return
+        try:
+            files.prune(self._kept.root, self._kept.keep)
+        except OSError as error:
+            self._kept.say(f"WARNING: an old checkpoint could not be removed: {error}")
 
     def _export(self, iteration: int) -> None:
         """The checkpoint as a Hugging Face folder; it is whole already, so training goes on."""
-        if self.export is None:
+        if self._kept.export is None:
             return
-        output = files.hf_folder(self.root, iteration)
+        output = files.hf_folder(self._kept.root, iteration)
         try:
-            self.export(self.root, iteration=iteration, output=output)
+            self._kept.export(self._kept.root, iteration=iteration, output=output)
         except (OSError, ValueError) as error:
-            self.say(f"{output}: not written, the checkpoint of step {iteration} is: {error}")
+            self._kept.say(f"{output}: not written, the checkpoint of step {iteration} is: {error}")
 
     def _newest_whole(self) -> files.Description | None:
         """The newest iteration whose files are all as they were written; damage is told."""
         found: list[str] = []
-        for iteration in reversed(files.finished_iterations(self.root)):
-            folder = files.iteration_folder(self.root, iteration)
+        for iteration in reversed(files.finished_iterations(self._kept.root)):
+            folder = files.iteration_folder(self._kept.root, iteration)
             try:
                 description = files.read_description(folder)
                 problems = _damage(folder, description)
@@ -119,38 +205,59 @@ class Checkpoints:
                 if not problems:
                     return description
             found.append(problems[0])
-            self.say(f"checkpoint {iteration} is damaged, trying the one before: {problems[0]}")
+            self._kept.say(
+                f"checkpoint {iteration} is damaged, trying the one before: {problems[0]}"
+            )
         if found:
             # Starting anew would write over what may still be mended by hand.
             raise files.CheckpointError(
-                f"{self.root}: none of its {len(found)} checkpoints is whole ({found[0]}); "
+                f"{self._kept.root}: none of its {len(found)} checkpoints is whole ({found[0]}); "
                 "use another save.path, or save.resume=never to start anew here"
             )
         return None
+
+    def _same_tokenizer(self, description: files.Description) -> None:
+        """What the checkpoint was trained on and what this run reads name one tokenizer."""
+        kept, theirs = self._kept, description.tokenizer_digest
+        if kept.allow_tokenizer_mismatch or None in (theirs, kept.tokenizer_digest):
+            return
+        if theirs != kept.tokenizer_digest:
+            raise files.CheckpointError(
+                f"{kept.root}: iteration {description.iteration} was trained with tokenizer "
+                f"{str(theirs)[:12]}…, this run's data are of {str(kept.tokenizer_digest)[:12]}…; "
+                "want one, or data.allow_tokenizer_mismatch=true"
+            )
 
     def _load(
         self,
         chunks: Sequence[Model],
         optimizer: MegatronOptimizer,
         description: files.Description,
-    ) -> None:
+    ) -> Restored:
         """Any parallel layout may read what any other wrote."""
-        if description.arch_digest != digest(self.arch):
+        if description.arch_digest != digest(self._kept.arch):
             raise files.CheckpointError(
-                f"{self.root}: iteration {description.iteration} is of another architecture "
+                f"{self._kept.root}: iteration {description.iteration} is of another architecture "
                 f"(digest {description.arch_digest[:12]}…, this run has "
-                f"{digest(self.arch)[:12]}…); use another save.path or save.resume=never"
+                f"{digest(self._kept.arch)[:12]}…); use another save.path or save.resume=never"
             )
+        self._same_tokenizer(description)
         prepare_state(optimizer)
         state = _model_state(chunks)
         wanted = optimizer.sharded_state_dict(dict(state), is_loading=True, metadata=_metadata())
-        folder = files.iteration_folder(self.root, description.iteration)
+        folder = files.iteration_folder(self._kept.root, description.iteration)
         loaded = dist_checkpointing.load({**state, "optimizer": wanted}, str(folder))
         assert isinstance(loaded, dict)
         for key, chunk in zip(_chunk_keys(chunks), chunks, strict=True):
             chunk.load_state_dict(loaded.get(key, {}))
         optimizer.load_state_dict(match_common_state(optimizer, loaded["optimizer"]))
         unshare_steps(optimizer)
+        return Restored(
+            step=description.iteration,
+            # A checkpoint of a version that did not note them, or that skipped none.
+            schedule_steps=loaded.get("schedule_steps", description.iteration),
+            consumed_samples=description.consumed_samples,
+        )
 
 
 def _metadata() -> dict[str, Any]:
@@ -169,24 +276,7 @@ def _model_state(chunks: Sequence[Model]) -> dict[str, Any]:
     }
 
 
-def _describe_files(folder: Path) -> dict[str, files.FileFacts]:
-    """Checksums of everything in `folder`, the work shared out over the ranks."""
-    names = sorted(path.name for path in folder.iterdir())
-    mine = names[dist.get_rank() :: dist.get_world_size()]
-    return {
-        k: v
-        for part in _gather({n: files.file_facts(folder / n) for n in mine})
-        for k, v in part.items()
-    }
-
-
 def _damage(folder: Path, description: files.Description) -> list[str]:
     names = sorted(description.files)[dist.get_rank() :: dist.get_world_size()]
     found = [files.damage(folder, name, description.files[name]) for name in names]
-    return [problem for part in _gather([f for f in found if f]) for problem in part]
-
-
-def _gather(mine: Any) -> list[Any]:
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, mine)
-    return everywhere
+    return [problem for part in gather([f for f in found if f]) for problem in part]

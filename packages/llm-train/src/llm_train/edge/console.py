@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import timedelta
 from typing import TextIO
 
@@ -19,9 +18,8 @@ class Console:
         self, stream: TextIO, *, first_step: int, max_steps: int, num_devices: int, log_every: int
     ) -> None:
         self._stream = stream
-        self._first_step, self._max_steps = first_step, max_steps
+        self._max_steps = max_steps
         self._num_devices, self._log_every = num_devices, log_every
-        self._started_s = time.monotonic()
         self._bar = _bar(stream) if stream.isatty() else None
         if self._bar is not None:
             self._task = self._bar.add_task("", total=max_steps, completed=first_step, shown="")
@@ -48,23 +46,23 @@ class Console:
             self._bar.stop()
 
     def _print_line(self, metrics: StepMetrics) -> None:
-        done = metrics.step - self._first_step
-        per_step_s = (time.monotonic() - self._started_s) / max(done, 1)
-        left = timedelta(seconds=round(per_step_s * (self._max_steps - metrics.step)))
+        left = "" if metrics.eta_s is None else f"  eta {timedelta(seconds=round(metrics.eta_s))}"
         self.say(
             f"step {metrics.step}/{self._max_steps}  "
             f"{step_text(metrics, num_devices=self._num_devices)}  "
-            f"{metrics.step_time_s:.3f} s  eta {left}"
+            f"{metrics.step_time_s:.3f} s{left}"
         )
 
 
 def step_text(metrics: StepMetrics, *, num_devices: int, with_norm: bool = True) -> str:
-    """Tell one step in a line: loss, learning rate, gradient norm, speed of one device."""
+    """Tell one step in a line: loss, learning rate, gradient norm, speed and use of one device."""
     norm = f"grad {metrics.grad_norm:.3f}  " if with_norm and metrics.grad_norm is not None else ""
     skipped = "skipped  " if metrics.skipped else ""
     speed = metrics.tokens_per_second / num_devices
+    use = "" if metrics.mfu is None else f"  mfu {100 * metrics.mfu:.1f} %"
     return (
-        f"loss {metrics.loss:.4f}  lr {metrics.lr:.2e}  {norm}{skipped}{speed:,.0f} tokens/s/device"
+        f"loss {metrics.loss:.4f}  lr {metrics.lr:.2e}  {norm}{skipped}"
+        f"{speed:,.0f} tokens/s/device{use}"
     )
 
 

@@ -1,6 +1,8 @@
 """The device a rank trains on: chosen, made ready for megatron-core, joined to its peers."""
 
 import os
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ from llm_train.edge.groups import quiet_gloo
 
 if TYPE_CHECKING:
     import torch
+
+    from llm_train.edge.patches import Patches
 
 
 class DeviceKind(StrEnum):
@@ -84,8 +88,13 @@ def _has_npu() -> bool:
 
 
 @contextmanager
-def device_session(kind: DeviceKind, *, timeout_s: float = 600.0) -> Iterator["torch.device"]:
-    """This rank's device, patched for megatron-core and in the process group; undone after."""
+def device_session(
+    kind: DeviceKind, *, timeout_s: float = 600.0, is_deterministic: bool = False
+) -> Iterator["torch.device"]:
+    """This rank's device, patched for megatron-core and in the process group; undone after.
+
+    A rank that waits for another gives up after `timeout_s`.
+    """
     import torch
     import torch.distributed as dist
 
@@ -103,14 +112,46 @@ def device_session(kind: DeviceKind, *, timeout_s: float = 600.0) -> Iterator["t
     else:
         device = torch.device(kind.value, place.local_rank)
         getattr(torch, kind.value).set_device(device)
+    if is_deterministic:
+        _sum_in_one_order(patches)
     with quiet_gloo():
         _join(kind, place, timeout_s)
     try:
         yield device
     finally:
         patches.undo()
+        if is_deterministic:
+            torch.use_deterministic_algorithms(False)
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _sum_in_one_order(patches: "Patches") -> None:
+    """No operation of torch whose result differs between runs, and none that rounds to tf32."""
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+    for owner in (torch.backends.cuda.matmul, torch.backends.cudnn):
+        patches.set(owner, "allow_tf32", False)
+    patches.set(torch.backends.cudnn, "benchmark", False)
+    patches.set(torch.backends.cudnn, "deterministic", True)
+
+
+def device_name(device: "torch.device") -> str:
+    """What the device's own library calls it, `cpu` for a CPU."""
+    import torch
+
+    return "cpu" if device.type == "cpu" else getattr(torch, device.type).get_device_name(device)
+
+
+def memory_bytes(device: "torch.device") -> int:
+    """The most that was allocated on a device so far; of a CPU, the most that was resident."""
+    import torch
+
+    if device.type != "cpu":
+        return int(getattr(torch, device.type).max_memory_allocated(device))
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def _join(kind: DeviceKind, place: RankEnvironment, timeout_s: float) -> None:

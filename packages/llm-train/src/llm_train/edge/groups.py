@@ -24,7 +24,9 @@ def quiet_gloo() -> Iterator[None]:
 
 
 @contextmanager
-def model_parallel(parallel: ParallelConfig, *, seed: int) -> Iterator[None]:
+def model_parallel(
+    parallel: ParallelConfig, *, seed: int, timeout_s: float = 600.0
+) -> Iterator[None]:
     """The groups of `parallel` and seeded generators, inside an open device session."""
     import torch
     from megatron.core import parallel_state
@@ -38,6 +40,7 @@ def model_parallel(parallel: ParallelConfig, *, seed: int) -> Iterator[None]:
             context_parallel_size=parallel.cp,
             expert_model_parallel_size=parallel.ep,
             expert_tensor_parallel_size=parallel.etp,
+            distributed_timeout_minutes=timeout_s / 60,  # pyright: ignore[reportArgumentType]  # of a timedelta
         )
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed)

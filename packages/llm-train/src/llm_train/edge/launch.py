@@ -20,7 +20,7 @@ from typing import BinaryIO
 from llm_train.edge import guard, rank_error
 from llm_train.edge.rank_error import ERROR_FILE_VARIABLE, RankError, RunFailedError
 
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _POLL_S = 0.05
 _MASTER_PORTS = (20_000, 32_000)
 _TAIL_BYTES = 8192
@@ -66,9 +66,10 @@ def run_local(
     """Run `command` as `nproc` ranks of this machine and return when all of them succeeded.
 
     Rank 0 writes where the launcher writes; rank N to `log_folder`/rank_N.log. When a rank fails,
-    the others get SIGTERM, and SIGKILL `grace_s` later. SIGINT, SIGTERM and SIGHUP are passed on
-    once, after which the ranks have `save_grace_s` to end; a second one ends them at once. Raises
-    RunFailedError with the error of the rank that failed first.
+    the others get SIGTERM, and SIGKILL `grace_s` later. SIGINT, SIGTERM, SIGHUP and SIGUSR1 are
+    passed on once, after which the ranks have `save_grace_s` to end; a second one ends them at
+    once. Ranks that then all end well have saved. Raises RunFailedError with the error of the rank
+    that failed first.
     """
     log_folder.mkdir(parents=True, exist_ok=True)
     stop = _Stop()
@@ -236,7 +237,7 @@ def _guard() -> Iterator[Callable[[int], None]]:
 
 def _raise_failure(ranks: Sequence[_Rank], stop: _Stop) -> None:
     errors = {rank.index: rank_error.read(rank.error_file) for rank in ranks}
-    if stop.asked and not any(errors.values()):
+    if stop.asked and _failed(ranks) and not any(errors.values()):
         name = signal.Signals(stop.asked[0]).name
         raise RunFailedError(f"stopped by {name}; all {len(ranks)} ranks have ended")
     if stop.failed:

@@ -28,6 +28,8 @@ _TENSORBOARD_NAMES = {
     "grad_norm": "train/grad_norm",
     "tokens_per_second": "speed/tokens_per_second",
     "step_time_s": "speed/step_time_s",
+    "mfu": "speed/mfu",
+    "memory_bytes": "memory/bytes",
     "aux_loss": "moe/aux_loss",
     "seq_aux_loss": "moe/seq_aux_loss",
     "z_loss": "moe/z_loss",

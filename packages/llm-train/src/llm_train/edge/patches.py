@@ -6,12 +6,13 @@ here runs at import.
 """
 
 import functools
-import queue
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from llm_train.edge.write_results import WriteResults
 
 CPU = torch.device("cpu")
 
@@ -94,18 +95,10 @@ def patch_gaps(patches: Patches) -> None:
     if not hasattr(moe_utils, "te_general_gemm"):
         # The router's fp32 gating looks the name up even when it is unused.
         patches.set(moe_utils, "te_general_gemm", None)
-    _keep_write_results_here(patches)
-
-
-def _keep_write_results_here(patches: Patches) -> None:
-    """Collect the checkpoint writer's results in this process, where a save that waits puts them.
-
-    megatron-core starts a manager process for them, which imports everything anew for 5 to 9 s; a
-    forked one keeps a copy of the rank's memory for the rest of the run, 0.7 GB in the quickstart.
-    """
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
-    patches.set(filesystem_async, "_get_write_results_queue", queue.Queue)
+    # In place of a manager process, which imports everything anew.
+    patches.set(filesystem_async, "_get_write_results_queue", WriteResults)
 
 
 def _is_cuda(device: object) -> bool:

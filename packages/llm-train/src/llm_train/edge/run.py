@@ -1,6 +1,8 @@
 """A training run on this rank: everything checked, the device ready, then trained."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +13,21 @@ from llm_train.arch import Arch, parse
 from llm_train.config import RunConfig
 from llm_train.edge import checkpoint_files
 from llm_train.edge.arch_facts import read_document
-from llm_train.edge.device import device_session, rank_environment, resolve
+from llm_train.edge.device import (
+    device_name,
+    device_session,
+    memory_bytes,
+    rank_environment,
+    resolve,
+)
 from llm_train.edge.groups import model_parallel
 from llm_train.edge.inputs import one_tokenizer, read_datasets
 from llm_train.edge.metrics_log import MetricsLog
 from llm_train.edge.quiet import quiet_libraries
 from llm_train.edge.raw_data import with_datasets
+from llm_train.edge.signals import listening
 from llm_train.interfaces import WeightSource
+from llm_train.peaks import bf16_peak
 from llm_train.weights import arch_of, hf_exporter, open_source
 
 if TYPE_CHECKING:
@@ -43,12 +53,16 @@ def run(config: RunConfig) -> None:
     tokenizer_digest = one_tokenizer(config.data, facts, source)
     kind = resolve(config.device.value)
     quiet_libraries()
+    train = config.train
     with (
-        device_session(kind) as device,
-        model_parallel(config.parallel, seed=config.train.seed),
+        device_session(
+            kind, timeout_s=train.timeout_s, is_deterministic=train.deterministic
+        ) as device,
+        model_parallel(config.parallel, seed=train.seed, timeout_s=train.timeout_s),
     ):
         # megatron-core may be imported only now that the device is ready for it.
         from llm_train.train.data import build_splits
+        from llm_train.train.loop import Loop, Surroundings
         from llm_train.train.training import Training
 
         store = _checkpoints(config, document, tokenizer_digest)
@@ -60,30 +74,40 @@ def run(config: RunConfig) -> None:
             vocab_size=arch.vocab_size,
             cache_dir=config.data.cache_dir or config.save.path / "data_cache",
         )
-        if rank_environment().rank != 0:
-            training.go(splits, None)
-            return
-        _write_companions(config.save.path, document, source)
-        with _open_log(config, training.first_step) as log:
-            training.go(splits, log)
+        is_first = rank_environment().rank == 0
+        if is_first:
+            _write_companions(config.save.path, document, source)
+        log_file = _open_log(config, training.restored.step) if is_first else nullcontext()
+        with listening() as stop, log_file as log:
+            surroundings = Surroundings(
+                log=log,
+                stop=stop,
+                memory_bytes=partial(memory_bytes, device),
+                peak_flops=bf16_peak(device_name(device)),
+            )
+            Loop(training, splits, surroundings).go()
 
 
 def _checkpoints(
     config: RunConfig, document: Mapping[str, object], tokenizer_digest: str | None
 ) -> "Checkpoints":
-    from llm_train.edge.checkpoint import Checkpoints
+    from llm_train.edge.checkpoint import Checkpoints, Kept
 
     parallel = config.parallel
     sizes = {key: getattr(parallel, key) for key in ("tp", "cp", "pp", "vpp", "ep", "etp")}
     return Checkpoints(
-        root=config.save.path,
-        arch=document,
-        tokenizer_digest=tokenizer_digest,
-        parallel={**sizes, "dp": check.layout(config, rank_environment().world_size).dp},
-        keep=config.save.keep,
-        resume=config.save.resume,
-        export=hf_exporter() if config.save.hf else None,
-        say=_say,
+        Kept(
+            root=config.save.path,
+            arch=document,
+            tokenizer_digest=tokenizer_digest,
+            allow_tokenizer_mismatch=config.data.allow_tokenizer_mismatch,
+            parallel={**sizes, "dp": check.layout(config, rank_environment().world_size).dp},
+            keep=config.save.keep,
+            resume=config.save.resume,
+            background=config.save.background,
+            export=hf_exporter() if config.save.hf else None,
+            say=_say,
+        )
     )
 
 

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import click
 import yaml
@@ -22,15 +23,22 @@ from llm_train.edge.launch import run_local
 from llm_train.edge.raw_data import overrides_for_ranks, with_datasets
 from llm_train.overrides import ConfigError
 
+# cuBLAS: its documentation, "Results reproducibility"; NCCL and HCCL: the order of a ring is fixed.
+_ONE_ORDER_OF_SUMS = MappingProxyType(
+    {
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "NCCL_ALGO": "Ring",
+        "HCCL_DETERMINISTIC": "true",
+        "LCCL_DETERMINISTIC": "1",
+    }
+)
 _NVIDIA_DRIVER = Path("/dev/nvidiactl")
 
 
 def start(path: Path, overrides: Sequence[str], *, nproc: int | None) -> None:
     """Train as the config at `path` says: as one rank of a launched world, or as the launcher."""
     config = load(path, overrides)
-    os.environ.update(
-        variables_before_torch(config.device, config.parallel.ranks_of_layer, os.environ)
-    )
+    set_variables(config)
     if "RANK" in os.environ:
         _train(config, announce=os.environ["RANK"] == "0")
         return
@@ -61,14 +69,31 @@ def describe(path: Path, overrides: Sequence[str], *, world_size: int | None) ->
     return "\n".join([*lines, *(f"note: {note}" for note in notes(config, arch)), "ok"])
 
 
+def set_variables(config: RunConfig) -> None:
+    """Set what torch must find in this process's environment; before torch is imported."""
+    os.environ.update(
+        variables_before_torch(
+            config.device,
+            config.parallel.ranks_of_layer,
+            os.environ,
+            is_deterministic=config.train.deterministic,
+        )
+    )
+
+
 def variables_before_torch(
-    device: Device, ranks_of_layer: int, environment: Mapping[str, str]
+    device: Device,
+    ranks_of_layer: int,
+    environment: Mapping[str, str],
+    *,
+    is_deterministic: bool = False,
 ) -> dict[str, str]:
     """Return what torch must find in the environment when it is imported.
 
     megatron-core wraps small functions in torch.compile, which on a CPU calls a C++ compiler for a
     minute in the first step; only an NPU needs the devices that torch loads of itself; and under
-    tensor and context parallelism communication is overlapped by the order of a single queue.
+    tensor and context parallelism communication is overlapped by the order of a single queue. The
+    libraries of a device sum in one order only when told so before they start.
     """
     has_cuda = device is Device.CUDA or (device is Device.AUTO and _NVIDIA_DRIVER.exists())
     wanted: dict[str, str] = {}
@@ -78,6 +103,8 @@ def variables_before_torch(
         wanted["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
     if ranks_of_layer > 1:
         wanted["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
+    if is_deterministic:
+        wanted |= _ONE_ORDER_OF_SUMS
     return {name: environment.get(name, value) for name, value in wanted.items()}
 
 

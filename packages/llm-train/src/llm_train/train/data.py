@@ -9,6 +9,7 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from torch.utils.data import DataLoader, Dataset
 
+from llm_train.batches import BatchSizes
 from llm_train.config import DataConfig, TrainConfig
 from llm_train.dataset import DatasetFacts
 from llm_train.train.documents import DocumentRows
@@ -50,7 +51,7 @@ def build_splits(
     The order of samples follows from the seed, the data and the number of samples, never from
     the number of ranks.
     """
-    train_samples = train.max_steps * train.global_batch_size
+    train_samples = BatchSizes.of(train).consumed(train.max_steps)
     valid_samples = train.eval_steps * train.global_batch_size if train.eval_every else 0
     # In proportion to their tokens unless told otherwise, and for as many epochs as it takes.
     weights = list(data.weights or [float(one.tokens) for one in facts])
@@ -80,26 +81,26 @@ def build_splits(
 class MicroBatches:
     """Sample indices of one data-parallel rank, a list a micro-batch.
 
-    Step s takes samples [s·G, (s+1)·G) of the global order (G = global batch size), cut so that
-    every number of ranks sees the same G samples in a step.
+    A step takes the next samples of the global order (batches.py), cut so that every number of
+    ranks sees the same samples in a step.
     """
 
     first_step: int
     last_step: int
-    global_batch_size: int
+    sizes: BatchSizes
     micro_batch_size: int
     dp_rank: int
     dp_size: int
 
     def __len__(self) -> int:
-        per_step = self.global_batch_size // (self.micro_batch_size * self.dp_size)
-        return (self.last_step - self.first_step) * per_step
+        samples = self.sizes.consumed(self.last_step) - self.sizes.consumed(self.first_step)
+        return samples // (self.micro_batch_size * self.dp_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         stride = self.micro_batch_size * self.dp_size
-        for step in range(self.first_step, self.last_step):
-            start = step * self.global_batch_size + self.dp_rank * self.micro_batch_size
-            for first in range(start, (step + 1) * self.global_batch_size, stride):
+        for batch in self.sizes.steps(self.first_step, self.last_step):
+            start = batch.first + self.dp_rank * self.micro_batch_size
+            for first in range(start, batch.first + batch.size, stride):
                 yield list(range(first, first + self.micro_batch_size))
 
 

@@ -68,6 +68,7 @@ def build_schedule(
 ) -> OptimizerParamScheduler:
     """Linear warm-up, then the named decay, counted in optimizer steps."""
     assert settings.decay_steps is not None
+    decay = settings.decay
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
@@ -75,7 +76,9 @@ def build_schedule(
         min_lr=settings.min_lr,
         lr_warmup_steps=settings.warmup_steps,
         lr_decay_steps=settings.decay_steps,
-        lr_decay_style=settings.decay.value,
+        lr_decay_style="WSD" if decay is config.Decay.WSD else decay.value,
+        wsd_decay_steps=settings.wsd_decay_steps,
+        lr_wsd_decay_style=settings.wsd_decay.value,
         start_wd=settings.weight_decay,
         end_wd=settings.weight_decay,
         wd_incr_steps=settings.decay_steps,
@@ -118,13 +121,15 @@ def match_common_state(
     """The loaded state in the shape this optimizer has.
 
     The number of chained optimizers follows from the expert-parallel size; the moments do not.
-    Hyperparameters come from the config of this run, Adam's step from the checkpoint.
+    Hyperparameters come from the config of this run, Adam's step and the loss scale from the
+    checkpoint.
     """
     parts = _distributed_parts(optimizer)
     if not parts:
         return loaded
     first = loaded if "optimizer" in loaded else loaded[0]
     step = first["optimizer"]["param_groups"][0]["step"]
+    scaler = {"grad_scaler": first["grad_scaler"]} if "grad_scaler" in first else {}
     states = []
     for index, part in enumerate(parts):
         current = part.state_dict()
@@ -133,7 +138,9 @@ def match_common_state(
         # A stage without layers, or with dense ones alone, has an optimizer of nothing.
         moments = (loaded if len(parts) == 1 else loaded[index]).get("param_state", {})
         kind = SHARDING_METADATA["distrib_optim_sharding_type"]
-        states.append({**current, "param_state": moments, "param_state_sharding_type": kind})
+        states.append(
+            {**current, **scaler, "param_state": moments, "param_state_sharding_type": kind}
+        )
     return states[0] if len(states) == 1 else dict(enumerate(states))
 
 

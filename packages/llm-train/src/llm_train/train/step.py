@@ -1,5 +1,6 @@
 """One optimizer step and one evaluation, over megatron-core's forward-backward schedules."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,13 +23,19 @@ Batch = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What every rank knows after a step."""
+    """What every rank knows after a step, and which of its own micro-batches had no finite loss."""
 
     loss: float
     grad_norm: float
     lr: float
     is_skipped: bool
     router: RouterLosses
+    not_finite: tuple[int, ...] = ()
+
+    @property
+    def is_finite(self) -> bool:
+        """Loss and gradient norm are numbers; a step of fp16 that overflowed has no norm."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,23 +53,30 @@ class Trainable:
 
 
 def train_step(parts: Trainable, batches: Sequence[Iterator[Batch]]) -> StepResult:
-    """Forward and backward over all micro-batches, reduce, clip, update, advance the schedule."""
+    """Forward and backward over all micro-batches, reduce, clip, update, advance the schedule.
+
+    A loss that is not finite updates nothing; the optimizer refuses such a gradient by itself.
+    """
     for chunk in parts.chunks:
         chunk.zero_grad_buffer()
     parts.optimizer.zero_grad()
     reports = _forward_backward(parts, batches, is_forward_only=False)
+    loss = _mean_loss(reports, parts.device)
     lr = float(parts.optimizer.param_groups[0]["lr"])
-    is_updated, grad_norm, _ = parts.optimizer.step()  # pyright: ignore[reportGeneralTypeIssues]  # unannotated
+    is_updated, grad_norm = False, None
+    if math.isfinite(loss):
+        is_updated, grad_norm, _ = parts.optimizer.step()  # pyright: ignore[reportGeneralTypeIssues]  # unannotated
     if is_updated:
         parts.schedule.step(increment=1)
     return StepResult(
-        loss=_mean_loss(reports, parts.device),
+        loss=loss,
         grad_norm=float(grad_norm or 0.0),
         lr=lr,
         is_skipped=not is_updated,
         router=collect_router_losses(
             parts.chunks[0].config, micro_batches=parts.micro_batches, device=parts.device
         ),
+        not_finite=() if math.isfinite(loss) else _not_finite(reports),
     )
 
 
@@ -126,6 +140,11 @@ def _sum_loss(
     tokens = loss_mask.sum()
     report = torch.stack([total.detach(), tokens])
     return total, tokens.to(torch.int), {"loss": report}
+
+
+def _not_finite(reports: Sequence[dict[str, torch.Tensor]]) -> tuple[int, ...]:
+    """Micro-batches of this rank whose loss is NaN or infinite."""
+    return tuple(n for n, one in enumerate(reports) if not one["loss"].isfinite().all())
 
 
 def _mean_loss(reports: Sequence[dict[str, torch.Tensor]], device: torch.device) -> float:

@@ -1,12 +1,11 @@
-"""The training loop of one rank: build, restore, step, evaluate, save."""
+"""What one rank trains: model, optimizer and schedule, built and restored."""
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -20,27 +19,23 @@ from llm_train import check
 from llm_train.arch import Arch
 from llm_train.config import KeptType, Precision, RunConfig
 from llm_train.interfaces import WeightSource
-from llm_train.metrics import EvalMetrics, StepMetrics
 from llm_train.model.build import Model, build_chunks, padded_vocab_size, transformer_config
 from llm_train.model.fill import fill_from_source, fill_randomly
-from llm_train.train.data import MicroBatches, Samples, Splits, iterate
 from llm_train.train.memory.activations import offload_activations
 from llm_train.train.memory.attach import HOST
+from llm_train.train.not_finite import guard_updates
 from llm_train.train.optimizer import build_optimizer, build_schedule
 from llm_train.train.precision import DTYPES
-from llm_train.train.step import Batch, Trainable, eval_loss, train_step
+from llm_train.train.step import Trainable
 
 
-class RunLog(Protocol):
-    """Where a rank tells its steps; only rank 0 has one."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored:
+    """What was done before this run: steps, those that moved the schedule, samples taken."""
 
-    def step(self, metrics: StepMetrics) -> None:
-        """Record one optimizer step."""
-        ...
-
-    def evaluation(self, metrics: EvalMetrics) -> None:
-        """Record one pass over the validation batches."""
-        ...
+    step: int = 0
+    schedule_steps: int = 0
+    consumed_samples: int = 0
 
 
 class CheckpointStore(Protocol):
@@ -53,12 +48,30 @@ class CheckpointStore(Protocol):
         *,
         iteration: int,
         consumed_samples: int,
+        schedule_steps: int,
+        is_last: bool,
     ) -> None:
-        """Keep the state after `iteration` steps."""
+        """Keep the state after `iteration` steps; a failure is told, not raised."""
         ...
 
-    def restore(self, chunks: Sequence[Model], optimizer: MegatronOptimizer) -> int:
-        """Fill model and optimizer from the newest checkpoint; its iteration, 0 without one."""
+    def restore(self, chunks: Sequence[Model], optimizer: MegatronOptimizer) -> Restored:
+        """Fill model and optimizer from the newest checkpoint, if there is one."""
+        ...
+
+    def poll(self) -> None:
+        """Finish a checkpoint that is being written meanwhile, if it has been."""
+        ...
+
+    def wait(self) -> None:
+        """Wait for what is being written."""
+        ...
+
+    def finish(self) -> None:
+        """Wait for what is being written; raise when the last checkpoint is not there."""
+        ...
+
+    def newest(self) -> str:
+        """Say which whole checkpoint is the newest."""
         ...
 
 
@@ -66,7 +79,7 @@ class Training:
     """One run on this rank, inside an open device session with its process groups.
 
     `source` holds the first weights, None for random ones. Building it fills the model, from the
-    newest checkpoint where there is one: `first_step` steps are done already.
+    newest checkpoint where there is one: `restored` is done already.
     """
 
     def __init__(
@@ -84,28 +97,19 @@ class Training:
         self.store = store
         self.device = device
         self.chunks, self.trainable = self._build()
-        self.first_step = store.restore(self.chunks, self.trainable.optimizer)
-        self.trainable.schedule.step(increment=self.first_step)
+        self.restored = store.restore(self.chunks, self.trainable.optimizer)
+        self.trainable.schedule.step(increment=self.restored.schedule_steps)
 
-    def go(self, splits: Splits, log: RunLog | None) -> None:
-        """Train until `train.max_steps` are done, evaluating and saving as the config says."""
-        train, every = self.config.train, self.config.save.every
-        batches = self._batches(splits.train, self.first_step, train.max_steps)
-        for step in range(self.first_step + 1, train.max_steps + 1):
-            metrics = self._step(step, batches)
-            if log is not None:
-                log.step(metrics)
-            if splits.valid is not None and train.eval_every and step % train.eval_every == 0:
-                loss = self._evaluate(splits.valid)
-                if log is not None:
-                    log.evaluation(EvalMetrics(step=step, eval_loss=loss))
-            if step == train.max_steps or (every and step % every == 0):
-                self.store.save(
-                    self.chunks,
-                    self.trainable.optimizer,
-                    iteration=step,
-                    consumed_samples=metrics.consumed_samples,
-                )
+    def save(self, *, iteration: int, consumed_samples: int, is_last: bool) -> None:
+        """Hand the state after `iteration` steps to the store."""
+        self.store.save(
+            self.chunks,
+            self.trainable.optimizer,
+            iteration=iteration,
+            consumed_samples=consumed_samples,
+            schedule_steps=self.trainable.schedule.num_steps,
+            is_last=is_last,
+        )
 
     def _build(self) -> tuple[list[Model], Trainable]:
         config, dtype = self.config, DTYPES[self.config.train.precision]
@@ -117,6 +121,8 @@ class Training:
             recompute=config.recompute,
             moe=config.moe,
         )
+        # Where megatron-core has a faster way whose sums come in any order.
+        model_config.deterministic_mode = config.train.deterministic
         chunks = build_chunks(self.arch, model_config)
         if self.device.type != "cpu":
             for chunk in chunks:
@@ -136,6 +142,7 @@ class Training:
             tokens_per_micro_batch=config.train.micro_batch_size * config.train.seq_length,
             memory=config.memory,
         )
+        guard_updates(optimizer)
         model_config.finalize_model_grads_func = finalize_model_grads
         model_config.grad_scale_func = optimizer.scale_loss
         layout = check.layout(config, dist.get_world_size())
@@ -150,44 +157,6 @@ class Training:
             device=self.device,
         )
         return chunks, trainable
-
-    def _step(self, step: int, batches: Sequence[Iterator[Batch]]) -> StepMetrics:
-        train = self.config.train
-        began = time.perf_counter()
-        result = train_step(self.trainable, batches)
-        seconds = time.perf_counter() - began
-        return StepMetrics(
-            step=step,
-            consumed_samples=step * train.global_batch_size,
-            consumed_tokens=step * train.global_batch_size * train.seq_length,
-            loss=result.loss,
-            lr=result.lr,
-            grad_norm=result.grad_norm,
-            tokens_per_second=train.global_batch_size * train.seq_length / seconds,
-            step_time_s=seconds,
-            skipped=result.is_skipped,
-            aux_loss=result.router.aux_loss,
-            seq_aux_loss=result.router.seq_aux_loss,
-            z_loss=result.router.z_loss,
-        )
-
-    def _evaluate(self, valid: Samples) -> float:
-        """Mean loss over the same samples each time."""
-        steps = self.config.train.eval_steps
-        return eval_loss(self.trainable, self._batches(valid, 0, steps), steps=steps)
-
-    def _batches(self, dataset: Samples, first_step: int, last_step: int) -> list[Iterator[Batch]]:
-        """One iterator a model chunk: each chunk of a virtual pipeline draws its own."""
-        indices = MicroBatches(
-            first_step=first_step,
-            last_step=last_step,
-            global_batch_size=self.config.train.global_batch_size,
-            micro_batch_size=self.config.train.micro_batch_size,
-            dp_rank=parallel_state.get_data_parallel_rank(),
-            dp_size=parallel_state.get_data_parallel_world_size(),
-        )
-        workers = self.config.data.num_workers
-        return [iterate(dataset, indices, num_workers=workers) for _ in self.chunks]
 
 
 def _wrap(
