@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fork_ranks import run_ranks
-from train_curves import each_run
+from train_curves import each_run, go
 
 STEPS = 20
 LOSSES = ("loss", "aux_loss", "seq_aux_loss", "z_loss")
@@ -110,7 +110,7 @@ def train(document, world_size, parallel, sections):
 
     def look(training, splits):
         steps = Steps()
-        training.go(splits, steps)
+        go(training, splits, steps)
         return steps.found
 
     return run_ranks(lambda _rank: dict(each_run(runs, look)), world_size)[0]

@@ -9,16 +9,6 @@ from fork_ranks import run_ranks
 Curve = list[tuple[float, float]]
 
 
-class Nowhere:
-    """A checkpoint store that keeps nothing."""
-
-    def save(self, chunks, optimizer, *, iteration, consumed_samples):
-        pass
-
-    def restore(self, chunks, optimizer):
-        return 0
-
-
 class Recorder:
     """(loss, gradient norm) of every step."""
 
@@ -61,8 +51,17 @@ def train_curves(documents: Mapping[str, Mapping[str, Any]], world_size: int) ->
 def curve_of(training, splits):
     """Train to the end."""
     recorder = Recorder()
-    training.go(splits, recorder)
+    go(training, splits, recorder)
     return recorder.curve
+
+
+def go(training, splits, log):
+    """Train to the end; `log` gets every step."""
+    from llm_train.edge.signals import StopSignal
+    from llm_train.train.loop import Loop, Surroundings
+
+    around = Surroundings(log=log, stop=StopSignal(), memory_bytes=lambda: 0, peak_flops=None)
+    Loop(training, splits, around).go()
 
 
 def each_run(documents, look):
@@ -73,6 +72,7 @@ def each_run(documents, look):
     from llm_train.edge.device import DeviceKind, device_session
     from llm_train.edge.groups import model_parallel
     from llm_train.edge.inputs import read_datasets
+    from llm_train.train.bench import NoCheckpoints
     from llm_train.train.data import build_splits
     from llm_train.train.training import Training
 
@@ -84,7 +84,7 @@ def each_run(documents, look):
     ):
         for name, config in configs.items():
             arch = parse_arch(read_document(config.model.arch), where=name)
-            training = Training(config, arch, source=None, store=Nowhere(), device=device)
+            training = Training(config, arch, source=None, store=NoCheckpoints(), device=device)
             splits = build_splits(
                 config.data,
                 config.train,
