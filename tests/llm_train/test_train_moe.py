@@ -265,7 +265,7 @@ def test_expert_biases_move_once_a_step_by_what_all_ranks_counted(moe_run):
         router = training.chunks[0].decoder.layers[1].mlp.router
         counted = []
         router.register_forward_hook(lambda _m, _i, out: counted.append(out[1].sum(0)))
-        training.go(splits, None)
+        go(training, splits, None)
         return torch.stack(counted), router.expert_bias
 
     found = run_ranks(lambda _rank: dict(each_run({"it": document}, look))["it"], 2)
@@ -329,7 +329,7 @@ def test_an_activation_computed_again_is_not_kept_and_changes_no_bit(moe_run):
     def look(training, splits):
         steps = Steps()
         size = kept_bytes(training, splits)
-        training.go(splits, steps)
+        go(training, splits, steps)
         return size, steps.found
 
     found = run_ranks(lambda _rank: dict(each_run(runs, look)), 1)[0]
