@@ -14,6 +14,7 @@ _WARNINGS = (
 _LOGGERS = (
     "megatron.core.dist_checkpointing",  # tells of every file it touches
     "megatron.core.tensor_parallel.random",  # on a CPU one generator is host's and device's
+    "megatron.core.transformer.transformer_layer",  # does not know our feed-forward
     "torch.utils.cpp_extension",
 )
 
