@@ -97,10 +97,6 @@ def test_parameters_of_every_rank_are_those_of_the_built_model(name, tmp_path):
 def allocated(document):
     """Bytes of weights, gradients and optimizer state, on each of two data-parallel ranks."""
 
-    class NoCheckpoints:
-        def restore(self, *_args):
-            return 0
-
     def rank(_rank):
         from llm_train.config_parse import parse as parse_config
         from llm_train.edge.arch_facts import read_arch
@@ -112,6 +108,7 @@ def allocated(document):
             device_session(DeviceKind.CPU) as device,
             model_parallel(config.parallel, seed=1),
         ):
+            from llm_train.train.bench import NoCheckpoints
             from llm_train.train.training import Training
 
             training = Training(
