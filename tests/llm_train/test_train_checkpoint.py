@@ -56,13 +56,15 @@ def flip_a_byte(path):
     path.write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize("damage", ["flipped byte", "cut short", "missing"])
+@pytest.mark.parametrize("damage", ["flipped byte", "cut short", "missing", "index"])
 def test_damaged_checkpoint_is_passed_over_and_said(run_document, damage, capfd):
     run_document["save"]["every"] = 5
     whole = train(run_document)
     folder = checkpoint_files.iteration_folder(Path(run_document["save"]["path"]), 10)
     victim = max(folder.glob("*.distcp"), key=lambda path: path.stat().st_size)
-    if damage == "flipped byte":
+    if damage == "index":
+        victim = folder / ".metadata"
+    if damage in ("index", "flipped byte"):
         flip_a_byte(victim)
     elif damage == "cut short":
         victim.write_bytes(victim.read_bytes()[:-100])
@@ -89,6 +91,39 @@ def test_another_architecture_is_refused(run_document, moe_arch):
     run_document["model"]["arch"] = str(moe_arch)
     with pytest.raises(RankError, match="is of another architecture"):
         train(run_document)
+
+
+def write_manifest(prefix, *, tokenizer_digest):
+    """What of a dataset's manifest names its tokenizer, and the sizes that are checked."""
+    items = Path(f"{prefix}.bin").stat().st_size // 2  # uint16
+    manifest = {"format": "token-dataset", "version": 1, "num_tokens": items}
+    manifest["tokenizer"] = {"digest": tokenizer_digest}
+    Path(f"{prefix}.json").write_text(json.dumps(manifest))
+
+
+def test_data_of_another_tokenizer_than_the_checkpoints_is_refused(run_document, tmp_path):
+    """The model was made at random: no folder of it names a tokenizer, only its data did."""
+    import shutil
+
+    first = Path(run_document["data"]["train"][0])
+    prefixes = {name: tmp_path / name for name in ("one", "other")}
+    for name, prefix in prefixes.items():
+        shutil.copy(f"{first}.bin", f"{prefix}.bin")
+        shutil.copy(f"{first}.idx", f"{prefix}.idx")
+        write_manifest(prefix, tokenizer_digest=("a" if name == "one" else "b") * 64)
+    run_document["train"]["max_steps"] = 2
+    run_document["optimizer"]["warmup_steps"] = 1
+    run_document["data"]["train"] = [str(prefixes["one"])]
+    train(run_document)
+    run_document["train"]["max_steps"] = 3
+    run_document["data"]["train"] = [str(prefixes["other"])]
+    words = (
+        "iteration 2 was trained with tokenizer aaaaaaaaaaaa…, this run's data are of bbbbbbbbbbbb"
+    )
+    with pytest.raises(RankError, match=words):
+        train(run_document)
+    run_document["data"]["allow_tokenizer_mismatch"] = True
+    assert list(train(run_document)) == [1, 2, 3]
 
 
 def test_only_the_newest_checkpoints_are_kept(run_document):
