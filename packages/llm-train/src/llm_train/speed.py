@@ -72,7 +72,7 @@ def table(found: Speed) -> str:
         f"{found.step_time_max_s:.4f} s",
         "tokens/s": f"{found.tokens_per_second:,.0f}, "
         f"{found.tokens_per_second_per_device:,.0f} a device",
-        "model": f"{found.model_flops_per_second_per_device / 1e12:,.3f} TFLOP/s a device",
+        "model": f"{found.model_flops_per_second_per_device / 1e12:.4g} TFLOP/s a device",
         "mfu": mfu,
         "peak memory": f"{found.peak_memory_bytes / _GIB:.2f} GiB on the largest rank",
     }
