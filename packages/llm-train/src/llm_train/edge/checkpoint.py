@@ -165,10 +165,9 @@ class Checkpoints:
         """Say so, and leave nothing half written."""
         if dist.get_rank() == 0:
             shutil.rmtree(saving, ignore_errors=True)
-        free_gib = shutil.disk_usage(self._kept.root).free / (1 << 30)
         self._failure = (
             f"the checkpoint of step {iteration} could NOT be saved: {error} "
-            f"({free_gib:.1f} GiB are free in {self._kept.root})"
+            f"({_free_gib(self._kept.root):.1f} GiB are free in {self._kept.root})"
         )
         self._kept.say(f"WARNING: {self._failure}")
         dist.barrier()
@@ -258,6 +257,13 @@ class Checkpoints:
             schedule_steps=loaded.get("schedule_steps", description.iteration),
             consumed_samples=description.consumed_samples,
         )
+
+
+def _free_gib(folder: Path) -> float:
+    """Room for `folder`, which may be what could not be made."""
+    while not folder.exists():
+        folder = folder.absolute().parent
+    return shutil.disk_usage(folder).free / (1 << 30)
 
 
 def _metadata() -> dict[str, Any]:
