@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from llm_train.arch import Mtp, parse
+from llm_train.arch import parse
 from llm_train.check import layout, notes, problems
 from llm_train.check.context import context
 from llm_train.config import ParallelConfig, RunConfig
@@ -116,18 +116,6 @@ def test_layers_that_carry_a_state_are_refused(options, who):
     assert list(context(config(**options), arch)) == [
         f"{who} cannot be used with gdn layers: they carry a state from token to token, which "
         "nothing hands over or resets"
-    ]
-
-
-@pytest.mark.parametrize(
-    ("options", "who"),
-    [({"cp": 2}, "parallel: cp(2)"), ({"reset_documents": True}, "data: reset_documents")],
-)
-def test_prediction_of_several_tokens_is_refused(options, who):
-    arch = parse(DENSE, where="test").model_copy(update={"mtp": Mtp(layers=1)})
-    assert list(context(config(**options), arch)) == [
-        f"{who} cannot be used with a model that predicts several tokens (mtp): its inputs, "
-        "shifted by one, would cross from one chunk or document to the next"
     ]
 
 

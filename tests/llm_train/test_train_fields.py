@@ -74,7 +74,7 @@ def test_unknown_key_names_the_nearest():
     ("changes", "named"),
     [
         ({"attention__shared_kv": 2}, r"attention\.shared_kv=2 \(can build: 1\)"),
-        ({"mtp": {"layers": 1}}, r"mtp="),
+        ({"tie_embeddings": True, "attention__shared_kv": 3}, r"attention\.shared_kv=3"),
     ],
 )
 def test_what_cannot_be_built_is_refused_by_name(changes, named):

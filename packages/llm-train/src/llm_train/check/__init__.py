@@ -10,6 +10,7 @@ from llm_train.check.memory import activations, recompute, sharding, state
 from llm_train.check.mixers import mixers
 from llm_train.check.pipeline import pipeline
 from llm_train.check.positions import positions
+from llm_train.check.prediction import prediction, prediction_notes
 from llm_train.check.schedule import overlap, ramp, schedule
 from llm_train.check.tensor import tensor
 from llm_train.config import Device, Precision, RunConfig
@@ -30,6 +31,7 @@ def problems(config: RunConfig, arch: Arch, world_size: int) -> list[str]:
         *pipeline(config, arch),
         *experts(config, arch, world_size),
         *positions(config, arch),
+        *prediction(config, arch),
         *recompute(config, arch),
         *state(config),
         *activations(config),
@@ -61,6 +63,7 @@ def notes(config: RunConfig, arch: Arch) -> list[str]:
     if parallel.cp == 1 and "cp_kind" in parallel.model_fields_set:
         found.append("parallel.cp_kind has no effect with cp=1")
     found += expert_notes(config)
+    found += prediction_notes(config, arch)
     if train.seq_length > arch.max_position_embeddings and arch.position.kind != "learned":
         found.append(
             f"train.seq_length({train.seq_length}) is beyond the model's "

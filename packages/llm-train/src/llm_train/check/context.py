@@ -60,8 +60,3 @@ def _whole_rows_only(who: str, arch: Arch) -> Iterator[str]:
             f"{who} cannot be used with {mixer} layers: they carry a state from token to token, "
             "which nothing hands over or resets"
         )
-    if arch.mtp is not None:
-        yield (
-            f"{who} cannot be used with a model that predicts several tokens (mtp): its inputs, "
-            "shifted by one, would cross from one chunk or document to the next"
-        )

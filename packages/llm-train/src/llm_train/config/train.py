@@ -44,6 +44,11 @@ class TrainConfig(Section):
     micro_batch_size: Count = Field(default=1, description="sequences per forward on one rank")
     seed: int = Field(default=1234, ge=0, description="of initial weights, sample order, dropout")
     precision: Precision = Field(default=Precision.FP32, description="fp32, bf16 or fp16")
+    mtp_loss_scale: float = Field(
+        default=0.1,
+        ge=0,
+        description="weight of multi-token prediction: the mean of its layers' losses, in the sum",
+    )
     eval_every: Count | None = Field(
         default=None, description="steps between evaluations; null = never"
     )

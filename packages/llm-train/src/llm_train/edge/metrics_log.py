@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _TENSORBOARD_NAMES = {
     "loss": "train/loss",
+    "mtp_loss": "train/mtp_loss",
     "lr": "train/lr",
     "grad_norm": "train/grad_norm",
     "tokens_per_second": "speed/tokens_per_second",

@@ -145,12 +145,13 @@ def _weights(chunk: Model, temporary: Path) -> dict[str, Weight]:
     transformers' gradients are read as weights are: what turns its weights into ours is linear up
     to a constant, which is what it makes of zeros.
     """
-    from llm_train.model.names import named_tensors
+    from llm_train.model.names import PREDICTION, named_tensors
 
     gradients, zeros = open_source(temporary / "gradients"), open_source(temporary / "zeros")
     worst: dict[str, Weight] = {}
     for named in named_tensors(chunk):
-        if not named.tensor.requires_grad:
+        # transformers has no prediction layers, and the main model's loss does not reach ours.
+        if not named.tensor.requires_grad or named.name.startswith(PREDICTION):
             continue
         wanted = gradients.read(named.name).float() - zeros.read(named.name).float()
         grad = named.tensor.grad

@@ -1,6 +1,6 @@
 """The model chunks of one rank, from `arch.json` alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -14,10 +14,11 @@ from llm_train.config import ContextParallel, MoeConfig, ParallelConfig, Recompu
 from llm_train.model.ends import finish_ends
 from llm_train.model.fields import config_fields
 from llm_train.model.moe_options import moe_fields
+from llm_train.model.mtp import Ahead
 from llm_train.model.packed_rows import PackedRows
 from llm_train.model.recompute import recompute_fields, set_modules
 from llm_train.model.rope import Rotary, at_positions, rotary_dim
-from llm_train.model.spec import block_spec
+from llm_train.model.spec import block_spec, prediction_spec
 from llm_train.placement import chunks
 
 POSITION_EMBEDDINGS: Mapping[str, Any] = MappingProxyType(
@@ -44,6 +45,49 @@ class Model(GPTModel):
     def __init__(self, *args: Any, real_vocab_size: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.real_vocab_size = real_vocab_size
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # less: nothing of inference
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        labels: torch.Tensor | None = None,
+        packed_seq_params: PackedRows | None = None,
+        ahead: Sequence[Ahead] = (),
+    ) -> torch.Tensor:
+        """Hidden states for the next stage [T, B, hidden]; on the last one logits [B, T, V / tp].
+
+        With labels [B, T] token losses [B, T], and with what prediction layers are given
+        [1 + layers, B, T], theirs behind the main one.
+        """
+        hidden, table, *_ = self._preprocess(
+            input_ids, position_ids, packed_seq_params=packed_seq_params
+        )
+        shared = {
+            "attention_mask": attention_mask,
+            "rotary_pos_emb": table,
+            "packed_seq_params": packed_seq_params,
+        }
+        hidden = self.decoder(hidden_states=hidden, **shared)
+        if not self.post_process:
+            return hidden
+        logits = self._logits(hidden)
+        if labels is None:
+            return logits.transpose(0, 1).contiguous()
+        losses = [self.compute_language_model_loss(labels, logits)]
+        if not ahead:
+            return losses[0]
+        for layer, batch in zip(self.mtp.layers, ahead, strict=True):
+            hidden = layer(hidden, self.embedding(batch.tokens, batch.position_ids), shared)
+            losses.append(self.compute_language_model_loss(batch.labels, self._logits(hidden)))
+        return torch.stack(losses)
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[T, B, hidden] → [T, B, V / tp]."""
+        is_tied = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if is_tied else None
+        return self.output_layer(hidden, weight=weight)[0]
 
     def _preprocess(
         self,
@@ -139,7 +183,7 @@ def stage_layout(arch: Arch, parallel: ParallelConfig) -> list[list[str]] | None
         return None
     rows = [["decoder"] * len(chunk.layers) for chunk in chunks(parallel, arch.num_layers)]
     rows[0].insert(0, "embedding")
-    rows[-1].append("loss")
+    rows[-1] += ["mtp"] * (arch.mtp.layers if arch.mtp else 0) + ["loss"]
     return rows
 
 
@@ -153,6 +197,7 @@ def build_chunks(arch: Arch, config: TransformerConfig) -> list[Model]:
 
 
 def _build_chunk(arch: Arch, config: TransformerConfig, *, vp_stage: int | None) -> Model:
+    is_last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
     chunk = Model(
         config,
         block_spec(arch, config, vp_stage=vp_stage),  # pyright: ignore[reportArgumentType]  # or a spec
@@ -160,9 +205,10 @@ def _build_chunk(arch: Arch, config: TransformerConfig, *, vp_stage: int | None)
         real_vocab_size=arch.vocab_size,
         max_sequence_length=arch.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
-        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+        post_process=is_last,
         share_embeddings_and_output_weights=arch.tie_embeddings,
         position_embedding_type=POSITION_EMBEDDINGS[arch.position.kind],
+        mtp_block_spec=prediction_spec(arch) if is_last else None,  # pyright: ignore[reportArgumentType]  # or a spec
         vp_stage=vp_stage,
     )
     if isinstance(arch.position, Rope):

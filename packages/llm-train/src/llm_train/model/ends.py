@@ -39,14 +39,18 @@ def finish_ends(chunk: GPTModel, arch: Arch, config: TransformerConfig) -> None:
     """Give the ends of a chunk what its architecture has more than megatron-core's."""
     if chunk.pre_process or chunk.mtp_process:
         _replace_embedding(chunk, arch, config)
-    if chunk.post_process or chunk.mtp_process:
+    if chunk.post_process:
         _finish_output(chunk.output_layer, arch)
+    if chunk.mtp_process and not chunk.pre_process and arch.tie_embeddings:
+        # The embedding that prediction layers have on this stage is the output's weight as well.
+        chunk.output_layer.register_parameter("weight", None)
 
 
 def _replace_embedding(chunk: GPTModel, arch: Arch, config: TransformerConfig) -> None:
     if arch.scalars.embedding == 1.0 and not arch.embedding_norm:
         return
     rows = chunk.vocab_size
+    marks = dict(vars(chunk.embedding.word_embeddings.weight))
     del chunk.embedding  # never two of them in memory
     chunk.embedding = Embedding(
         arch,
@@ -56,6 +60,8 @@ def _replace_embedding(chunk: GPTModel, arch: Arch, config: TransformerConfig) -
         position_embedding_type=chunk.position_embedding_type,
         tp_group=chunk.pg_collection.tp,
     )
+    # Another stage may share it: that is how gradients and their norm know.
+    vars(chunk.embedding.word_embeddings.weight).update(marks)
 
 
 def _finish_output(output_layer: ColumnParallelLinear, arch: Arch) -> None:

@@ -166,7 +166,7 @@ TABLE: tuple[Config | Module | Only | Ignored, ...] = (
     Module("moe.router.group_score", "llm_train.model.routing"),
     Module("moe.router.linear_bias", "Router.bias"),
     Only("moe.router.zero_experts", (0,)),
-    Only("mtp", (None,)),
+    Config("mtp.layers", "mtp_num_layers"),
     Module("scalars.embedding", "llm_train.model.ends"),
     Module("scalars.residual", "Layer.residual_scale"),
     Module("scalars.logits", "llm_train.model.ends"),

@@ -10,6 +10,7 @@ from llm_train.interfaces import Shard
 from llm_train.model.build import Model
 
 LAYERS = "decoder.layers."
+PREDICTION = "mtp.layers."
 EXPERTS = ".mlp.experts.local_experts."
 
 
@@ -33,6 +34,9 @@ def named_tensors(chunk: Model) -> Iterator[NamedTensor]:
 def _global_name(chunk: Model, local: str) -> str:
     if local == "output_layer.weight" and chunk.share_embeddings_and_output_weights:
         return "embedding.word_embeddings.weight"  # the last stage's copy of the tied weight
+    if local.startswith(PREDICTION):  # all on the last stage
+        head, middle, rest = local.partition(".transformer_layer.")
+        return head + middle + _global_expert(chunk, rest)
     if not local.startswith(LAYERS):
         return local
     index, _, rest = local.removeprefix(LAYERS).partition(".")

@@ -13,6 +13,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.moe_layer import MoESubmodules
+from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionBlockSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import (
     TransformerBlockSubmodules,
@@ -32,6 +33,7 @@ from llm_train.model.latent import LatentAttention, LatentOptions
 from llm_train.model.layer import Layer, LayerSubmodules
 from llm_train.model.linears import ColumnLinear, RowLinear
 from llm_train.model.mamba import MambaMixer
+from llm_train.model.mtp import PredictionLayer
 from llm_train.model.norms import AllHeadsNorm, LateHeadNorm, Norm
 from llm_train.model.router import Router
 
@@ -69,6 +71,15 @@ def block_spec(
         layer_specs=[_layer_spec(arch, layer) for layer in mine],
         layer_norm=Norm,  # pyright: ignore[reportArgumentType]  # a class by shape
     )
+
+
+def prediction_spec(arch: Arch) -> MultiTokenPredictionBlockSubmodules | None:
+    """The prediction layers, each with a layer of the last kind."""
+    if arch.mtp is None:
+        return None
+    layer = _layer_spec(arch, arch.layers[-1])
+    spec = ModuleSpec(module=PredictionLayer, params={"transformer_layer": layer})
+    return MultiTokenPredictionBlockSubmodules(layer_specs=[spec] * arch.mtp.layers)
 
 
 def _layer_spec(arch: Arch, layer: LayerRun) -> ModuleSpec:

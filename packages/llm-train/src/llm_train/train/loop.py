@@ -16,9 +16,10 @@ from llm_train.config import OnNan, Precision, RunConfig
 from llm_train.flops import training_flops
 from llm_train.metrics import EvalMetrics, StepMetrics
 from llm_train.train.agreement import agree
+from llm_train.train.ahead import Batch
 from llm_train.train.data import MicroBatches, Samples, Splits, iterate
 from llm_train.train.not_finite import NotFiniteError, describe
-from llm_train.train.step import Batch, StepResult, eval_loss, train_step
+from llm_train.train.step import StepResult, eval_loss, train_step
 from llm_train.train.training import Training
 
 
@@ -230,6 +231,7 @@ class Meter:
             mfu=self._mfu(speed),
             eta_s=per_sample_s * (self._all_samples - consumed),
             skipped=result.is_skipped,
+            mtp_loss=result.mtp_loss,
             aux_loss=result.router.aux_loss,
             seq_aux_loss=result.router.seq_aux_loss,
             z_loss=result.router.z_loss,

@@ -60,8 +60,16 @@ def describe(
 
     A loss is traced to the micro-batches that it came from, a gradient only to the step's batch.
     """
-    name = "loss" if not math.isfinite(result.loss) else "gradient norm"
-    value = result.loss if name == "loss" else result.grad_norm
+    numbers = {
+        "loss": result.loss,
+        "mtp_loss": result.mtp_loss,
+        "gradient norm": result.grad_norm,
+    }
+    name, value = next(
+        (name, value)
+        for name, value in numbers.items()
+        if value is not None and not math.isfinite(value)
+    )
     dp_rank = parallel_state.get_data_parallel_rank()
     stride = micro_batch_size * parallel_state.get_data_parallel_world_size()
     mine = [

@@ -57,4 +57,5 @@ def _is_on(config: TransformerConfig, kind: str) -> bool:
 
 def _moe_layers(config: TransformerConfig) -> int:
     assert isinstance(config.moe_layer_freq, list)
-    return sum(config.moe_layer_freq) + (config.mtp_num_layers or 0)
+    # A prediction layer is one of the last kind.
+    return sum(config.moe_layer_freq) + config.moe_layer_freq[-1] * (config.mtp_num_layers or 0)

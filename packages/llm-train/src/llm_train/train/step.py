@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -15,10 +16,10 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from llm_train.model.context_parallel.zigzag import take
+from llm_train.model.mtp import Ahead
 from llm_train.model.packed_rows import packed_rows
+from llm_train.train.ahead import Batch, batches_ahead
 from llm_train.train.router_losses import RouterLosses, collect_router_losses
-
-Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,7 @@ class StepResult:
     """What every rank knows after a step, and which of its own micro-batches had no finite loss."""
 
     loss: float
+    mtp_loss: float | None
     grad_norm: float
     lr: float
     is_skipped: bool
@@ -34,8 +36,9 @@ class StepResult:
 
     @property
     def is_finite(self) -> bool:
-        """Loss and gradient norm are numbers; a step of fp16 that overflowed has no norm."""
-        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+        """Losses and gradient norm are numbers; a step of fp16 that overflowed has no norm."""
+        losses = (self.loss, 0.0 if self.mtp_loss is None else self.mtp_loss)
+        return all(map(math.isfinite, (*losses, self.grad_norm)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,8 @@ class Trainable:
     micro_batch_size: int
     seq_length: int
     is_packed: bool
+    mtp_layers: int
+    mtp_loss_scale: float
     device: torch.device
 
 
@@ -61,28 +66,31 @@ def train_step(parts: Trainable, batches: Sequence[Iterator[Batch]]) -> StepResu
         chunk.zero_grad_buffer()
     parts.optimizer.zero_grad()
     reports = _forward_backward(parts, batches, is_forward_only=False)
-    loss = _mean_loss(reports, parts.device)
+    losses = _mean_losses(reports, 1 + parts.mtp_layers, parts.device)
+    is_finite = all(map(math.isfinite, losses))
     lr = float(parts.optimizer.param_groups[0]["lr"])
     is_updated, grad_norm = False, None
-    if math.isfinite(loss):
+    if is_finite:
         is_updated, grad_norm, _ = parts.optimizer.step()  # pyright: ignore[reportGeneralTypeIssues]  # unannotated
     if is_updated:
         parts.schedule.step(increment=1)
+    loss, *predicted = losses
     return StepResult(
         loss=loss,
+        mtp_loss=fmean(predicted) if predicted else None,
         grad_norm=float(grad_norm or 0.0),
         lr=lr,
         is_skipped=not is_updated,
         router=collect_router_losses(
             parts.chunks[0].config, micro_batches=parts.micro_batches, device=parts.device
         ),
-        not_finite=() if math.isfinite(loss) else _not_finite(reports),
+        not_finite=() if is_finite else _not_finite(reports),
     )
 
 
 @torch.no_grad()
 def eval_loss(parts: Trainable, batches: Sequence[Iterator[Batch]], *, steps: int) -> float:
-    """Mean loss a token over `steps` global batches."""
+    """Mean loss a token over `steps` global batches, of the main model alone."""
     for chunk in parts.chunks:
         chunk.eval()
     reports = [
@@ -92,7 +100,7 @@ def eval_loss(parts: Trainable, batches: Sequence[Iterator[Batch]], *, steps: in
     ]
     for chunk in parts.chunks:
         chunk.train()
-    return _mean_loss(reports, parts.device)
+    return _mean_losses(reports, 1, parts.device)[0]
 
 
 def _forward_backward(
@@ -100,7 +108,7 @@ def _forward_backward(
 ) -> list[dict[str, torch.Tensor]]:
     is_virtual = len(parts.chunks) > 1
     return get_forward_backward_func()(
-        forward_step_func=partial(_forward, parts),
+        forward_step_func=partial(_forward, parts, 0 if is_forward_only else parts.mtp_layers),
         data_iterator=list(batches) if is_virtual else batches[0],
         model=list(parts.chunks) if is_virtual else parts.chunks[0],
         num_microbatches=parts.micro_batches,
@@ -110,48 +118,69 @@ def _forward_backward(
     )
 
 
-def _forward(parts: Trainable, batches: Iterator[Batch], model: torch.nn.Module) -> Any:
+def _forward(
+    parts: Trainable, depths: int, batches: Iterator[Batch], model: torch.nn.Module
+) -> Any:
     rows = next(batches)
     documents = packed_rows(rows["position_ids"]) if parts.is_packed else None
     rank = parallel_state.get_context_parallel_rank()
     size = parallel_state.get_context_parallel_world_size()
-    batch = {
-        key: take(value, rank=rank, size=size, dim=1).to(parts.device, non_blocking=True)
-        for key, value in rows.items()
-    }
+    # Tokens look ahead in whole rows, before context parallel cuts them.
+    batch, *ahead = (
+        {
+            key: take(value, rank=rank, size=size, dim=1).to(parts.device, non_blocking=True)
+            for key, value in one.items()
+        }
+        for one in (rows, *batches_ahead(rows, depths))
+    )
     losses = model(
         batch["tokens"],
         batch["position_ids"],
         None,
         labels=batch["labels"],
         packed_seq_params=documents,
+        ahead=[
+            Ahead(tokens=one["tokens"], position_ids=one["position_ids"], labels=one["labels"])
+            for one in ahead
+        ],
     )
-    return losses, partial(_sum_loss, batch["loss_mask"])
+    masks = torch.stack([one["loss_mask"] for one in (batch, *ahead)])
+    return losses, partial(_sum_loss, masks, parts.mtp_loss_scale)
 
 
 def _sum_loss(
-    loss_mask: torch.Tensor, losses: torch.Tensor
+    masks: torch.Tensor, mtp_loss_scale: float, losses: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """Sum over this rank's tokens that count, and their number.
+    """Sum over this rank's tokens that count, and their number in the main model.
 
-    megatron-core adds both up over data and context parallel and divides at the very end.
+    megatron-core adds both up over data and context parallel and divides at the very end. Losses
+    and masks are [B, T], or [1 + layers, B, T] with prediction layers, whose mean is added.
     """
-    total = (losses.float() * loss_mask).sum()
-    tokens = loss_mask.sum()
-    report = torch.stack([total.detach(), tokens])
-    return total, tokens.to(torch.int), {"loss": report}
+    kept = losses.float().view_as(masks) * masks
+    sums, counts = kept.sum((1, 2)), masks.sum((1, 2))
+    total = sums[0]
+    if len(sums) > 1:
+        # Divided by the tokens of the main model, as in DeepSeek-V3's formula (24).
+        total = total + mtp_loss_scale * sums[1:].mean()
+    report = torch.stack([sums.detach(), counts], dim=1)
+    return total, counts[0].to(torch.int), {"losses": report}
 
 
 def _not_finite(reports: Sequence[dict[str, torch.Tensor]]) -> tuple[int, ...]:
-    """Micro-batches of this rank whose loss is NaN or infinite."""
-    return tuple(n for n, one in enumerate(reports) if not one["loss"].isfinite().all())
+    """Micro-batches of this rank with a loss that is NaN or infinite."""
+    return tuple(n for n, one in enumerate(reports) if not one["losses"].isfinite().all())
 
 
-def _mean_loss(reports: Sequence[dict[str, torch.Tensor]], device: torch.device) -> float:
-    """Loss a token over all ranks; only the last pipeline stage has reports, all learn it."""
-    total = torch.zeros(2, device=device)
+def _mean_losses(
+    reports: Sequence[dict[str, torch.Tensor]], count: int, device: torch.device
+) -> list[float]:
+    """The `count` losses a token over all ranks, the main model's first.
+
+    Only the last pipeline stage has reports; all learn it.
+    """
+    total = torch.zeros(count, 2, device=device)
     for report in reports:
-        total += report["loss"]
+        total += report["losses"]
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     dist.all_reduce(total, group=group)
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
@@ -160,5 +189,4 @@ def _mean_loss(reports: Sequence[dict[str, torch.Tensor]], device: torch.device)
             src=parallel_state.get_pipeline_model_parallel_last_rank(),
             group=parallel_state.get_pipeline_model_parallel_group(),  # pyright: ignore[reportArgumentType]  # one group
         )
-    loss, tokens = total.tolist()
-    return loss / max(tokens, 1.0)
+    return [loss / max(tokens, 1.0) for loss, tokens in total.tolist()]

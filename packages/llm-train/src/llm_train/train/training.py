@@ -154,6 +154,8 @@ class Training:
             micro_batch_size=config.train.micro_batch_size,
             seq_length=config.train.seq_length,
             is_packed=config.data.reset_documents,
+            mtp_layers=model_config.mtp_num_layers or 0,
+            mtp_loss_scale=config.train.mtp_loss_scale,
             device=self.device,
         )
         return chunks, trainable

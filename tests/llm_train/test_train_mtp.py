@@ -1,0 +1,328 @@
+"""Prediction layers: DeepSeek-V3's loss and its gradients, at every layout, in every format."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from arch_decoder import decode, predict
+from ckpt_zoo import CASES
+from fork_ranks import run_ranks
+from llm_ckpt.source import open_source
+from train_curves import each_run, go, tiny_run
+
+GOLDEN = Path(__file__).parents[1] / "contracts" / "arch" / "golden"
+STEPS = 20
+VALUES = ("loss", "mtp_loss", "grad_norm", "aux_loss")
+SCALE = 0.7
+
+
+def _tied(document):
+    """Two layers, two prediction layers; the embedding is also the output, and scaled."""
+    document |= {"hidden_size": 32, "mtp": {"layers": 2}}
+    document["layers"][0]["count"] = 2
+    document["scalars"] |= {"embedding": 3.0, "logits": 0.5}
+    return document
+
+
+def _layernorm(document):
+    document = _tied(document)
+    document["norm"] |= {"kind": "layer", "placement": "sandwich"}
+    document["attention"]["qk_norm"] = "none"
+    return {**document, "position": {"kind": "learned"}, "embedding_norm": True}
+
+
+def _latent_experts(document):
+    """As DeepSeek-V3: latent attention, experts behind a dense layer, one prediction layer."""
+    layer = {**document["layers"][0], "count": 1, "mixer": "mla"}
+    mlp = {key: document["mlp"][key] for key in ("activation", "gated", "clamp", "glu_offset")}
+    return {
+        **document,
+        "hidden_size": 32,
+        "tie_embeddings": False,
+        "mtp": {"layers": 1},
+        "layers": [layer, {**layer, "feed_forward": "moe"}],
+        "attention": None,
+        "mla": {
+            "heads": 2,
+            "q_lora_rank": 12,
+            "kv_lora_rank": 16,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 12,
+            "scale": None,
+            "norm_eps": 1e-6,
+            "down_bias": False,
+            "out_bias": False,
+            "q_scale": 1.0,
+            "kv_scale": 1.0,
+            "indexer": None,
+        },
+        "moe": {
+            "experts": 4,
+            "top_k": 2,
+            "ffn_hidden_size": 16,
+            **mlp,
+            "bias": False,
+            "shared": {"ffn_hidden_size": 24, "gated": False},
+            "router": {
+                "score": "sigmoid",
+                "pre_softmax": True,
+                "normalize": True,
+                "scaling": 2.5,
+                "bias": True,
+                "groups": None,
+                "top_groups": None,
+                "group_score": "top2",
+                "linear_bias": False,
+                "zero_experts": 0,
+            },
+        },
+    }
+
+
+ARCHS = {"tied": _tied, "layernorm": _layernorm, "latent-experts": _latent_experts}
+MOE = {"aux_loss_coeff": 0.1, "bias_update_rate": 0.01}
+
+
+def run_of(name, folder, prefix, *, steps=STEPS, **sections):
+    """A run of an architecture of ARCHS, two micro-batches a step, as a document."""
+    arch = ARCHS[name](json.loads((GOLDEN / "qwen3_tiny.json").read_text()))
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(arch))
+    document = tiny_run(path, data=prefix, save=folder)
+    document["train"] |= {
+        "max_steps": steps,
+        "global_batch_size": 4,
+        # A pipeline needs several; others take half as many collectives.
+        "micro_batch_size": 2 if "pp" in sections.get("parallel", {}) or steps == 1 else 4,
+        "mtp_loss_scale": SCALE,
+    }
+    if arch["moe"]:
+        document["moe"] = dict(MOE)
+    for section, values in sections.items():
+        document[section] = {**document.get(section, {}), **values}
+    return document
+
+
+class Steps:
+    """All that every step reports."""
+
+    def __init__(self):
+        self.found = []
+
+    def evaluation(self, metrics):
+        self.found.append({"eval_loss": metrics.eval_loss})
+
+    def step(self, metrics):
+        self.found.append({name: getattr(metrics, name) for name in VALUES})
+
+
+def train(documents, world_size):
+    """The steps of each run by name, on the same ranks."""
+
+    def look(training, splits):
+        steps = Steps()
+        go(training, splits, steps)
+        return steps.found
+
+    return run_ranks(lambda _rank: dict(each_run(documents, look)), world_size)[0]
+
+
+# layout → ranks, parallel, the runs that are trained at it
+LAYOUTS = {
+    "tp2-sp": (2, {"tp": 2}, ("tied", "latent-experts")),
+    "tp2-no-sp": (2, {"tp": 2, "sequence_parallel": False}, ("tied",)),
+    "pp2": (2, {"pp": 2}, ("tied", "latent-experts")),
+    # The last chunk holds prediction layers alone, and the final norm lies before it.
+    "pp2-vpp2-noops": (2, {"pp": 2, "vpp": 2, "noop_layers": [1, 3]}, ("tied",)),
+    "tp2-pp2": (4, {"tp": 2, "pp": 2}, ("tied",)),
+    "dp2": (2, {}, ("tied",)),
+    # Tokens look ahead from one rank's share of a sequence into another's.
+    "cp2": (2, {"cp": 2}, ("tied", "tied-packed")),
+    "ep2": (2, {"ep": 2}, ("latent-experts",)),
+}
+CHANGES = {"tied-packed": {"data": {"reset_documents": True}}}
+
+
+@pytest.fixture(scope="module")
+def curves(toy_prefix, tmp_path_factory):
+    """`curves(world size, parallel, names)`: the steps of each run, trained once."""
+    found = {}
+
+    def train_once(layout, world_size, parallel, names):
+        if layout not in found:
+            folder = tmp_path_factory.mktemp(layout)
+            documents = {
+                name: run_of(
+                    name.removesuffix("-packed"),
+                    folder,
+                    toy_prefix,
+                    parallel=parallel,
+                    **CHANGES.get(name, {}),
+                )
+                for name in names
+            }
+            found[layout] = train(documents, world_size)
+        return found[layout]
+
+    return train_once
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"), [(layout, name) for layout in LAYOUTS for name in LAYOUTS[layout][2]]
+)
+def test_prediction_layers_train_like_one_process(layout, name, curves):
+    wanted = curves("alone", 1, {}, ("tied", "tied-packed", "latent-experts"))[name]
+    found = curves(layout, *LAYOUTS[layout])[name]
+    assert len(found) == len(wanted) == STEPS
+    for step, (one, two) in enumerate(zip(found, wanted, strict=True), start=1):
+        assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4), step
+        for value in ("loss", "mtp_loss", "aux_loss"):
+            assert one[value] == pytest.approx(two[value], abs=1e-5), (value, step)
+
+
+def one_step(document):
+    """Weights before a step, their gradients in it, its batch, and what it reports."""
+
+    def look(training, splits):
+        from llm_train.model.names import named_tensors
+
+        (chunk,) = training.chunks
+        random = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for name, norm in chunk.named_parameters():
+                if norm.dim() == 1:  # as built they are all alike, and could be mistaken
+                    norm.add_(torch.randn(norm.shape, generator=random), alpha=0.3)
+                assert norm.isfinite().all(), name
+        before = {named.name: named.tensor.detach().clone() for named in named_tensors(chunk)}
+        batch = [splits.train[index] for index in range(4)]
+        steps = Steps()
+        go(training, splits, steps)
+        gradients = {
+            named.name: named.tensor.main_grad.clone()
+            for named in named_tensors(chunk)
+            if isinstance(named.tensor, torch.nn.Parameter)
+        }
+        return before, gradients, batch, steps.found[0]
+
+    return run_ranks(lambda _rank: dict(each_run({"it": document}, look))["it"], 1)[0]
+
+
+def losses_of_a_document(arch, weights, tokens, labels, mask):
+    """(sum, number) of the main loss and of each prediction layer's, of one document [T]."""
+    depths = min(arch["mtp"]["layers"], len(tokens) - 1)
+    read, names, row = weights.__getitem__, list(weights), tokens[None]
+    logits = [decode(arch, read, names, row)]
+    if depths:
+        logits += predict({**arch, "mtp": {"layers": depths}}, read, names, row)
+    for depth, found in enumerate(logits):
+        losses = torch.nn.functional.cross_entropy(found[0], labels[depth:], reduction="none")
+        yield depth, (losses * mask[depth:]).sum(), mask[depth:].sum()
+
+
+@pytest.mark.parametrize(
+    ("name", "is_packed"), [("layernorm", False), ("layernorm", True), ("latent-experts", False)]
+)
+def test_loss_and_gradients_are_those_of_the_paper(name, is_packed, toy_prefix, tmp_path):
+    """2412.19437 (24), (25): main + scale / D · Σ_k (1 / T) Σ_i −log P_k[t_i], by arch_decoder."""
+    document = run_of(
+        name,
+        tmp_path,
+        toy_prefix,
+        steps=1,
+        optimizer={"clip_grad": 0.0, "decay_steps": 8},
+        data={"reset_documents": is_packed},
+    )
+    if "moe" in document:
+        document["moe"] = {}
+    weights, gradients, batch, reported = one_step(document)
+    arch = json.loads(Path(document["model"]["arch"]).read_text())
+    for tensor in weights.values():
+        tensor.requires_grad_()
+    depths = 1 + arch["mtp"]["layers"]
+    sums, counts = [torch.tensor(0.0)] * depths, [0.0] * depths
+    for sample in batch:
+        starts = (sample["position_ids"] == 0).nonzero().flatten().tolist()
+        assert is_packed or starts == [0]
+        for first, last in zip(starts, [*starts[1:], len(sample["tokens"])], strict=True):
+            parts = [sample[key][first:last] for key in ("tokens", "labels", "loss_mask")]
+            for depth, total, count in losses_of_a_document(arch, weights, *parts):
+                sums[depth] = sums[depth] + total
+                counts[depth] += count.item()
+    assert not is_packed or counts[0] < 4 * 32
+    means = [total.item() / count for total, count in zip(sums, counts, strict=True)]
+    assert reported["loss"] == pytest.approx(means[0], abs=1e-5)
+    assert reported["mtp_loss"] == pytest.approx(sum(means[1:]) / len(means[1:]), abs=1e-5)
+    objective = (sums[0] + SCALE / len(sums[1:]) * sum(sums[1:])) / counts[0]
+    objective.backward()
+    assert any(key.startswith("mtp.layers.0.transformer_layer.") for key in gradients)
+    for key, found in gradients.items():
+        wanted = weights[key].grad
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: k + m)
+
+
+def test_recomputed_prediction_layers_train_the_same_to_the_bit(toy_prefix, tmp_path):
+    base = run_of("latent-experts", tmp_path, toy_prefix, steps=4)
+    again = {"full": "full", "selective": {"kind": "selective", "modules": ["layernorm", "moe"]}}
+    runs = {name: {**copy.deepcopy(base), "recompute": value} for name, value in again.items()}
+    found = train({"plain": base, **runs}, 1)
+    assert found["full"] == found["plain"]
+    assert found["selective"] == found["plain"]
+
+
+def test_at_scale_0_and_in_evaluation_there_is_the_main_model_alone(toy_prefix, tmp_path):
+    """It trains, and is evaluated, as if its arch.json knew of no prediction layers."""
+    document = run_of("tied", tmp_path, toy_prefix, steps=3, data={"valid": [str(toy_prefix)]})
+    document["train"] |= {"mtp_loss_scale": 0.0, "eval_every": 3, "eval_steps": 1}
+    arch = json.loads(Path(document["model"]["arch"]).read_text())
+    (tmp_path / "main.json").write_text(json.dumps({**arch, "mtp": None}))
+    main = {**document, "model": {**document["model"], "arch": str(tmp_path / "main.json")}}
+    found = train({"mtp": document, "main": main}, 1)
+    assert len(found["mtp"]) == len(found["main"]) == 4
+    for one, two in zip(found["mtp"], found["main"], strict=True):
+        for name in one.keys() & {"loss", "grad_norm", "eval_loss"}:
+            assert one[name] == pytest.approx(two[name], rel=1e-6), name
+
+
+def runs(world_size, *documents):
+    """Train each to the end as the command does; the losses that each wrote."""
+
+    def rank(_rank):
+        from llm_train.config_parse import parse
+        from llm_train.edge.run import run
+
+        for document in documents:
+            run(parse(document, [], "test"))
+
+    run_ranks(rank, world_size)
+    files = [Path(document["save"]["path"]) / "metrics.jsonl" for document in documents]
+    records = [map(json.loads, file.read_text().splitlines()) for file in files]
+    return [[(one["loss"], one["mtp_loss"]) for one in each] for each in records]
+
+
+def test_weights_come_from_a_folder_and_go_back_into_one(toy_prefix, tmp_path):
+    """Two stages, two ranks each; the checkpoint of these goes on in one process."""
+    (case,) = (case for case in CASES if case.id == "deepseek_v3-prediction")
+    folder = case.save(tmp_path / "hf")
+    document = run_of("tied", tmp_path, toy_prefix, steps=1)
+    document["model"] = {"load": str(folder)}
+    document["moe"] = {"bias_update_rate": 0.0}
+    # Too little to change a weight.
+    document["optimizer"] |= {"lr": 1e-30, "warmup_steps": 0, "decay_steps": 8}
+    document["parallel"] = {"tp": 2, "pp": 2}
+    document["save"] = {"path": str(tmp_path / "run"), "hf": True}
+    ((first,),) = runs(4, document)
+    wanted, written = open_source(folder), open_source(tmp_path / "run" / "hf_0000001")
+    assert any(name.startswith("mtp.") for name in wanted.names())
+    for source in (written, open_source(tmp_path / "run")):
+        assert sorted(source.names()) == sorted(wanted.names())
+        for name in wanted.names():
+            assert torch.equal(source.read(name).float(), wanted.read(name).float()), name
+    document |= {"parallel": {}, "train": {**document["train"], "max_steps": 2}}
+    unbroken = {**document, "save": {"path": str(tmp_path / "straight")}}
+    resumed, straight = runs(1, document, unbroken)
+    assert resumed[0] == first == pytest.approx(straight[0], abs=1e-5)
+    assert resumed[1] == pytest.approx(straight[1], abs=1e-5)
