@@ -96,8 +96,7 @@ def run_of(name, folder, prefix, *, steps=STEPS, **sections):
     document["train"] |= {
         "max_steps": steps,
         "global_batch_size": 4,
-        # A pipeline needs several; others take half as many collectives.
-        "micro_batch_size": 2 if "pp" in sections.get("parallel", {}) or steps == 1 else 4,
+        "micro_batch_size": 2,
         "mtp_loss_scale": SCALE,
     }
     if arch["moe"]:
@@ -131,28 +130,30 @@ def train(documents, world_size):
     return run_ranks(lambda _rank: dict(each_run(documents, look)), world_size)[0]
 
 
-# layout → ranks, parallel, the runs that are trained at it
+# layout → ranks, sections of the config, the runs that are trained at it
+# One micro-batch a step, where several prove no more: half as many collectives.
+ONE = {"micro_batch_size": 4}
 LAYOUTS = {
-    "tp2-sp": (2, {"tp": 2}, ("tied", "latent-experts")),
-    "tp2-no-sp": (2, {"tp": 2, "sequence_parallel": False}, ("tied",)),
-    "pp2": (2, {"pp": 2}, ("tied", "latent-experts")),
+    "tp2-sp": (2, {"parallel": {"tp": 2}}, ("tied", "latent-experts")),
+    "tp2-no-sp": (2, {"parallel": {"tp": 2, "sequence_parallel": False}, "train": ONE}, ("tied",)),
+    "pp2": (2, {"parallel": {"pp": 2}}, ("tied", "latent-experts")),
     # The last chunk holds prediction layers alone, and the final norm lies before it.
-    "pp2-vpp2-noops": (2, {"pp": 2, "vpp": 2, "noop_layers": [1, 3]}, ("tied",)),
-    "tp2-pp2": (4, {"tp": 2, "pp": 2}, ("tied",)),
+    "pp2-vpp2-noops": (2, {"parallel": {"pp": 2, "vpp": 2, "noop_layers": [1, 3]}}, ("tied",)),
+    "tp2-pp2": (4, {"parallel": {"tp": 2, "pp": 2}}, ("tied",)),
     "dp2": (2, {}, ("tied",)),
     # Tokens look ahead from one rank's share of a sequence into another's.
-    "cp2": (2, {"cp": 2}, ("tied", "tied-packed")),
-    "ep2": (2, {"ep": 2}, ("latent-experts",)),
+    "cp2": (2, {"parallel": {"cp": 2}, "train": ONE}, ("tied", "tied-packed")),
+    "ep2": (2, {"parallel": {"ep": 2}}, ("latent-experts",)),
 }
 CHANGES = {"tied-packed": {"data": {"reset_documents": True}}}
 
 
 @pytest.fixture(scope="module")
 def curves(toy_prefix, tmp_path_factory):
-    """`curves(world size, parallel, names)`: the steps of each run, trained once."""
+    """`curves(layout, ranks, sections, names)`: the steps of each run, trained once."""
     found = {}
 
-    def train_once(layout, world_size, parallel, names):
+    def train_once(layout, world_size, sections, names):
         if layout not in found:
             folder = tmp_path_factory.mktemp(layout)
             documents = {
@@ -160,7 +161,7 @@ def curves(toy_prefix, tmp_path_factory):
                     name.removesuffix("-packed"),
                     folder,
                     toy_prefix,
-                    parallel=parallel,
+                    **sections,
                     **CHANGES.get(name, {}),
                 )
                 for name in names
