@@ -10,6 +10,8 @@ import torch
 from arch_decoder import decode, predict
 from ckpt_zoo import CASES
 from fork_ranks import run_ranks
+from llm_ckpt.arch import parse_arch
+from llm_ckpt.params import expected_params
 from llm_ckpt.source import open_source
 from train_curves import each_run, go, tiny_run
 
@@ -263,6 +265,30 @@ def test_loss_and_gradients_are_those_of_the_paper(name, is_packed, toy_prefix, 
     for key, found in gradients.items():
         wanted = weights[key].grad
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: k + m)
+
+
+def test_stages_hold_and_save_every_tensor_once_and_the_embedding_on_both(toy_prefix, tmp_path):
+    """Tied: the last stage has one copy for its prediction layers and its output."""
+    document = run_of("tied", tmp_path, toy_prefix, parallel={"pp": 2})
+
+    def look(training, _splits):
+        from megatron.core import parallel_state
+
+        from llm_train.model.names import named_tensors
+
+        (chunk,) = training.chunks
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        metadata = {"dp_cp_group": group, "non_homogeneous_layers": True}
+        saved = [key for key in chunk.sharded_state_dict(metadata=metadata) if "_extra" not in key]
+        return [named.name for named in named_tensors(chunk)], saved
+
+    stages = run_ranks(lambda _rank: dict(each_run({"it": document}, look))["it"], 2)
+    (first, _), (last, _) = stages
+    for held, saved in stages:
+        assert len(set(held)) == len(held) == len(saved)
+    arch = parse_arch(json.loads(Path(document["model"]["arch"]).read_text()), where="test")
+    assert {*first, *last} == {param.name for param in expected_params(arch)}
+    assert {*first} & {*last} == {"embedding.word_embeddings.weight"}
 
 
 def test_recomputed_prediction_layers_train_the_same_to_the_bit(toy_prefix, tmp_path):
