@@ -4,29 +4,27 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
-from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from llm_train.arch import Gdn
 from llm_train.model.first_decays import first_log_rates, first_step_biases
-from llm_train.model.linears import RowLinear
+from llm_train.model.linears import output_linear
 from llm_train.model.norms import norm_parameter
 from llm_train.model.recurrence import gated_delta_rule
 from llm_train.model.sections import (
     CausalConv,
+    CutModule,
     SectionedLinear,
     Sections,
     cut_parameter,
-    cut_rows,
 )
 
 # Under the root of the keys' and queries' lengths (flash-linear-attention's l2norm).
 LENGTH_EPS = 1e-6
 
 
-class GatedDeltaNet(MegatronModule):
+class GatedDeltaNet(CutModule):
     """A gated delta net with megatron-core's parameter names."""
 
     def __init__(
@@ -45,15 +43,7 @@ class GatedDeltaNet(MegatronModule):
         self.dt_bias = cut_parameter(config, first_step_biases(gdn.value_heads))
         self.A_log = cut_parameter(config, first_log_rates(gdn.value_heads))
         self.out_norm = GatedNorm(config, gdn.value_head_dim, config.layernorm_epsilon)
-        self.out_proj = RowLinear(
-            value,
-            config.hidden_size,
-            config=config,
-            init_method=config.output_layer_init_method,
-            has_bias=False,
-            input_is_parallel=True,
-            skip_bias_add=True,
-        )
+        self.out_proj = output_linear(config, value, has_bias=False)
 
     def forward(
         self,
@@ -80,16 +70,6 @@ class GatedDeltaNet(MegatronModule):
         )
         gated = self.out_norm(out, z.unflatten(-1, (-1, self.gdn.value_head_dim)))
         return self.out_proj(gated.to(projected.dtype).flatten(-2))
-
-    def sharded_state_dict(
-        self,
-        prefix: str = "",
-        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
-        metadata: dict[str, Any] | None = None,
-    ) -> ShardedStateDict:
-        """The numbers of heads lie cut as the heads do."""
-        state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
-        return {**state, **cut_rows(self, prefix, sharded_offsets)}
 
 
 class GatedNorm(torch.nn.Module):

@@ -20,7 +20,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from llm_train.arch import Mla
 from llm_train.config import RecomputeModule
 from llm_train.model.core_attention import CoreAttention
-from llm_train.model.linears import ColumnLinear, ReplicatedLinear, RowLinear
+from llm_train.model.linears import ColumnLinear, ReplicatedLinear, output_linear
 from llm_train.model.norms import RMSNorm
 from llm_train.model.recompute import Recomputed, is_recomputed
 from llm_train.model.rope import rotate
@@ -66,15 +66,7 @@ class LatentAttention(MegatronModule):
             softmax_scale=mla.scale or head**-0.5,
             window=options.window,
         )
-        self.linear_proj = RowLinear(
-            mla.heads * mla.v_head_dim,
-            hidden,
-            config=config,
-            init_method=config.output_layer_init_method,
-            has_bias=mla.out_bias,
-            input_is_parallel=True,
-            skip_bias_add=True,
-        )
+        self.linear_proj = output_linear(config, mla.heads * mla.v_head_dim, has_bias=mla.out_bias)
 
     def forward(
         self,

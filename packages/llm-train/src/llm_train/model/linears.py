@@ -21,6 +21,19 @@ class RowLinear(RowParallelLinear):
         super().__init__(*args, **{**kwargs, "bias": has_bias})
 
 
+def output_linear(config: TransformerConfig, in_size: int, *, has_bias: bool) -> RowLinear:
+    """The last linear of a block, from cut heads to the hidden size; gives its bias unadded."""
+    return RowLinear(
+        in_size,
+        config.hidden_size,
+        config=config,
+        init_method=config.output_layer_init_method,
+        has_bias=has_bias,
+        input_is_parallel=True,
+        skip_bias_add=True,
+    )
+
+
 class ReplicatedLinear(torch.nn.Linear):
     """A linear that every rank holds; gradients of slices of the sequence are summed over ranks."""
 

@@ -4,24 +4,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.dist_checkpointing.mapping import ShardedStateDict
-from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from llm_train.arch import Mamba2
 from llm_train.model.first_decays import first_log_rates, first_step_biases
-from llm_train.model.linears import RowLinear
+from llm_train.model.linears import output_linear
 from llm_train.model.recurrence import CHUNK, selective_scan
 from llm_train.model.sections import (
     CausalConv,
+    CutModule,
     SectionedLinear,
     Sections,
     cut_parameter,
-    cut_rows,
 )
 
 
-class MambaMixer(MegatronModule):
+class MambaMixer(CutModule):
     """A Mamba2 mixer with megatron-core's parameter names."""
 
     def __init__(
@@ -41,15 +39,7 @@ class MambaMixer(MegatronModule):
         self.D = cut_parameter(config, torch.ones(mamba.heads))
         if mamba.gated_norm:
             self.norm = GroupNorm(config, mamba)
-        self.out_proj = RowLinear(
-            inner,
-            config.hidden_size,
-            config=config,
-            init_method=config.output_layer_init_method,
-            has_bias=mamba.proj_bias,
-            input_is_parallel=True,
-            skip_bias_add=True,
-        )
+        self.out_proj = output_linear(config, inner, has_bias=mamba.proj_bias)
 
     def forward(
         self,
@@ -79,22 +69,12 @@ class MambaMixer(MegatronModule):
             out = self.norm(out)
         return self.out_proj(out.to(projected.dtype))
 
-    def sharded_state_dict(
-        self,
-        prefix: str = "",
-        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
-        metadata: dict[str, Any] | None = None,
-    ) -> ShardedStateDict:
-        """The numbers of heads lie cut as the heads do."""
-        state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
-        return {**state, **cut_rows(self, prefix, sharded_offsets)}
 
-
-class GroupNorm(torch.nn.Module):
+class GroupNorm(CutModule):
     """RMS norm of each group of heads by itself; its weight is never zero-centred."""
 
     def __init__(self, config: TransformerConfig, mamba: Mamba2) -> None:
-        super().__init__()
+        super().__init__(config)
         self.eps = config.layernorm_epsilon
         self.group_size = mamba.heads * mamba.head_dim // mamba.groups
         self.weight = cut_parameter(config, torch.ones(mamba.heads * mamba.head_dim))
@@ -104,12 +84,3 @@ class GroupNorm(torch.nn.Module):
         groups = x.unflatten(-1, (-1, self.group_size))
         normed = F.rms_norm(groups, (self.group_size,), None, self.eps)
         return normed.flatten(-2) * self.weight.float()
-
-    def sharded_state_dict(
-        self,
-        prefix: str = "",
-        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
-        metadata: dict[str, Any] | None = None,
-    ) -> ShardedStateDict:
-        """The weight lies cut as the heads do."""
-        return cut_rows(self, prefix, sharded_offsets)

@@ -15,6 +15,7 @@ from megatron.core.dist_checkpointing.mapping import (
     ShardedTensorFactory,
 )
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
+from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
@@ -32,6 +33,22 @@ class Sections:
     def rows(self) -> int:
         """Of all kinds."""
         return sum(self.sizes)
+
+
+class CutModule(MegatronModule):
+    """A module whose own parameters all lie cut over the tensor-parallel ranks, on axis 0."""
+
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> ShardedStateDict:
+        """Its modules' entries, and its own."""
+        state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        own = dict(self.named_parameters(recurse=False))
+        axes = dict.fromkeys(own, 0)
+        return {**state, **make_sharded_tensors_for_checkpoint(own, prefix, axes, sharded_offsets)}
 
 
 class SectionedLinear(ColumnLinear):
@@ -70,13 +87,13 @@ class SectionedLinear(ColumnLinear):
         return state
 
 
-class CausalConv(torch.nn.Module):
+class CausalConv(CutModule):
     """SiLU of a short convolution over time, a kernel of its own for each of the sections' rows."""
 
     def __init__(
         self, config: TransformerConfig, sections: Sections, *, kernel: int, has_bias: bool
     ) -> None:
-        super().__init__()
+        super().__init__(config)
         self.sections = sections
         rows = sections.rows // config.tensor_model_parallel_size
         like = {"dtype": config.params_dtype, "device": torch.cuda.current_device()}
@@ -101,7 +118,7 @@ class CausalConv(torch.nn.Module):
         metadata: dict[str, Any] | None = None,
     ) -> ShardedStateDict:
         """A key a section."""
-        state = cut_rows(self, prefix, sharded_offsets)
+        state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
         for name in list(state):
             _divide(state, name, self.sections, is_one_key=False)
         return state
@@ -114,15 +131,6 @@ def cut_parameter(config: TransformerConfig, whole: torch.Tensor) -> torch.nn.Pa
     parameter = torch.nn.Parameter(mine.to(torch.cuda.current_device(), config.params_dtype))
     set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=0, stride=1)
     return parameter
-
-
-def cut_rows(
-    module: torch.nn.Module, prefix: str, sharded_offsets: tuple[tuple[int, int, int], ...]
-) -> ShardedStateDict:
-    """The parameters that `module` itself has, all cut over the ranks on axis 0."""
-    own = dict(module.named_parameters(recurse=False))
-    axes = dict.fromkeys(own, 0)
-    return make_sharded_tensors_for_checkpoint(own, prefix, axes, sharded_offsets)
 
 
 def _mark(parameter: torch.nn.Parameter, sections: Sections) -> None:

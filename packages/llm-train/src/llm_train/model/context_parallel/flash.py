@@ -16,7 +16,7 @@ Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Forward(Protocol):
-    """(out [B, H, T, E], lse [B, H, T]) of q [B, H, T, D], k [B, G, S, D] and v [B, G, S, E]."""
+    """(out [B, H, T, D], lse [B, H, T]) of q [B, H, T, D], k and v [B, G, S, D]."""
 
     def __call__(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, is_causal: bool, scale: float
@@ -42,12 +42,50 @@ class Backward(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """A device's operator and what it can take."""
+    """A device's operators, of one head dim for q, k and v, and what they can take."""
 
-    forward: Forward
-    backward: Backward
+    forward_op: Forward
+    backward_op: Backward
+    takes_groups: bool  # fewer heads of keys than of queries
     dtypes: frozenset[torch.dtype]
     widest_head: int
+
+    def forward(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, is_causal: bool, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(out [B, H, T, E], lse [B, H, T]) of q [B, H, T, D], k [B, G, S, D], v [B, G, S, E]."""
+        heads = self._heads(q, k, v)
+        out, lse = self.forward_op(*_padded(q, *heads), is_causal=is_causal, scale=scale)
+        return out[..., : v.shape[-1]], lse
+
+    def backward(
+        self,
+        grad: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        out: torch.Tensor,
+        lse: torch.Tensor,
+        is_causal: bool,
+        scale: float,
+    ) -> Three:
+        """Gradients of q, k and v, in their shapes."""
+        q_, k_, v_, grad, out = _padded(q, *self._heads(q, k, v), grad, out)
+        grad_q, grad_k, grad_v = self.backward_op(
+            grad, q_, k_, v_, out=out, lse=lse.contiguous(), is_causal=is_causal, scale=scale
+        )
+        if not self.takes_groups:
+            grad_k, grad_v = (x.unflatten(1, (k.shape[1], -1)).sum(2) for x in (grad_k, grad_v))
+        return grad_q[..., : q.shape[-1]], grad_k[..., : k.shape[-1]], grad_v[..., : v.shape[-1]]
+
+    def _heads(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.takes_groups:
+            return k, v
+        times = q.shape[1] // k.shape[1]
+        return k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1)
 
 
 def kernel_for(q: torch.Tensor, v: torch.Tensor) -> Kernel | None:
@@ -58,25 +96,21 @@ def kernel_for(q: torch.Tensor, v: torch.Tensor) -> Kernel | None:
     return kernel if max(q.shape[-1], v.shape[-1]) <= kernel.widest_head else None
 
 
-def _padded(size: int, *tensors: torch.Tensor) -> list[torch.Tensor]:
-    """Every head dim filled up with zeros to `size`: they change no score and add no output."""
+def _padded(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """One head dim for all, a multiple of 8 as the CUDA operator wants.
+
+    The zeros that fill them up change no score and add no output.
+    """
+    size = -(-max(x.shape[-1] for x in tensors) // 8) * 8
     return [F.pad(x, (0, size - x.shape[-1])) if x.shape[-1] < size else x for x in tensors]
-
-
-def _common_size(q: torch.Tensor, v: torch.Tensor) -> int:
-    """One head dim for q, k and v, a multiple of 8 as the CUDA kernel wants."""
-    return -(-max(q.shape[-1], v.shape[-1]) // 8) * 8
 
 
 def _forward_cpu(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, is_causal: bool, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-    size = _common_size(q, v)
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        *_padded(size, q, k, v), 0.0, is_causal, scale=scale
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, 0.0, is_causal, scale=scale
     )
-    return out[..., : v.shape[-1]], lse
 
 
 def _backward_cpu(
@@ -90,24 +124,18 @@ def _backward_cpu(
     is_causal: bool,
     scale: float,
 ) -> Three:
-    groups = k.shape[1]
-    k, v = (x.repeat_interleave(q.shape[1] // groups, dim=1) for x in (k, v))
-    size = _common_size(q, v)
-    grad, q_, k_, v_, out = _padded(size, grad, q, k, v, out)
-    grad_q, grad_k, grad_v = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad, q_, k_, v_, out, lse.contiguous(), 0.0, is_causal, scale=scale
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad, q, k, v, out, lse, 0.0, is_causal, scale=scale
     )
-    grad_k, grad_v = (x.unflatten(1, (groups, -1)).sum(2) for x in (grad_k, grad_v))
-    return grad_q[..., : q.shape[-1]], grad_k[..., : q.shape[-1]], grad_v[..., : v.shape[-1]]
 
 
 def _forward_cuda(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, is_causal: bool, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
-        *_padded(_common_size(q, v), q, k, v), 0.0, is_causal, False, scale=scale
+        q, k, v, 0.0, is_causal, False, scale=scale
     )
-    return out[..., : v.shape[-1]], lse
+    return out, lse
 
 
 def _backward_cuda(
@@ -121,40 +149,28 @@ def _backward_cuda(
     is_causal: bool,
     scale: float,
 ) -> Three:
-    grad, q_, k_, v_, out = _padded(_common_size(q, v), grad, q, k, v, out)
     # Only dropout, of which there is none, looks at the random state.
-    state = torch.zeros(2, dtype=torch.uint64, device=q.device)
-    grad_q, grad_k, grad_v = torch.ops.aten._scaled_dot_product_flash_attention_backward(
-        grad,
-        q_,
-        k_,
-        v_,
-        out,
-        lse.contiguous(),
-        None,
-        None,
-        q.shape[2],
-        k.shape[2],
-        0.0,
-        is_causal,
-        state,
-        torch.empty((), dtype=torch.uint64, device=q.device),
-        scale=scale,
+    seed = torch.zeros(2, dtype=torch.uint64, device=q.device)
+    offset = torch.empty((), dtype=torch.uint64, device=q.device)
+    lengths = q.shape[2], k.shape[2]
+    return torch.ops.aten._scaled_dot_product_flash_attention_backward(
+        grad, q, k, v, out, lse, None, None, *lengths, 0.0, is_causal, seed, offset, scale=scale
     )
-    return grad_q[..., : q.shape[-1]], grad_k[..., : q.shape[-1]], grad_v[..., : v.shape[-1]]
 
 
 KERNELS: Mapping[str, Kernel] = MappingProxyType(
     {
         "cpu": Kernel(
-            forward=_forward_cpu,
-            backward=_backward_cpu,
+            forward_op=_forward_cpu,
+            backward_op=_backward_cpu,
+            takes_groups=False,
             dtypes=frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16}),
             widest_head=1 << 30,
         ),
         "cuda": Kernel(
-            forward=_forward_cuda,
-            backward=_backward_cuda,
+            forward_op=_forward_cuda,
+            backward_op=_backward_cuda,
+            takes_groups=True,
             dtypes=frozenset({torch.bfloat16, torch.float16}),
             widest_head=256,
         ),
