@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tiny_archs import EXPERTS
 from train_curves import tiny_run
 
 GOLDEN = Path(__file__).parents[1] / "contracts" / "arch" / "golden"
@@ -43,29 +44,7 @@ def moe_arch(tmp_path):
     arch = json.loads((GOLDEN / "qwen3_tiny.json").read_text())
     layer = arch["layers"][0]
     arch["layers"] = [{**layer, "count": 1}, {**layer, "count": 3, "feed_forward": "moe"}]
-    arch["moe"] = {
-        "experts": 4,
-        "top_k": 2,
-        "ffn_hidden_size": 64,
-        "activation": "silu",
-        "gated": True,
-        "bias": False,
-        "clamp": None,
-        "glu_offset": 0.0,
-        "shared": None,
-        "router": {
-            "score": "softmax",
-            "pre_softmax": False,
-            "normalize": True,
-            "scaling": 1.0,
-            "bias": False,
-            "groups": None,
-            "top_groups": None,
-            "group_score": "max",
-            "linear_bias": False,
-            "zero_experts": 0,
-        },
-    }
+    arch["moe"] = {**EXPERTS, "ffn_hidden_size": 64}
     path = tmp_path / "moe.json"
     path.write_text(json.dumps(arch))
     return path

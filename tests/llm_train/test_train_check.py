@@ -9,6 +9,7 @@ import pytest
 from llm_train.arch import Arch, parse
 from llm_train.check import Layout, layout, notes, problems
 from llm_train.config import RunConfig
+from tiny_archs import EXPERTS, LATENT
 
 GOLDEN = Path(__file__).resolve().parents[1] / "contracts/arch/golden/llama_tiny.json"
 # 4 layers, hidden 64, 4 heads, 2 query groups, ffn 128, vocabulary 256, 128 positions.
@@ -22,51 +23,21 @@ def arch(change=lambda document: None) -> Arch:
 
 
 def with_experts(document, *, experts=6, ffn=100, shared=None):
-    router = {
-        "score": "softmax",
-        "pre_softmax": False,
-        "normalize": True,
-        "scaling": 1.0,
-        "bias": False,
-        "groups": None,
-        "top_groups": None,
-        "group_score": "max",
-        "linear_bias": False,
-        "zero_experts": 0,
-    }
     document["layers"][0]["feed_forward"] = "moe"
     document["mlp"] = None
-    document["moe"] = {
-        "experts": experts,
-        "top_k": 2,
-        "ffn_hidden_size": ffn,
-        "activation": "silu",
-        "gated": True,
-        "bias": False,
-        "clamp": None,
-        "glu_offset": 0.0,
-        "shared": shared,
-        "router": router,
-    }
+    document["moe"] = {**EXPERTS, "experts": experts, "ffn_hidden_size": ffn, "shared": shared}
 
 
 def with_mla(document):
     document["layers"][0]["mixer"] = "mla"
     document["attention"] = None
     document["mla"] = {
+        **LATENT,
         "heads": 6,
         "q_lora_rank": None,
         "kv_lora_rank": 32,
         "qk_nope_head_dim": 16,
-        "qk_rope_head_dim": 8,
         "v_head_dim": 16,
-        "scale": None,
-        "norm_eps": 1e-6,
-        "down_bias": False,
-        "out_bias": False,
-        "q_scale": 1.0,
-        "kv_scale": 1.0,
-        "indexer": None,
     }
 
 

@@ -8,34 +8,13 @@ import pytest
 from llm_train.arch import parse
 from llm_train.check import notes, problems
 from llm_train.config import RunConfig
+from tiny_archs import EXPERTS as TINY
+from tiny_archs import ROUTER
 
 GOLDEN = Path(__file__).resolve().parents[1] / "contracts/arch/golden/llama_tiny.json"
 # 4 layers, hidden 64, 4 heads, 2 query groups.
 DENSE = json.loads(GOLDEN.read_text())
-ROUTER = {
-    "score": "softmax",
-    "pre_softmax": False,
-    "normalize": True,
-    "scaling": 1.0,
-    "bias": False,
-    "groups": None,
-    "top_groups": None,
-    "group_score": "max",
-    "linear_bias": False,
-    "zero_experts": 0,
-}
-EXPERTS = {
-    "experts": 6,
-    "top_k": 2,
-    "ffn_hidden_size": 96,
-    "activation": "silu",
-    "gated": True,
-    "bias": False,
-    "clamp": None,
-    "glu_offset": 0.0,
-    "shared": None,
-    "router": ROUTER,
-}
+EXPERTS = {**TINY, "experts": 6, "ffn_hidden_size": 96}
 
 
 def dense():

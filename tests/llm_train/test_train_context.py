@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fork_ranks import run_ranks
+from tiny_archs import latent
 
 GOLDEN = Path(__file__).parents[1] / "contracts" / "arch" / "golden"
 STEPS = 20
@@ -201,29 +202,9 @@ def _learned_positions(document):
     return {**document, "position": {"kind": "learned"}}
 
 
-def _latent(document):
-    latent = {
-        "heads": 4,
-        "q_lora_rank": 24,
-        "kv_lora_rank": 16,
-        "qk_nope_head_dim": 8,
-        "qk_rope_head_dim": 8,
-        "v_head_dim": 12,
-        "scale": None,
-        "norm_eps": 1e-6,
-        "down_bias": False,
-        "out_bias": False,
-        "q_scale": 1.0,
-        "kv_scale": 1.0,
-        "indexer": None,
-    }
-    layers = [{**run, "mixer": "mla"} for run in document["layers"]]
-    return {**document, "attention": None, "mla": latent, "layers": layers}
-
-
 FEATURES = [
     *((_every_feature, kind, False) for kind in CP2),
-    *((_latent, kind, True) for kind in ("ring", "allgather")),
+    *((latent, kind, True) for kind in ("ring", "allgather")),
     (_learned_positions, "ring", True),
 ]
 

@@ -9,6 +9,7 @@ import pytest
 from llm_train.arch import parse
 from llm_train.flops import forward_flops, mean_keys, training_flops
 from llm_train.peaks import bf16_peak
+from tiny_archs import EXPERTS, LATENT
 
 GOLDEN = Path(__file__).parents[1] / "contracts" / "arch" / "golden"
 T = 32
@@ -71,29 +72,8 @@ def test_a_window_hides_keys():
 
 
 def test_only_the_chosen_experts_count(document):
-    moe = {
-        "experts": 8,
-        "top_k": 2,
-        "ffn_hidden_size": 48,
-        "activation": "silu",
-        "gated": True,
-        "bias": False,
-        "clamp": None,
-        "glu_offset": 0.0,
-        "shared": {"ffn_hidden_size": 16, "gated": True},
-        "router": {
-            "score": "softmax",
-            "pre_softmax": False,
-            "normalize": True,
-            "scaling": 1.0,
-            "bias": False,
-            "groups": None,
-            "top_groups": None,
-            "group_score": "max",
-            "linear_bias": False,
-            "zero_experts": 0,
-        },
-    }
+    shared = {"ffn_hidden_size": 16, "gated": True}
+    moe = {**EXPERTS, "experts": 8, "ffn_hidden_size": 48, "shared": shared}
     layer = document["layers"][0]
     dense = facts(document)
     sparse = facts(document, mlp=None, moe=moe, layers=[{**layer, "feed_forward": "moe"}])
@@ -104,21 +84,7 @@ def test_only_the_chosen_experts_count(document):
 
 def test_latent_attention_by_hand(document):
     """A layer of DeepSeek-V2's: both latents, their up projections, and the output."""
-    mla = {
-        "heads": 4,
-        "q_lora_rank": 24,
-        "kv_lora_rank": 16,
-        "qk_nope_head_dim": 8,
-        "qk_rope_head_dim": 4,
-        "v_head_dim": 10,
-        "scale": None,
-        "norm_eps": 1e-6,
-        "down_bias": False,
-        "out_bias": False,
-        "q_scale": 1.0,
-        "kv_scale": 1.0,
-        "indexer": None,
-    }
+    mla = {**LATENT, "qk_rope_head_dim": 4, "v_head_dim": 10}
     layer = {**document["layers"][0], "mixer": "mla", "count": 1}
     found = forward_flops(facts(document, attention=None, mla=mla, layers=[layer]), T)
     queries = 64 * 24 + 24 * 4 * 12

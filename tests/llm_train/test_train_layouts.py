@@ -5,31 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from tiny_archs import latent
 from train_curves import tiny_run, train_curves
 
 TOLERANCE = 1e-5
 STEPS = 20
 GOLDEN = Path(__file__).parents[1] / "contracts" / "arch" / "golden"
-
-
-def _latent(document, **changes):
-    latent = {
-        "heads": 4,
-        "q_lora_rank": 24,
-        "kv_lora_rank": 16,
-        "qk_nope_head_dim": 8,
-        "qk_rope_head_dim": 8,
-        "v_head_dim": 12,
-        "scale": None,
-        "norm_eps": 1e-6,
-        "down_bias": True,
-        "out_bias": False,
-        "q_scale": 1.0,
-        "kv_scale": 1.3,
-        "indexer": None,
-    }
-    layers = [{**run, "mixer": "mla"} for run in document["layers"]]
-    return {**document, "attention": None, "mla": {**latent, **changes}, "layers": layers}
 
 
 def _changed(document, **sections):
@@ -72,8 +53,8 @@ PRIMITIVES = {
     "late-norm": lambda d: _changed(
         d, attention={"qk_norm": "head_after_rope"}, position={"interleaved": True, "fraction": 0.5}
     ),
-    "latent": _latent,
-    "latent-no-q-lora": lambda d: _latent(d, q_lora_rank=None, out_bias=True),
+    "latent": lambda d: latent(d, down_bias=True, kv_scale=1.3),
+    "latent-no-q-lora": lambda d: latent(d, q_lora_rank=None, out_bias=True, kv_scale=1.3),
 }
 
 

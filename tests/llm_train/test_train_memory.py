@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fork_ranks import run_ranks
+from tiny_archs import latent
 from train_curves import each_run, train_curves
 
 
@@ -16,26 +17,10 @@ def _dense(document):
 
 def _latent_experts(document):
     """Latent attention, one dense layer and one of experts with a shared one."""
-    layer = {**document["layers"][0], "mixer": "mla", "count": 1}
+    layer = {**document["layers"][0], "count": 1}
     document["layers"] = [layer, {**layer, "feed_forward": "moe"}]
-    document["attention"] = None
-    document["mla"] = {
-        "heads": 4,
-        "q_lora_rank": 24,
-        "kv_lora_rank": 16,
-        "qk_nope_head_dim": 8,
-        "qk_rope_head_dim": 8,
-        "v_head_dim": 12,
-        "scale": None,
-        "norm_eps": 1e-6,
-        "down_bias": False,
-        "out_bias": False,
-        "q_scale": 1.0,
-        "kv_scale": 1.0,
-        "indexer": None,
-    }
     document["moe"]["shared"] = {"ffn_hidden_size": 32, "gated": False}
-    return document
+    return latent(document)
 
 
 ARCHS = {"dense": _dense, "latent-experts": _latent_experts}

@@ -8,54 +8,27 @@ import pytest
 import torch
 
 from fork_ranks import run_ranks
+from tiny_archs import EXPERTS, ROUTER, SIGMOID_ROUTER
 from train_curves import each_run, go
 
 STEPS = 20
 LOSSES = ("loss", "aux_loss", "seq_aux_loss", "z_loss")
 
-ROUTER = {
-    "score": "sigmoid",
-    "pre_softmax": True,
-    "normalize": True,
-    "scaling": 2.5,
-    "bias": True,
-    "groups": 2,
-    "top_groups": 1,
-    "group_score": "top2",
-    "linear_bias": False,
-    "zero_experts": 0,
-}
-EXPERTS = {
-    "experts": 8,
-    "top_k": 2,
-    "ffn_hidden_size": 16,
-    "activation": "silu",
-    "gated": True,
-    "bias": False,
-    "clamp": None,
-    "glu_offset": 0.0,
-    "shared": {"ffn_hidden_size": 24, "gated": True},
-    "router": ROUTER,
-}
 # As DeepSeek-V3's, and as gpt-oss's, each behind a dense layer.
-BALANCED = EXPERTS
+BALANCED = {
+    **EXPERTS,
+    "experts": 8,
+    "shared": {"ffn_hidden_size": 24, "gated": True},
+    "router": {**SIGMOID_ROUTER, "groups": 2, "top_groups": 1},
+}
 BIASED = {
     **EXPERTS,
+    "experts": 8,
     "bias": True,
     "activation": "quick_gelu",
     "clamp": 0.5,
     "glu_offset": 1.0,
-    "shared": None,
-    "router": {
-        **ROUTER,
-        "score": "softmax",
-        "pre_softmax": False,
-        "bias": False,
-        "linear_bias": True,
-        "groups": None,
-        "top_groups": None,
-        "group_score": "max",
-    },
+    "router": {**ROUTER, "linear_bias": True},
 }
 # Weights so large that a loss that is off shows in the training loss.
 BALANCE = {

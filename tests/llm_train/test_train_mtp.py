@@ -13,6 +13,7 @@ from fork_ranks import run_ranks
 from llm_ckpt.arch import parse_arch
 from llm_ckpt.params import expected_params
 from llm_ckpt.source import open_source
+from tiny_archs import EXPERTS, SIGMOID_ROUTER, latent
 from train_curves import each_run, go, tiny_run
 
 GOLDEN = Path(__file__).parents[1] / "contracts" / "arch" / "golden"
@@ -38,51 +39,18 @@ def _layernorm(document):
 
 def _latent_experts(document):
     """As DeepSeek-V3: latent attention, experts behind a dense layer, one prediction layer."""
-    layer = {**document["layers"][0], "count": 1, "mixer": "mla"}
+    layer = {**document["layers"][0], "count": 1}
     mlp = {key: document["mlp"][key] for key in ("activation", "gated", "clamp", "glu_offset")}
-    return {
+    shared = {"ffn_hidden_size": 24, "gated": False}
+    made = {
         **document,
         "hidden_size": 32,
         "tie_embeddings": False,
         "mtp": {"layers": 1},
         "layers": [layer, {**layer, "feed_forward": "moe"}],
-        "attention": None,
-        "mla": {
-            "heads": 2,
-            "q_lora_rank": 12,
-            "kv_lora_rank": 16,
-            "qk_nope_head_dim": 8,
-            "qk_rope_head_dim": 8,
-            "v_head_dim": 12,
-            "scale": None,
-            "norm_eps": 1e-6,
-            "down_bias": False,
-            "out_bias": False,
-            "q_scale": 1.0,
-            "kv_scale": 1.0,
-            "indexer": None,
-        },
-        "moe": {
-            "experts": 4,
-            "top_k": 2,
-            "ffn_hidden_size": 16,
-            **mlp,
-            "bias": False,
-            "shared": {"ffn_hidden_size": 24, "gated": False},
-            "router": {
-                "score": "sigmoid",
-                "pre_softmax": True,
-                "normalize": True,
-                "scaling": 2.5,
-                "bias": True,
-                "groups": None,
-                "top_groups": None,
-                "group_score": "top2",
-                "linear_bias": False,
-                "zero_experts": 0,
-            },
-        },
+        "moe": {**EXPERTS, **mlp, "shared": shared, "router": SIGMOID_ROUTER},
     }
+    return latent(made, heads=2, q_lora_rank=12)
 
 
 ARCHS = {"tied": _tied, "layernorm": _layernorm, "latent-experts": _latent_experts}

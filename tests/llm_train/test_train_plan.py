@@ -18,6 +18,7 @@ from llm_train.plan import PlanError, bubble, make_plan
 from llm_train.plan.activations import Shapes, head_bytes, layers_bytes
 from llm_train.plan.memory import chunks_in_flight
 from llm_train.plan.parameters import stage_parameters
+from tiny_archs import LATENT
 
 GOLDEN = Path(__file__).parents[1] / "contracts" / "arch" / "golden"
 BY_ID = {case.id: case for case in CASES}
@@ -201,21 +202,6 @@ RECOMPUTED = [
     {"kind": "full"},
     {"kind": "full", "method": "block", "layers": 2},
 ]
-LATENT = {
-    "heads": 4,
-    "q_lora_rank": 24,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 12,
-    "scale": None,
-    "norm_eps": 1e-6,
-    "down_bias": False,
-    "out_bias": False,
-    "q_scale": 1.0,
-    "kv_scale": 1.0,
-    "indexer": None,
-}
 LATENT_LAYERS = [
     {"count": 3, "mixer": "mla", "feed_forward": "dense", "window": None, "rope": True}
 ]

@@ -13,35 +13,14 @@ import pytest
 import yaml
 
 from fake_npu.environment import ROOT
+from tiny_archs import EXPERTS as TINY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TOLERANCE = 1e-5
 GOLDEN_ARCH = ROOT / "tests" / "contracts" / "arch" / "golden" / "qwen3_tiny.json"
 
-EXPERTS = {
-    "experts": 4,
-    "top_k": 2,
-    "ffn_hidden_size": 64,
-    "activation": "silu",
-    "gated": True,
-    "bias": False,
-    "clamp": None,
-    "glu_offset": 0.0,
-    "shared": None,
-    "router": {
-        "score": "softmax",
-        "pre_softmax": False,
-        "normalize": True,
-        "scaling": 1.0,
-        "bias": False,
-        "groups": None,
-        "top_groups": None,
-        "group_score": "max",
-        "linear_bias": False,
-        "zero_experts": 0,
-    },
-}
+EXPERTS = {**TINY, "ffn_hidden_size": 64}
 
 
 @pytest.fixture(scope="module")

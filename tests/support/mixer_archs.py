@@ -1,29 +1,8 @@
 """Tiny arch.json documents with gated delta nets and Mamba2 layers, made from another's."""
 
-ROUTER = {
-    "score": "softmax",
-    "pre_softmax": False,
-    "normalize": True,
-    "scaling": 1.0,
-    "bias": False,
-    "groups": None,
-    "top_groups": None,
-    "group_score": "max",
-    "linear_bias": False,
-    "zero_experts": 0,
-}
-MOE = {
-    "experts": 4,
-    "top_k": 2,
-    "ffn_hidden_size": 16,
-    "activation": "silu",
-    "gated": True,
-    "bias": False,
-    "clamp": None,
-    "glu_offset": 0.0,
-    "shared": {"ffn_hidden_size": 24, "gated": True},
-    "router": ROUTER,
-}
+from tiny_archs import EXPERTS
+
+MOE = {**EXPERTS, "shared": {"ffn_hidden_size": 24, "gated": True}}
 GDN = {
     "key_heads": 2,
     "value_heads": 6,
