@@ -72,6 +72,15 @@ def test_mixers_train_like_one_process(layout, runs, made):
         assert sum(losses[-5:]) < sum(losses[:5]), f"{name} learns"
 
 
+def test_recurrences_computed_again_are_the_same_to_the_bit(runs):
+    names = ("delta-net-experts", "state-space")
+    plain = runs({}, names)
+    again = {f"{name} again": {**plain[name], "recompute": "selective"} for name in names}
+    curves = train_curves({**plain, **again}, 1)
+    for name in names:
+        assert curves[f"{name} again"] == curves[name]
+
+
 def train(document, world_size):
     """The losses by step; the run's folder has its checkpoints."""
 

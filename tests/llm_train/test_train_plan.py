@@ -15,15 +15,17 @@ from llm_train import cli
 from llm_train.arch import parse
 from llm_train.config import ParallelConfig, RecomputeConfig, RunConfig
 from llm_train.plan import PlanError, bubble, make_plan
-from llm_train.plan.activations import Shapes, head_bytes, layers_bytes
+from llm_train.plan.activations import head_bytes, layers_bytes
 from llm_train.plan.memory import chunks_in_flight
 from llm_train.plan.parameters import stage_parameters
+from llm_train.plan.shapes import Shapes
+from mixer_archs import delta_net, state_space
 from tiny_archs import LATENT
 
 GOLDEN = Path(__file__).parents[1] / "contracts" / "arch" / "golden"
 BY_ID = {case.id: case for case in CASES}
 # Norms of one and two vectors, learned positions, biases, sandwiches, latent attention, experts.
-MODELS = ("llama", "gpt2", "gemma2", "qwen3_moe", "deepseek_v2-lite")
+MODELS = ("llama", "gpt2", "gemma2", "qwen3_moe", "deepseek_v2-lite", "qwen3_next", "bamba-biases")
 
 
 def golden(name, **changes):
@@ -35,6 +37,11 @@ def golden(name, **changes):
         else:
             document[section] = value
     return parse(document, where="test")
+
+
+def mixed(make, **options):
+    document = json.loads((GOLDEN / "qwen3_tiny.json").read_text())
+    return parse(make(document, **options), where="test")
 
 
 def run_config(**sections):
@@ -199,6 +206,7 @@ RECOMPUTED = [
     {},
     {"kind": "selective", "modules": ["layernorm", "activation"]},
     {"kind": "selective", "modules": ["mlp"]},
+    {"kind": "selective", "modules": ["core_attention"]},
     {"kind": "full"},
     {"kind": "full", "method": "block", "layers": 2},
 ]
@@ -210,6 +218,10 @@ ACTIVATION_MODELS = {
     "plain": (golden("llama_tiny"), "float32"),
     "head-norms": (golden("qwen3_tiny"), "bfloat16"),
     "softcap": (golden("llama_tiny", attention__softcap=5.0), "float32"),
+    "delta-net": (mixed(delta_net, has_experts=False), "float32"),
+    "delta-net-bf16": (mixed(delta_net, has_experts=False), "bfloat16"),
+    "state-space": (mixed(state_space), "float32"),
+    "state-space-bf16": (mixed(state_space), "bfloat16"),
 }
 
 

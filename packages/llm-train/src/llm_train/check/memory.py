@@ -106,7 +106,7 @@ def _parts(config: RunConfig, arch: Arch) -> Iterator[str]:
     feed_forwards = {run.feed_forward for run in arch.layers}
     has_shared = arch.moe is not None and arch.moe.shared is not None
     there = {
-        RecomputeModule.CORE_ATTENTION: (bool(mixers & {"attention", "mla"}), "attention"),
+        RecomputeModule.CORE_ATTENTION: (mixers != {"none"}, "attention"),
         RecomputeModule.MLA_UP_PROJ: ("mla" in mixers, "mla"),
         RecomputeModule.MLP: ("dense" in feed_forwards, "a dense feed-forward"),
         RecomputeModule.MOE: ("moe" in feed_forwards, "experts"),

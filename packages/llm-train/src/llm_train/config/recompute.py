@@ -55,8 +55,9 @@ class RecomputeConfig(Section):
     )
     modules: tuple[RecomputeModule, ...] = Field(
         default=(),
-        description="of selective: core_attention, layernorm and activation (their outputs only), "
-        "mlp, moe, shared_experts, mla_up_proj; empty = core_attention",
+        description="of selective: core_attention (of gdn and mamba2 the recurrence), layernorm "
+        "and activation (their outputs only), mlp, moe, shared_experts, mla_up_proj; empty = "
+        "core_attention",
     )
 
     @model_validator(mode="after")

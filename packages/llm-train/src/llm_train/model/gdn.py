@@ -8,9 +8,11 @@ from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from llm_train.arch import Gdn
+from llm_train.config import RecomputeModule
 from llm_train.model.first_decays import first_log_rates, first_step_biases
 from llm_train.model.linears import output_linear
 from llm_train.model.norms import norm_parameter
+from llm_train.model.recompute import again
 from llm_train.model.recurrence import gated_delta_rule
 from llm_train.model.sections import (
     CausalConv,
@@ -61,12 +63,15 @@ class GatedDeltaNet(CutModule):
         query, key = (
             _unit(x.unflatten(-1, (-1, self.gdn.key_head_dim)).float()) for x in (query, key)
         )
-        out = gated_delta_rule(
+        out = again(
+            self,
+            RecomputeModule.CORE_ATTENTION,
+            gated_delta_rule,
             query * self.gdn.key_head_dim**-0.5,
             key,
             value.unflatten(-1, (-1, self.gdn.value_head_dim)),
-            log_decay_TBH=-self.A_log.float().exp() * F.softplus(alpha.float() + self.dt_bias),
-            beta_TBH=beta.float().sigmoid(),
+            -self.A_log.float().exp() * F.softplus(alpha.float() + self.dt_bias),
+            beta.float().sigmoid(),
         )
         gated = self.out_norm(out, z.unflatten(-1, (-1, self.gdn.value_head_dim)))
         return self.out_proj(gated.to(projected.dtype).flatten(-2))

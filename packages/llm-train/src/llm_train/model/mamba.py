@@ -1,5 +1,6 @@
 """Mamba2 mixers (https://arxiv.org/abs/2405.21060) on tensor-parallel ranks, groups cut."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -7,8 +8,10 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from llm_train.arch import Mamba2
+from llm_train.config import RecomputeModule
 from llm_train.model.first_decays import first_log_rates, first_step_biases
 from llm_train.model.linears import output_linear
+from llm_train.model.recompute import again
 from llm_train.model.recurrence import CHUNK, selective_scan
 from llm_train.model.sections import (
     CausalConv,
@@ -56,13 +59,15 @@ class MambaMixer(CutModule):
         x, b, c = self.conv1d(torch.cat(mixed, dim=-1))
         x = x.unflatten(-1, (-1, self.mamba.head_dim)).float()
         b, c = (one.unflatten(-1, (-1, self.mamba.state_dim)) for one in (b, c))
-        out = selective_scan(
+        out = again(
+            self,
+            RecomputeModule.CORE_ATTENTION,
+            partial(selective_scan, chunk=min(self.mamba.chunk, CHUNK)),
             x,
-            dt_TBH=F.softplus(dt.float() + self.dt_bias),
-            a_H=-self.A_log.float().exp(),
-            b_TBGK=b,
-            c_TBGK=c,
-            chunk=min(self.mamba.chunk, CHUNK),
+            F.softplus(dt.float() + self.dt_bias),
+            -self.A_log.float().exp(),
+            b,
+            c,
         )
         out = (out + self.D.float()[:, None] * x).flatten(-2) * F.silu(z.float())
         if self.mamba.gated_norm:

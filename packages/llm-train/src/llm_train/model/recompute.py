@@ -6,7 +6,9 @@ from typing import Any, cast
 
 import torch
 from megatron.core.tensor_parallel import CheckpointWithoutOutput
+from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.utils.checkpoint import checkpoint
 
 from llm_train.config import RecomputeConfig, RecomputeKind, RecomputeModule
 
@@ -49,6 +51,23 @@ def is_recomputed(config: TransformerConfig, part: RecomputeModule) -> bool:
     """Backward computes this part of a layer again."""
     is_selective = config.recompute_granularity == "selective"
     return is_selective and MODULES[part] in (config.recompute_modules or ())
+
+
+def again(
+    module: MegatronModule,
+    part: RecomputeModule,
+    function: Callable[..., torch.Tensor],
+    *inputs: torch.Tensor,
+) -> torch.Tensor:
+    """`function(*inputs)`, which keeps its inputs alone where `part` is computed again.
+
+    Nothing in it is random. Gradients go through the graph of the first time, in its layouts: sums
+    over them have the same last bits.
+    """
+    if module.training and is_recomputed(module.config, part):
+        found = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return cast("torch.Tensor", found)
+    return function(*inputs)
 
 
 class Recomputed:

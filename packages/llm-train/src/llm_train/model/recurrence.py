@@ -20,9 +20,9 @@ def gated_delta_rule(
     query_TBGK: torch.Tensor,
     key_TBGK: torch.Tensor,
     value_TBHV: torch.Tensor,
-    *,
     log_decay_TBH: torch.Tensor,
     beta_TBH: torch.Tensor,
+    *,
     chunk: int = CHUNK,
 ) -> torch.Tensor:
     """S = exp(log_decay) · (I − beta · k kᵀ) · S + beta · k vᵀ at each token, out = Sᵀ q.
@@ -57,11 +57,11 @@ def gated_delta_rule(
 
 def selective_scan(
     x_TBHV: torch.Tensor,
-    *,
     dt_TBH: torch.Tensor,
     a_H: torch.Tensor,
     b_TBGK: torch.Tensor,
     c_TBGK: torch.Tensor,
+    *,
     chunk: int = CHUNK,
 ) -> torch.Tensor:
     """S = exp(a · dt) · S + dt · b xᵀ at each token, out = Sᵀ c.

@@ -7,46 +7,25 @@ or as one kernel keeps them (the input and one number a token) where the device 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from llm_train.arch import Arch, LayerRun
 from llm_train.config import RecomputeConfig, RecomputeKind, RecomputeMethod, RecomputeModule
-from llm_train.plan.parameters import query_key_value_rows
-
-FP32 = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shapes:
-    """One micro-batch on one rank. `width` is the bytes of an activation element.
-
-    `has_kernels`: the device has one kernel for a norm, and one for attention whose values are of
-    another size than its keys (CUDA).
-    """
-
-    tokens: int
-    seq_length: int
-    tp: int
-    is_sequence_parallel: bool
-    width: int
-    has_kernels: bool
-
-    @property
-    def tokens_outside(self) -> int:
-        """Tokens of a rank outside attention and feed-forward, where sequence parallel cuts."""
-        return self.tokens // self.tp if self.is_sequence_parallel else self.tokens
+from llm_train.plan.parameters import blocks, query_key_value_rows
+from llm_train.plan.recurrent import delta_net_bytes, state_space_bytes
+from llm_train.plan.shapes import FP32, Shapes
 
 
 def layer_bytes(arch: Arch, run: LayerRun, shapes: Shapes, recompute: RecomputeConfig) -> float:
     """What one layer keeps when it is not computed again as a whole."""
     parts = recompute.parts
     norms = _norm_bytes(arch, shapes, is_again=RecomputeModule.LAYERNORM in parts)
-    mixer = _attention_bytes(arch, run, shapes, parts)
+    mixer = _mixer_bytes(arch, run, shapes, parts)
     if run.feed_forward == "moe":
         work = 0.0 if RecomputeModule.MOE in parts else _moe_bytes(arch, shapes, parts)
-    else:
+    elif run.feed_forward == "dense":
         work = 0.0 if RecomputeModule.MLP in parts else _mlp_bytes(arch, shapes, parts)
-    return norms + mixer + work
+    else:
+        work = 0.0
+    return blocks(run) * norms + mixer + work
 
 
 def input_bytes(arch: Arch, shapes: Shapes) -> float:
@@ -98,7 +77,7 @@ def _one_norm(elements: float, rows: float, shapes: Shapes) -> float:
 
 
 def _norm_bytes(arch: Arch, shapes: Shapes, *, is_again: bool) -> float:
-    """The norms around both blocks, and the inputs of the blocks."""
+    """The norms around one block, and its input."""
     placement, rows = arch.norm.placement, shapes.tokens_outside
     elements = rows * arch.hidden_size
     # Without a norm before it a block keeps the hidden states themselves.
@@ -106,15 +85,28 @@ def _norm_bytes(arch: Arch, shapes: Shapes, *, is_again: bool) -> float:
     if placement != "post" and not is_again:
         before += _one_norm(elements, rows, shapes)
     after = _one_norm(elements, rows, shapes) if placement != "pre" else 0.0
-    return 2 * (before + after)
+    return before + after
+
+
+def _mixer_bytes(
+    arch: Arch, run: LayerRun, shapes: Shapes, parts: tuple[RecomputeModule, ...]
+) -> float:
+    is_again = RecomputeModule.CORE_ATTENTION in parts
+    if run.mixer == "mla":
+        return _latent_bytes(arch, shapes, parts)
+    if run.mixer == "gdn":
+        assert arch.gdn is not None
+        return delta_net_bytes(arch.gdn, shapes, is_again=is_again)
+    if run.mixer == "mamba2":
+        assert arch.mamba2 is not None
+        return state_space_bytes(arch.mamba2, shapes, is_again=is_again)
+    return 0.0 if run.mixer == "none" else _attention_bytes(arch, run, shapes, parts)
 
 
 def _attention_bytes(
     arch: Arch, run: LayerRun, shapes: Shapes, parts: tuple[RecomputeModule, ...]
 ) -> float:
     tokens, width = shapes.tokens, shapes.width
-    if arch.mla is not None and run.mixer == "mla":
-        return _latent_bytes(arch, shapes, parts)
     assert arch.attention is not None
     one = arch.attention
     heads, queries = one.heads / shapes.tp, one.heads * one.head_dim / shapes.tp

@@ -9,17 +9,16 @@ from llm_train.check import Layout
 from llm_train.config import Device, KeptType, Precision, RunConfig
 from llm_train.placement import chunks
 from llm_train.plan.activations import (
-    Shapes,
     again_bytes,
     head_bytes,
     layers_bytes,
     logits_bytes,
 )
 from llm_train.plan.parameters import Parameters
+from llm_train.plan.shapes import FP32, Shapes
 
 WIDTHS = {Precision.FP32: 4, Precision.BF16: 2, Precision.FP16: 2}
 KEPT_WIDTHS = {KeptType.FP32: 4, KeptType.BF16: 2}
-FP32 = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,17 +78,22 @@ def stage_parameters(
 
 def layer_parameters(arch: Arch, run: LayerRun, parallel: ParallelConfig) -> list[Parameters]:
     """One layer's. Raises PlanError naming what it cannot count."""
-    if run.mixer not in _MIXERS or run.feed_forward not in _FEED_FORWARDS:
+    if run.feed_forward not in _FEED_FORWARDS:
         raise PlanError(
-            f"plan cannot count a layer of mixer={run.mixer}, feed_forward={run.feed_forward}; "
-            f"it can: {', '.join(_MIXERS)}; {', '.join(_FEED_FORWARDS)}"
+            f"plan cannot count a layer of feed_forward={run.feed_forward}; "
+            f"it can: {', '.join(_FEED_FORWARDS)}"
         )
-    norms = {"pre": 2, "post": 2, "sandwich": 4}[arch.norm.placement]
+    norms = {"pre": 1, "post": 1, "sandwich": 2}[arch.norm.placement]
     return [
         *_MIXERS[run.mixer](arch, parallel),
         *_FEED_FORWARDS[run.feed_forward](arch, parallel),
-        _norms(arch, norms),
+        _norms(arch, norms * blocks(run)),
     ]
+
+
+def blocks(run: LayerRun) -> int:
+    """Residual branches of a layer: its mixer and its feed-forward, or one alone."""
+    return (run.mixer != "none") + (run.feed_forward != "none")
 
 
 def _refuse_uncounted(arch: Arch) -> None:
@@ -193,6 +198,43 @@ def _experts(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
         yield cut.whole((hidden if one.bias else 0) + (hidden if one.shared.gated else 0))
 
 
+def _delta_net(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
+    """Projections, convolution, a rate and a step a head; the norm's weight is every head's."""
+    assert arch.gdn is not None
+    one, hidden, cut = arch.gdn, arch.hidden_size, _Cut(parallel.tp, Kind.MIXER)
+    keys, values = one.key_heads * one.key_head_dim, one.value_heads * one.value_head_dim
+    rows, mixed = 2 * keys + 2 * values + 2 * one.value_heads, 2 * keys + values
+    yield cut.split((rows + values) * hidden + mixed * one.conv_kernel + 2 * one.value_heads)
+    yield cut.whole(one.value_head_dim)
+
+
+def _state_space(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
+    """Projections, convolution, a rate, a step and a skip a head, the norm."""
+    assert arch.mamba2 is not None
+    one, hidden, cut = arch.mamba2, arch.hidden_size, _Cut(parallel.tp, Kind.MIXER)
+    inner, states = one.heads * one.head_dim, one.groups * one.state_dim
+    rows, mixed = 2 * inner + 2 * states + one.heads, inner + 2 * states
+    yield cut.split((rows + inner) * hidden + mixed * one.conv_kernel + 3 * one.heads)
+    yield cut.split((rows if one.proj_bias else 0) + (mixed if one.conv_bias else 0))
+    yield cut.split(inner if one.gated_norm else 0)
+    if one.proj_bias:
+        yield cut.whole(hidden)
+
+
+def _nothing(_arch: Arch, _parallel: ParallelConfig) -> Iterator[Parameters]:
+    yield from ()
+
+
 _Count = Callable[[Arch, ParallelConfig], Iterator[Parameters]]
-_MIXERS: Mapping[str, _Count] = MappingProxyType({"attention": _attention, "mla": _latent})
-_FEED_FORWARDS: Mapping[str, _Count] = MappingProxyType({"dense": _dense, "moe": _experts})
+_MIXERS: Mapping[str, _Count] = MappingProxyType(
+    {
+        "attention": _attention,
+        "mla": _latent,
+        "gdn": _delta_net,
+        "mamba2": _state_space,
+        "none": _nothing,
+    }
+)
+_FEED_FORWARDS: Mapping[str, _Count] = MappingProxyType(
+    {"dense": _dense, "moe": _experts, "none": _nothing}
+)

@@ -1,0 +1,28 @@
+"""What one rank works on at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FP32 = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shapes:
+    """One micro-batch on one rank. `width` is the bytes of an activation element.
+
+    `has_kernels`: the device has one kernel for a norm, and one for attention whose values are of
+    another size than its keys (CUDA).
+    """
+
+    tokens: int
+    seq_length: int
+    tp: int
+    is_sequence_parallel: bool
+    width: int
+    has_kernels: bool
+
+    @property
+    def tokens_outside(self) -> int:
+        """Tokens of a rank outside attention and feed-forward, where sequence parallel cuts."""
+        return self.tokens // self.tp if self.is_sequence_parallel else self.tokens
