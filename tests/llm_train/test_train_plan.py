@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from llm_train import cli
 from llm_train.arch import parse
 from llm_train.config import ParallelConfig, RecomputeConfig, RunConfig
 from llm_train.plan import PlanError, bubble, make_plan
-from llm_train.plan.activations import head_bytes, layers_bytes
+from llm_train.plan.activations import head_bytes, layers_bytes, logits_bytes, prediction_bytes
 from llm_train.plan.memory import chunks_in_flight
 from llm_train.plan.parameters import stage_parameters
 from llm_train.plan.shapes import Shapes
@@ -25,7 +26,16 @@ from tiny_archs import LATENT
 GOLDEN = Path(__file__).parents[1] / "contracts" / "arch" / "golden"
 BY_ID = {case.id: case for case in CASES}
 # Norms of one and two vectors, learned positions, biases, sandwiches, latent attention, experts.
-MODELS = ("llama", "gpt2", "gemma2", "qwen3_moe", "deepseek_v2-lite", "qwen3_next", "bamba-biases")
+MODELS = (
+    "llama",
+    "gpt2",
+    "gemma2",
+    "qwen3_moe",
+    "deepseek_v2-lite",
+    "qwen3_next",
+    "bamba-biases",
+    "deepseek_v3-prediction",
+)
 
 
 def golden(name, **changes):
@@ -162,8 +172,9 @@ def test_memory_of_weights_gradients_and_optimizer_is_what_two_ranks_allocate(
     assert 2 * memory.optimizer == sum(state for _, _, state in found)
 
 
-def saved_bytes(arch, recompute, dtype):
+def saved_bytes(arch, recompute, dtype, parallel=None):
     """Distinct storages, weights aside, that autograd keeps in a forward of 2 x 32 tokens."""
+    parallel = parallel or ParallelConfig()
 
     def rank(_rank):
         import torch
@@ -171,9 +182,9 @@ def saved_bytes(arch, recompute, dtype):
         from llm_train.edge.device import DeviceKind, device_session
         from llm_train.edge.groups import model_parallel
 
-        parallel = ParallelConfig()
         with device_session(DeviceKind.CPU), model_parallel(parallel, seed=1):
             from llm_train.model.build import build_chunks, transformer_config
+            from llm_train.model.mtp import Ahead
 
             found = []
             for one in recompute:
@@ -190,16 +201,18 @@ def saved_bytes(arch, recompute, dtype):
                         kept[storage.data_ptr()] = storage
                     return tensor
 
-                tokens = torch.randint(0, 200, (2, 32))
-                positions = torch.arange(32)[None].expand(2, -1)
+                tokens = torch.randint(0, 200, (2, 32 // parallel.cp))
+                positions = torch.arange(tokens.shape[1])[None].expand(2, -1)
+                further = Ahead(tokens=tokens.clone(), position_ids=positions, labels=tokens)
+                ahead = [further] * (arch.mtp.layers if arch.mtp else 0)
                 with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                    loss = model.train()(tokens, positions, None, labels=tokens)
+                    loss = model.train()(tokens, positions, None, labels=tokens, ahead=ahead)
                 # A storage whose bytes were dropped until backward needs them is empty.
                 found.append(sum(storage.nbytes() for storage in kept.values()))
                 del loss
             return found
 
-    return run_ranks(rank, 1)[0]
+    return run_ranks(rank, parallel.cp)[0]
 
 
 RECOMPUTED = [
@@ -218,6 +231,7 @@ ACTIVATION_MODELS = {
     "plain": (golden("llama_tiny"), "float32"),
     "head-norms": (golden("qwen3_tiny"), "bfloat16"),
     "softcap": (golden("llama_tiny", attention__softcap=5.0), "float32"),
+    "prediction": (golden("qwen3_tiny", mtp={"layers": 2}), "float32"),
     "delta-net": (mixed(delta_net, has_experts=False), "float32"),
     "delta-net-bf16": (mixed(delta_net, has_experts=False), "bfloat16"),
     "state-space": (mixed(state_space), "float32"),
@@ -225,22 +239,35 @@ ACTIVATION_MODELS = {
 }
 
 
+SHAPES = Shapes(
+    tokens=64, seq_length=32, tp=1, is_sequence_parallel=False, width=4, has_kernels=False
+)
+
+
 @pytest.mark.parametrize("name", ACTIVATION_MODELS)
 def test_activations_are_what_autograd_keeps_to_five_in_a_hundred(name):
     arch, dtype = ACTIVATION_MODELS[name]
-    shapes = Shapes(
-        tokens=64,
-        seq_length=32,
-        tp=1,
-        is_sequence_parallel=False,
-        width=4 if dtype == "float32" else 2,
-        has_kernels=False,
-    )
+    shapes = replace(SHAPES, width=4 if dtype == "float32" else 2)
     recompute = [RecomputeConfig.model_validate(one) for one in RECOMPUTED]
     for one, found in zip(recompute, saved_bytes(arch, recompute, dtype), strict=True):
-        head = head_bytes(arch, shapes, vocab_rows=arch.vocab_size)
-        planned = layers_bytes(arch, list(arch.each_layer()), shapes, one) + head
+        ends = head_bytes(arch, shapes, vocab_rows=arch.vocab_size)
+        if arch.mtp:
+            ends += prediction_bytes(arch, shapes, one)
+            ends += arch.mtp.layers * logits_bytes(shapes, vocab_rows=arch.vocab_size)
+        planned = layers_bytes(arch, list(arch.each_layer()), shapes, one) + ends
         assert planned == pytest.approx(found, rel=0.05), one
+
+
+@pytest.mark.parametrize(("kind", "exchange"), [("ring", None), ("ulysses", 1), ("allgather", 2)])
+@pytest.mark.parametrize("name", ["plain", "latent"])
+def test_what_came_from_other_ranks_is_kept(name, kind, exchange):
+    parallel = ParallelConfig.model_validate({"cp": 2, "cp_kind": kind})
+    arch, none = ACTIVATION_MODELS[name][0], RecomputeConfig()
+    shapes = replace(SHAPES, tokens=32, cp=2, exchange=exchange)
+    (found,) = saved_bytes(arch, [none], "float32", parallel)
+    planned = layers_bytes(arch, list(arch.each_layer()), shapes, none)
+    planned += head_bytes(arch, shapes, vocab_rows=arch.vocab_size)
+    assert planned == pytest.approx(found, rel=0.05)
 
 
 def test_bubble_and_micro_batches_in_flight_are_those_of_the_schedules():
@@ -308,8 +335,8 @@ def test_a_layout_that_cannot_be_is_refused_with_its_equation(config_file):
 
 
 def test_what_cannot_be_counted_is_named():
-    arch = golden("llama_tiny", mtp={"layers": 1}, attention__shared_kv=2)
-    with pytest.raises(PlanError, match=r"says in mtp, attention\.shared_kv"):
+    arch = golden("llama_tiny", attention__shared_kv=2)
+    with pytest.raises(PlanError, match=r"says in attention\.shared_kv"):
         make_plan(run_config(), arch, 1)
 
 

@@ -17,7 +17,7 @@ from llm_train.plan.shapes import FP32, Shapes
 def layer_bytes(arch: Arch, run: LayerRun, shapes: Shapes, recompute: RecomputeConfig) -> float:
     """What one layer keeps when it is not computed again as a whole."""
     parts = recompute.parts
-    norms = _norm_bytes(arch, shapes, is_again=RecomputeModule.LAYERNORM in parts)
+    norms = _block_norm_bytes(arch, shapes, is_again=RecomputeModule.LAYERNORM in parts)
     mixer = _mixer_bytes(arch, run, shapes, parts)
     if run.feed_forward == "moe":
         work = 0.0 if RecomputeModule.MOE in parts else _moe_bytes(arch, shapes, parts)
@@ -60,7 +60,7 @@ def again_bytes(
 
 def head_bytes(arch: Arch, shapes: Shapes, *, vocab_rows: int) -> float:
     """The final norm, and the logits that the loss keeps, in fp32."""
-    norm = _one_norm(arch.hidden_size * shapes.tokens_outside, shapes.tokens_outside, shapes)
+    norm = norm_bytes(arch.hidden_size * shapes.tokens_outside, shapes.tokens_outside, shapes)
     hidden = shapes.tokens_outside * arch.hidden_size * shapes.width
     return norm + hidden + logits_bytes(shapes, vocab_rows=vocab_rows)
 
@@ -70,21 +70,41 @@ def logits_bytes(shapes: Shapes, *, vocab_rows: int) -> float:
     return shapes.tokens * vocab_rows / shapes.tp * FP32
 
 
-def _one_norm(elements: float, rows: float, shapes: Shapes) -> float:
+def norm_bytes(elements: float, rows: float, shapes: Shapes) -> float:
+    """One norm of `rows` vectors of `elements` numbers together."""
     if shapes.has_kernels:
         return elements * shapes.width + rows * FP32
     return elements * 2 * FP32 + rows * FP32
 
 
-def _norm_bytes(arch: Arch, shapes: Shapes, *, is_again: bool) -> float:
+def prediction_bytes(arch: Arch, shapes: Shapes, recompute: RecomputeConfig) -> float:
+    """What the prediction layers keep for one micro-batch, their logits apart."""
+    if arch.mtp is None:
+        return 0.0
+    one_input = input_bytes(arch, shapes)
+    if is_whole_layer_again(recompute):
+        return arch.mtp.layers * 2 * one_input  # the embedding, and what it gives
+    elements, rows = shapes.tokens_outside * arch.hidden_size, shapes.tokens_outside
+    # Hidden states and embeddings are normed and joined, what the layer makes of them is normed.
+    around = 3 * (norm_bytes(elements, rows, shapes) + one_input)
+    layer = layer_bytes(arch, arch.layers[-1], shapes, recompute)
+    return arch.mtp.layers * (around + layer)
+
+
+def is_whole_layer_again(recompute: RecomputeConfig) -> bool:
+    """Every layer keeps its input alone."""
+    return recompute.kind is RecomputeKind.FULL and recompute.method is RecomputeMethod.UNIFORM
+
+
+def _block_norm_bytes(arch: Arch, shapes: Shapes, *, is_again: bool) -> float:
     """The norms around one block, and its input."""
     placement, rows = arch.norm.placement, shapes.tokens_outside
     elements = rows * arch.hidden_size
     # Without a norm before it a block keeps the hidden states themselves.
     before = elements * shapes.width
     if placement != "post" and not is_again:
-        before += _one_norm(elements, rows, shapes)
-    after = _one_norm(elements, rows, shapes) if placement != "pre" else 0.0
+        before += norm_bytes(elements, rows, shapes)
+    after = norm_bytes(elements, rows, shapes) if placement != "pre" else 0.0
     return before + after
 
 
@@ -115,7 +135,7 @@ def _attention_bytes(
     if one.qk_norm != "none":
         # In fp32 the keys that are normed lie in the projection's output.
         rows = tokens * (heads + one.query_groups / shapes.tp)
-        norms = _one_norm(tokens * (queries + keys), rows, shapes)
+        norms = norm_bytes(tokens * (queries + keys), rows, shapes)
         if width == FP32 and not shapes.has_kernels:
             norms -= tokens * keys * FP32
     gate = tokens * queries * width if one.output_gate else 0.0
@@ -125,6 +145,10 @@ def _attention_bytes(
     turned = tokens * (queries + keys) * width if run.rope else 0.0
     inside = 0.0
     if RecomputeModule.CORE_ATTENTION not in parts:
+        if shapes.exchange is not None:
+            # What came from other ranks takes the place of a rank's own.
+            turned = tokens * (queries + 2 * shapes.exchange * keys) * width
+            projected *= one.qk_norm != "none" and width == FP32
         inside = tokens * heads * FP32
         if arch.position.kind == "alibi":
             inside += heads * shapes.seq_length**2 * width
@@ -139,12 +163,17 @@ def _latent_bytes(arch: Arch, shapes: Shapes, parts: tuple[RecomputeModule, ...]
     outside, heads = shapes.tokens_outside, arch.mla.heads / shapes.tp
     head = one.qk_nope_head_dim + one.qk_rope_head_dim
     latent = (one.q_lora_rank or 0) + one.kv_lora_rank
-    kept = _one_norm(outside * latent, 2 * outside, shapes) + outside * 2 * latent * width
+    kept = norm_bytes(outside * latent, 2 * outside, shapes) + outside * 2 * latent * width
+    exchange = None if RecomputeModule.CORE_ATTENTION in parts else shapes.exchange
     if RecomputeModule.MLA_UP_PROJ not in parts:
         # Queries, keys, and values inside the up-projection's output.
-        kept += tokens * heads * (2 * head + one.qk_nope_head_dim + one.v_head_dim) * width
+        own = 2 * head + one.qk_nope_head_dim + one.v_head_dim
+        kept += tokens * heads * (own if exchange is None else 0) * width
+    if exchange is not None:
+        received = head + exchange * (head + one.v_head_dim)
+        kept += tokens * heads * received * width
     if RecomputeModule.CORE_ATTENTION not in parts:
-        is_fused = shapes.has_kernels or head == one.v_head_dim
+        is_fused = shapes.has_kernels or shapes.cp > 1 or head == one.v_head_dim
         kept += tokens * heads * (FP32 if is_fused else shapes.seq_length * width)
     return kept + tokens * heads * one.v_head_dim * width
 

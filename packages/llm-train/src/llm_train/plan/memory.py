@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass
 
 from llm_train.arch import Arch
 from llm_train.check import Layout
-from llm_train.config import Device, KeptType, Precision, RunConfig
+from llm_train.config import ContextParallel, Device, KeptType, ParallelConfig, Precision, RunConfig
 from llm_train.placement import chunks
 from llm_train.plan.activations import (
     again_bytes,
     head_bytes,
     layers_bytes,
     logits_bytes,
+    prediction_bytes,
 )
 from llm_train.plan.parameters import Parameters
 from llm_train.plan.shapes import FP32, Shapes
@@ -58,7 +59,10 @@ def stage_memory(
         is_sequence_parallel=config.parallel.sequence_parallel and config.parallel.tp > 1,
         width=width,
         has_kernels=config.device in (Device.CUDA, Device.AUTO),
+        cp=config.parallel.cp,
+        exchange=_exchange(config.parallel),
     )
+    losses = 2 + (arch.mtp.layers if arch.mtp else 0)
     found: list[Memory] = []
     for stage, held in enumerate(parameters):
         count = sum(one.local for one in held)
@@ -71,12 +75,19 @@ def stage_memory(
                 gradients=count * (FP32 if config.memory.gradients is KeptType.FP32 else width),
                 optimizer=0.0 if is_offloaded else optimizer,
                 activations=_activations(config, arch, layout, shapes, stage=stage),
-                # The softmax that the loss keeps, and while it is made the logits beside it.
-                logits=2 * logits_bytes(shapes, vocab_rows=vocab_rows) if is_last else 0.0,
+                # The softmax that each loss keeps, and while it is made the logits beside it.
+                logits=losses * logits_bytes(shapes, vocab_rows=vocab_rows) if is_last else 0.0,
                 host=optimizer if is_offloaded else 0.0,
             )
         )
     return found
+
+
+def _exchange(parallel: ParallelConfig) -> int | None:
+    """All ranks' keys and values at once, or as many as a rank has, of fewer heads."""
+    if parallel.cp > 1 and parallel.cp_kind is ContextParallel.ALLGATHER:
+        return parallel.cp
+    return 1 if parallel.ulysses_degree > 1 else None
 
 
 def chunks_in_flight(config: RunConfig, micro_batches: int, stage: int) -> int:
@@ -121,4 +132,5 @@ def _activations(
     head = 0.0
     if stage == config.parallel.pp - 1:
         head = head_bytes(arch, shapes, vocab_rows=0)
+        head += prediction_bytes(arch, shapes, config.recompute)
     return in_flight * kept + again + head

@@ -28,6 +28,7 @@ class Kind(StrEnum):
     EXPERTS = "experts"
     NORMS = "norms"
     HEAD = "head"
+    PREDICTION = "prediction"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,10 @@ def stage_parameters(
     if arch.output_bias:
         head.append(_Cut(parallel.tp, Kind.HEAD).split(vocab_rows))
     head.append(_norms(arch, 1))
+    if arch.mtp is not None:
+        head += _prediction(arch, arch.mtp.layers, parallel)
+        if parallel.pp > 1 and not arch.tie_embeddings:
+            head.append(replace(table, is_copy=True))
     return stages
 
 
@@ -98,7 +103,6 @@ def blocks(run: LayerRun) -> int:
 
 def _refuse_uncounted(arch: Arch) -> None:
     uncounted = {
-        "mtp": arch.mtp is not None,
         "mla.indexer": arch.mla is not None and arch.mla.indexer is not None,
         "attention.shared_kv": arch.attention is not None and arch.attention.shared_kv > 1,
         "moe.router.zero_experts": arch.moe is not None and arch.moe.router.zero_experts > 0,
@@ -120,6 +124,13 @@ class _Cut:
 
     def whole(self, count: int) -> Parameters:
         return Parameters(kind=self.kind, total=count, local=count)
+
+
+def _prediction(arch: Arch, layers: int, parallel: ParallelConfig) -> list[Parameters]:
+    """Each joins two normed vectors to one, and is a layer of the last kind with a norm behind."""
+    joined = _Cut(parallel.tp, Kind.PREDICTION).split(2 * arch.hidden_size**2)
+    one = [joined, _norms(arch, 3), *layer_parameters(arch, arch.layers[-1], parallel)]
+    return layers * one
 
 
 def _norms(arch: Arch, count: int) -> Parameters:

@@ -12,7 +12,9 @@ class Shapes:
     """One micro-batch on one rank. `width` is the bytes of an activation element.
 
     `has_kernels`: the device has one kernel for a norm, and one for attention whose values are of
-    another size than its keys (CUDA).
+    another size than its keys (CUDA). `cp`: ranks that share a sequence. `exchange`: attention sees
+    keys and values that came from other ranks, of so many times a rank's tokens; None where it
+    keeps the rank's own.
     """
 
     tokens: int
@@ -21,6 +23,8 @@ class Shapes:
     is_sequence_parallel: bool
     width: int
     has_kernels: bool
+    cp: int = 1
+    exchange: int | None = None
 
     @property
     def tokens_outside(self) -> int:
