@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from arch_decoder.norms import rms
+from arch_decoder.norms import norm
 from arch_decoder.rope import rotate
 
 
@@ -93,9 +93,6 @@ def _placed(layer, x, part):
 
 
 def _normed(layer, x, part, *, over_heads):
-    scale = layer.weight(f"self_attention.{part}_layernorm.weight")
-    facts = layer.document["norm"]
-    if facts["zero_centered"]:
-        scale = scale + 1.0
     flat = x.flatten(2) if over_heads else x
-    return rms(flat, scale, facts["eps"]).reshape(x.shape)
+    name = f"self_attention.{part}_layernorm"
+    return norm(layer.document, layer.weight, name, flat).reshape(x.shape)
