@@ -62,9 +62,14 @@ def _two_layers(make):
     return lambda d: make({**d, "layers": [{**d["layers"][0], "count": 2}]})
 
 
+def _plain(document):
+    return document
+
+
 ARCHS = {
-    "dense": lambda d: d,
-    "four-groups": lambda d: _changed(d, attention={"query_groups": 4}),
+    "dense": _two_layers(_plain),
+    "four-layers": _plain,
+    "four-groups": _two_layers(lambda d: _changed(d, attention={"query_groups": 4})),
     **{name: _two_layers(make) for name, make in PRIMITIVES.items()},
 }
 ENDS = ("alibi-layernorm", "sinks-biases", "sandwich-softcap")
@@ -72,21 +77,20 @@ ENDS = ("alibi-layernorm", "sinks-biases", "sandwich-softcap")
 # layout → ranks, config keys, the models of ARCHS that are trained at it
 LAYOUTS = {
     "alone": (1, {}, tuple(ARCHS)),
-    # One micro-batch a step: half as many collectives.
-    "tp2-sp": (2, {"parallel.tp": 2, "train.micro_batch_size": 8}, ("dense", *PRIMITIVES)),
+    "tp2-sp": (2, {"parallel.tp": 2}, ("dense", *PRIMITIVES)),
     "tp2-no-sp": (
         2,
-        {
-            "parallel.tp": 2,
-            "parallel.sequence_parallel": False,
-            "train.micro_batch_size": 8,
-        },
+        {"parallel.tp": 2, "parallel.sequence_parallel": False},
         ("dense", *PRIMITIVES),
     ),
     "tp4-sp": (4, {"parallel.tp": 4}, ("four-groups",)),
     # Both ends of a model on different ranks.
-    "pp2": (2, {"parallel.pp": 2}, ("dense", *ENDS)),
-    "pp2-vpp2": (2, {"parallel.pp": 2, "parallel.vpp": 2}, ("dense",)),
+    "pp2": (2, {"parallel.pp": 2, "train.micro_batch_size": 4}, ("dense", *ENDS)),
+    "pp2-vpp2": (
+        2,
+        {"parallel.pp": 2, "parallel.vpp": 2, "train.micro_batch_size": 4},
+        ("four-layers",),
+    ),
     "dp2": (2, {"train.micro_batch_size": 2}, ("dense",)),
     "dp2-overlap": (
         2,
@@ -97,8 +101,16 @@ LAYOUTS = {
         },
         ("dense",),
     ),
-    "dp2-replicated-optimizer": (2, {"optimizer.distributed": False}, ("dense",)),
-    "tp2-pp2": (4, {"parallel.tp": 2, "parallel.pp": 2}, ("dense",)),
+    "dp2-replicated-optimizer": (
+        2,
+        {"optimizer.distributed": False, "train.micro_batch_size": 4},
+        ("dense",),
+    ),
+    "tp2-pp2": (
+        4,
+        {"parallel.tp": 2, "parallel.pp": 2, "train.micro_batch_size": 4},
+        ("dense",),
+    ),
 }
 CASES = [
     (layout, name)
@@ -133,7 +145,8 @@ def document_of(name, folder, toy_prefix):
     path = folder / f"{name}.json"
     path.write_text(json.dumps(arch))
     document = tiny_run(path, data=toy_prefix, save=folder)
-    document["train"]["max_steps"] = STEPS
+    # One micro-batch a step, and few collectives, where the layout needs no more.
+    document["train"] |= {"max_steps": STEPS, "micro_batch_size": 8}
     return document
 
 

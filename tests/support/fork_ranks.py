@@ -4,6 +4,7 @@ Every rank gets the environment a launcher would give it. Nothing is left behind
 outlast the time limit are killed with all they started.
 """
 
+import gc
 import os
 import signal
 import tempfile
@@ -62,6 +63,8 @@ def _fork(
         return pid
     code = 1
     try:
+        # What this process has of its parent is never garbage: not to be looked at, nor copied.
+        gc.freeze()
         os.setpgid(0, 0)
         log = os.open(folder / f"log_{rank}", os.O_CREAT | os.O_WRONLY)
         os.dup2(log, 1)
