@@ -32,18 +32,28 @@ def toy_prefix(tmp_path_factory):
     return prefix
 
 
+@pytest.fixture(scope="session")
+def two_layers(tmp_path_factory):
+    """The tiny Qwen3 with two of its four layers: every test that trains pays for each."""
+    arch = json.loads((GOLDEN / "qwen3_tiny.json").read_text())
+    arch["layers"][0]["count"] = 2
+    path = tmp_path_factory.mktemp("arch") / "two_layers.json"
+    path.write_text(json.dumps(arch))
+    return path
+
+
 @pytest.fixture
-def run_document(toy_prefix, tmp_path):
+def run_document(two_layers, toy_prefix, tmp_path):
     """A run of 10 steps from random weights, as a document; tests override what they need."""
-    return tiny_run(GOLDEN / "qwen3_tiny.json", data=toy_prefix, save=tmp_path / "run")
+    return tiny_run(two_layers, data=toy_prefix, save=tmp_path / "run")
 
 
 @pytest.fixture
 def moe_arch(tmp_path):
-    """The tiny Qwen3 with experts in its last three layers."""
+    """The tiny Qwen3 with two layers, experts in the second."""
     arch = json.loads((GOLDEN / "qwen3_tiny.json").read_text())
     layer = arch["layers"][0]
-    arch["layers"] = [{**layer, "count": 1}, {**layer, "count": 3, "feed_forward": "moe"}]
+    arch["layers"] = [{**layer, "count": 1}, {**layer, "count": 1, "feed_forward": "moe"}]
     arch["moe"] = {**EXPERTS, "ffn_hidden_size": 64}
     path = tmp_path / "moe.json"
     path.write_text(json.dumps(arch))

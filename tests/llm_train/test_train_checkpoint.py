@@ -20,6 +20,13 @@ def train(document, world_size=1):
     return losses(Path(document["save"]["path"]))
 
 
+@pytest.fixture
+def run_document(run_document):
+    """One micro-batch a step: how many there are is nothing to a checkpoint."""
+    run_document["train"]["micro_batch_size"] = 8
+    return run_document
+
+
 def losses(folder):
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {record["step"]: record["loss"] for record in records if "loss" in record}
@@ -142,6 +149,7 @@ def test_expert_moments_survive_a_change_of_expert_parallel(run_document, moe_ar
     root = Path(run_document["save"]["path"])
     checkpoint_files.iteration_folder(root, 10).rename(root / ".saving_0000010")
     run_document["parallel"] = {"ep": 2}
+    run_document["train"]["micro_batch_size"] = 4
     assert train(run_document, world_size=2) == pytest.approx(whole, abs=1e-5)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fork_ranks import run_ranks
+from train_curves import tiny_run
 
 
 def records(document, tmp_path, name, **overrides):
@@ -36,36 +37,38 @@ def losses(*arguments, **overrides):
     return [record["loss"] for record in found if "loss" in record]
 
 
+@pytest.fixture(scope="module")
+def plain(two_layers, toy_prefix, tmp_path_factory):
+    """The losses of the run without any option."""
+    folder = tmp_path_factory.mktemp("plain")
+    return losses(tiny_run(two_layers, data=toy_prefix, save=folder), folder, "run")
+
+
 @pytest.mark.parametrize("mode", ["full", "selective"])
-def test_recompute_is_bit_equal(run_document, tmp_path, mode):
-    wanted = losses(run_document, tmp_path, "kept")
-    assert losses(run_document, tmp_path, mode, recompute=mode) == wanted
+def test_recompute_is_bit_equal(run_document, plain, tmp_path, mode):
+    assert losses(run_document, tmp_path, mode, recompute=mode) == plain
 
 
-def test_loader_processes_are_bit_equal(run_document, tmp_path):
-    wanted = losses(run_document, tmp_path, "inside")
-    assert losses(run_document, tmp_path, "workers", data__num_workers=2) == wanted
+def test_loader_processes_are_bit_equal(run_document, plain, tmp_path):
+    assert losses(run_document, tmp_path, "workers", data__num_workers=2) == plain
 
 
-def test_bf16_stays_near_fp32(run_document, tmp_path):
-    wanted = losses(run_document, tmp_path, "fp32")
+def test_bf16_stays_near_fp32(run_document, plain, tmp_path):
     found = losses(run_document, tmp_path, "bf16", train__precision="bf16")
     # Three significant digits of bf16, on losses near 5.6.
-    assert found == pytest.approx(wanted, abs=0.05)
-    assert found != wanted
+    assert found == pytest.approx(plain, abs=0.05)
+    assert found != plain
 
 
-def test_fp16_scales_its_loss_and_learns(run_document, tmp_path):
+def test_fp16_scales_its_loss_and_learns(run_document, plain, tmp_path):
     """A step whose gradients overflow is skipped and said so, and halves the scale."""
     found = records(run_document, tmp_path, "fp16", train__precision="fp16")
-    wanted = losses(run_document, tmp_path, "fp32")
     assert sum(record.get("skipped", False) for record in found) <= 3
-    assert found[0]["loss"] == pytest.approx(wanted[0], abs=0.05)
+    assert found[0]["loss"] == pytest.approx(plain[0], abs=0.05)
     assert found[-1]["loss"] < found[0]["loss"]
 
 
-def test_evaluation_changes_no_training_loss(run_document, toy_prefix, tmp_path):
-    wanted = losses(run_document, tmp_path, "without")
+def test_evaluation_changes_no_training_loss(run_document, plain, toy_prefix, tmp_path):
     found = records(
         run_document,
         tmp_path,
@@ -74,7 +77,7 @@ def test_evaluation_changes_no_training_loss(run_document, toy_prefix, tmp_path)
         train__eval_every=5,
         train__eval_steps=2,
     )
-    assert [record["loss"] for record in found if "loss" in record] == wanted
+    assert [record["loss"] for record in found if "loss" in record] == plain
     evaluations = {r["step"]: r["eval_loss"] for r in found if "eval_loss" in r}
     assert list(evaluations) == [5, 10]
     assert evaluations[10] < evaluations[5]  # the same samples, a better model

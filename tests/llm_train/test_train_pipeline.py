@@ -9,49 +9,86 @@ import pytest
 from fork_ranks import run_ranks
 from llm_ckpt.source import open_source
 from llm_train.edge import checkpoint_files
+from train_curves import tiny_run, train_curves
 
 GOLDEN = Path(__file__).parents[1] / "contracts" / "arch" / "golden"
 STEPS = 20
 TOLERANCE = 1e-5
-# layers of the model, ranks, placement
-PLACEMENTS = {
-    "pp2-uneven": (5, {"pp": 2, "layers_per_stage": [3, 2]}),
-    "pp2-noop": (5, {"pp": 2, "noop_layers": [5]}),
-    # Batched exchanges of two stages pair their sends wrongly, from four micro-batches on.
-    "pp2-vpp2-uneven": (
-        5,
-        {"pp": 2, "vpp": 2, "layers_per_stage": [2, 1, 2, 1], "noop_layers": [1]},
+# One set of ranks → how many, the placements trained by it: layers of the model, config keys
+RANKS = {
+    "alone": (1, {"5": (5, {}), "8": (8, {})}),
+    "pp2": (
+        2,
+        {
+            "pp2-uneven": (5, {"pp": 2, "layers_per_stage": [3, 2]}),
+            "pp2-noop": (5, {"pp": 2, "noop_layers": [5]}),
+        },
     ),
-    "pp4-empty-stage": (5, {"pp": 4, "layers_per_stage": [2, 0, 3, 0]}),
-    "pp4": (8, {"pp": 4}),
-    "pp4-vpp2": (8, {"pp": 4, "vpp": 2}),
+    # Batched exchanges of two stages pair their sends wrongly, from four micro-batches on.
+    "pp2-vpp2": (
+        2,
+        {
+            "pp2-vpp2-uneven": (
+                5,
+                {"pp": 2, "vpp": 2, "layers_per_stage": [2, 1, 2, 1], "noop_layers": [1]},
+            ),
+        },
+    ),
+    "pp4": (
+        4,
+        {
+            "pp4-empty-stage": (5, {"pp": 4, "layers_per_stage": [2, 0, 3, 0]}),
+            "pp4": (8, {"pp": 4}),
+        },
+    ),
+    "pp4-vpp2": (4, {"pp4-vpp2": (8, {"pp": 4, "vpp": 2})}),
 }
+CASES = [
+    (ranks, name, str(layers))
+    for ranks, (_, placements) in RANKS.items()
+    for name, (layers, _) in placements.items()
+    if ranks != "alone"
+]
+
+
+def deep_run(layers, *, data, folder):
+    """20 steps of a model of so many small layers, four micro-batches a step."""
+    arch = json.loads((GOLDEN / "qwen3_tiny.json").read_text())
+    arch["layers"][0]["count"] = layers
+    arch["tie_embeddings"] = layers == 5  # both ends of a pipeline hold the weight
+    path = folder / f"{layers}_layers.json"
+    path.write_text(json.dumps(arch))
+    document = tiny_run(path, data=data, save=folder / "run")
+    document["train"] |= {"max_steps": STEPS, "global_batch_size": 4, "micro_batch_size": 1}
+    return document
 
 
 @pytest.fixture(scope="module")
-def alone():
-    """What one process makes of a model of so many layers, found once."""
-    return {}
+def curves(toy_prefix, tmp_path_factory):
+    """`curves(ranks)`: the curve of each placement of a set of ranks."""
+    found = {}
+
+    def train(ranks):
+        if ranks not in found:
+            world_size, placements = RANKS[ranks]
+            folder = tmp_path_factory.mktemp(ranks)
+            documents = {
+                name: {**deep_run(layers, data=toy_prefix, folder=folder), "parallel": parallel}
+                for name, (layers, parallel) in placements.items()
+            }
+            found[ranks] = train_curves(documents, world_size)
+        return found[ranks]
+
+    return train
 
 
-@pytest.fixture
-def deep_run(run_document, tmp_path):
-    """`deep_run(layers)`: 20 steps of a model of `layers` small layers, 4 micro-batches a step."""
-
-    def make(layers):
-        arch = json.loads((GOLDEN / "qwen3_tiny.json").read_text())
-        arch["layers"][0]["count"] = layers
-        arch["tie_embeddings"] = layers == 5  # both ends of a pipeline hold the weight
-        (tmp_path / "deep.json").write_text(json.dumps(arch))
-        run_document["model"]["arch"] = str(tmp_path / "deep.json")
-        run_document["train"] |= {
-            "max_steps": STEPS,
-            "global_batch_size": 4,
-            "micro_batch_size": 1,
-        }
-        return run_document
-
-    return make
+@pytest.mark.parametrize(("ranks", "name", "layers"), CASES, ids=[name for _, name, _ in CASES])
+def test_placement_trains_like_one_process(ranks, name, layers, curves):
+    found, wanted = curves(ranks)[name], curves("alone")[layers]
+    assert len(found) == len(wanted) == STEPS
+    for step, (one, two) in enumerate(zip(found, wanted, strict=True), start=1):
+        assert one[0] == pytest.approx(two[0], abs=TOLERANCE), f"loss of step {step}"
+        assert one[1] == pytest.approx(two[1], rel=1e-4), f"gradient norm of step {step}"
 
 
 def _run(document):
@@ -59,31 +96,6 @@ def _run(document):
     from llm_train.edge.run import run
 
     run(parse(document, [], "test"))
-
-
-def train(document, world_size):
-    run_ranks(lambda _rank: _run(document), world_size)
-    lines = (Path(document["save"]["path"]) / "metrics.jsonl").read_text().splitlines()
-    return [(record["loss"], record["grad_norm"]) for record in map(json.loads, lines)]
-
-
-def assert_same_curve(found, wanted):
-    assert len(found) == len(wanted) == STEPS
-    for step, (one, two) in enumerate(zip(found, wanted, strict=True), start=1):
-        assert one[0] == pytest.approx(two[0], abs=TOLERANCE), f"loss of step {step}"
-        assert one[1] == pytest.approx(two[1], rel=1e-4), f"gradient norm of step {step}"
-
-
-@pytest.mark.parametrize("name", PLACEMENTS)
-def test_placement_trains_like_one_process(name, deep_run, alone, tmp_path):
-    layers, parallel = PLACEMENTS[name]
-    document = deep_run(layers)
-    if layers not in alone:
-        document["save"]["path"] = str(tmp_path / "alone")
-        alone[layers] = train(document, 1)
-    document["parallel"] = parallel
-    document["save"]["path"] = str(tmp_path / "placed")
-    assert_same_curve(train(document, parallel["pp"]), alone[layers])
 
 
 def losses_after(document, world_size, *, step):
@@ -102,9 +114,9 @@ def weights_of(root, iteration):
     return {name: source.read(name) for name in source.names()}
 
 
-def test_a_checkpoint_knows_nothing_of_noops_and_empty_stages(deep_run, tmp_path):
-    document = deep_run(5)
-    document["train"]["max_steps"] = 6
+def test_a_checkpoint_knows_nothing_of_noops_and_empty_stages(toy_prefix, tmp_path):
+    document = deep_run(5, data=toy_prefix, folder=tmp_path)
+    document["train"] |= {"max_steps": 6, "micro_batch_size": 2}
     document["save"]["every"] = 2
     root = Path(document["save"]["path"])
     whole = losses_after(document, 1, step=0)
@@ -121,8 +133,8 @@ def test_a_checkpoint_knows_nothing_of_noops_and_empty_stages(deep_run, tmp_path
 
 def test_a_stage_without_experts_keeps_its_checkpoints(run_document, moe_arch):
     """Its expert optimizer has nothing, and megatron-core asks that for its step."""
-    run_document["model"]["arch"] = str(moe_arch)  # one dense layer, then three of experts
-    run_document["parallel"] = {"pp": 2, "ep": 2, "layers_per_stage": [1, 3]}
+    run_document["model"]["arch"] = str(moe_arch)  # one dense layer, then one of experts
+    run_document["parallel"] = {"pp": 2, "ep": 2, "layers_per_stage": [1, 1]}
     run_document["train"] |= {"max_steps": 4, "micro_batch_size": 2}
     run_document["save"]["every"] = 2
     whole = losses_after(run_document, 4, step=0)

@@ -10,16 +10,17 @@ Curve = list[tuple[float, float]]
 
 
 class Recorder:
-    """(loss, gradient norm) of every step."""
+    """(loss, gradient norm) of every step, and the losses of evaluations."""
 
     def __init__(self):
         self.curve = []
+        self.evaluations = []
 
     def step(self, metrics):
         self.curve.append((metrics.loss, metrics.grad_norm))
 
     def evaluation(self, metrics):
-        pass
+        self.evaluations.append(metrics.eval_loss)
 
 
 def tiny_run(arch: Path, *, data: Path, save: Path) -> dict[str, Any]:
