@@ -72,7 +72,9 @@ def test_unknown_key_names_the_nearest():
 
 def test_what_cannot_be_built_is_refused_by_name():
     arch = parse(golden(attention__shared_kv=2), where="arch.json")
-    with pytest.raises(UnsupportedArchError, match=r"attention\.shared_kv=2 \(can build: 1\)"):
+    with pytest.raises(
+        UnsupportedArchError, match=r"attention\.shared_kv=2 with attention\.qk_norm=head "
+    ):
         config_fields(arch)
 
 

@@ -82,6 +82,48 @@ def test_only_the_chosen_experts_count(document):
     assert difference == 2 * 4 * (feed_forward - 3 * 64 * 128)
 
 
+def test_choices_of_nothing_compute_nothing(document):
+    """Balanced, 6 of 8 choices are experts: of each token's 4, 3 compute."""
+    moe = {
+        "experts": 6,
+        "top_k": 4,
+        "ffn_hidden_size": 48,
+        "activation": "silu",
+        "gated": True,
+        "bias": False,
+        "clamp": None,
+        "glu_offset": 0.0,
+        "shared": None,
+        "router": {
+            "score": "softmax",
+            "pre_softmax": True,
+            "normalize": False,
+            "scaling": 1.0,
+            "bias": True,
+            "groups": None,
+            "top_groups": None,
+            "group_score": "max",
+            "linear_bias": False,
+            "zero_experts": 2,
+        },
+    }
+    runs = [
+        {**document["layers"][0], "count": 1, "feed_forward": kind}
+        for kind in ("dense_shortcut_moe", "dense")
+    ]
+    dense = facts(document, layers=[{**document["layers"][0], "count": 2}])
+    found = forward_flops(facts(document, layers=runs, moe=moe), T)
+    beside = 64 * 8 + 3 * 3 * 64 * 48
+    assert found.weights - forward_flops(dense, T).weights == 2 * beside
+
+
+def test_layers_that_borrow_keys_project_queries_alone(document):
+    """Of four layers in groups of three, two borrow: 2 groups of 32 for keys, as many for values."""
+    shared = facts(document, attention={**document["attention"], "shared_kv": 3})
+    less = forward_flops(facts(document), T).weights - forward_flops(shared, T).weights
+    assert less == 2 * (2 * 2 * 64 * 64)
+
+
 def test_latent_attention_by_hand(document):
     """A layer of DeepSeek-V2's: both latents, their up projections, and the output."""
     mla = {**LATENT, "qk_rope_head_dim": 4, "v_head_dim": 10}

@@ -13,6 +13,9 @@ from llm_train.parity import Comparison, Point, Weight
 # One model of each family that transformers ships.
 FIRST = {case.family: case for case in reversed(CASES) if case.write is None and case.max_tp > 1}
 
+# Families that cannot be built yet, and the fact of arch.json that says so.
+REFUSED = dict.fromkeys(("deepseek_v32", "glm_moe_dsa"), "mla.indexer")
+
 
 def compare(folder, *, tokens=24, source=lambda path: None):
     """What the command finds, in a forked process; `source` may hand out other weights."""
@@ -44,8 +47,11 @@ def compare(folder, *, tokens=24, source=lambda path: None):
 @pytest.mark.parametrize("family", FIRST)
 def test_every_layer_and_every_gradient_equals_transformers(family, tmp_path):
     found = compare(FIRST[family].save(tmp_path / "hf"))
-    if isinstance(found, str):
-        pytest.skip(found)
+    if family in REFUSED:
+        assert isinstance(found, str), "built: it goes from the list"
+        assert REFUSED[family] in found
+        return
+    assert not isinstance(found, str), found
     names = [point.name for point in found.points]
     layers = [f"layer {index}" for index in range(len(names) - 3)]
     assert names == ["embedding", *layers, "final norm", "logits"]

@@ -18,6 +18,13 @@ FIRST = {case.family: case.id for case in reversed(CASES) if case.max_tp > 1}
 SHIPPED = {FIRST[case.family] for case in CASES if case.write is None and case.family in FIRST}
 RUNS = [(case.id, 1) for case in CASES if case.id not in SHIPPED]
 RUNS += [(name, 2) for name in FIRST.values()]
+# What cannot be built yet, and the fact of arch.json that says so.
+REFUSED = {
+    **dict.fromkeys(("deepseek_v32", "deepseek_v32-prediction"), "mla.indexer"),
+    **dict.fromkeys(
+        ("glm_moe_dsa", "glm_moe_dsa-borrowing", "glm_moe_dsa-prediction"), "mla.indexer"
+    ),
+}
 
 
 @pytest.fixture(scope="session")
@@ -73,8 +80,11 @@ def megatron_logits(folder, tokens, *, tp=1, ep=1):
 def test_megatron_logits_equal_those_of_others(name, tp, reference):
     folder, tokens, wanted = reference(name)
     found = megatron_logits(folder, tokens, tp=tp)
-    if isinstance(found, str):
-        pytest.skip(found)
+    if name in REFUSED:
+        assert isinstance(found, str), "built: it goes from the list"
+        assert REFUSED[name] in found
+        return
+    assert not isinstance(found, str), found
     difference = (found - wanted).abs().max().item()
     print(f"{name} tp{tp}: max logits difference {difference:.1e}, scale {wanted.abs().max():.1f}")
     assert difference <= TOLERANCE

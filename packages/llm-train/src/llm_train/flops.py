@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llm_train.arch import Arch, LayerRun
+from llm_train.handover import handovers
 
 _BACKWARD_AND_FORWARD = 3
 
@@ -37,11 +38,15 @@ class TokenFlops:
 
 def forward_flops(arch: Arch, seq_length: int) -> TokenFlops:
     """Operations of a token's forward, averaged over sequences of `seq_length` tokens."""
-    matrix_elements, attention = 0, 0.0
+    matrix_elements, attention = 0.0, 0.0
     for run in arch.layers:
         matrix_elements += run.count * _matrix_elements(arch, run)
         attention += run.count * _attention(arch, run, seq_length)
     matrix_elements += arch.vocab_size * arch.hidden_size
+    if arch.attention is not None:
+        # Layers that borrow keys and values project queries alone.
+        lent = 2 * arch.attention.query_groups * arch.attention.head_dim * arch.hidden_size
+        matrix_elements -= lent * sum(one.borrows for one in handovers(arch))
     if arch.mla is not None and arch.mla.indexer is not None:
         chosen = sum(run.count for run in arch.layers if run.mixer == "mla")
         chosen -= len(arch.mla.indexer.borrowing_layers)
@@ -70,7 +75,7 @@ def mean_keys(seq_length: int, window: int | None = None) -> float:
     return pairs / seq_length
 
 
-def _matrix_elements(arch: Arch, run: LayerRun) -> int:
+def _matrix_elements(arch: Arch, run: LayerRun) -> float:
     """Elements of the matrices that one token meets in one layer."""
     return _mixer_elements(arch, run) + _feed_forward_elements(arch, run)
 
@@ -121,8 +126,8 @@ def _indexer_elements(arch: Arch) -> int:
     return queries + hidden * (one.head_dim + one.heads)
 
 
-def _feed_forward_elements(arch: Arch, run: LayerRun) -> int:
-    hidden, found = arch.hidden_size, 0
+def _feed_forward_elements(arch: Arch, run: LayerRun) -> float:
+    hidden, found = arch.hidden_size, 0.0
     if run.feed_forward in ("dense", "dense_shortcut_moe"):
         assert arch.mlp is not None
         found += (3 if arch.mlp.gated else 2) * hidden * arch.mlp.ffn_hidden_size
@@ -130,8 +135,10 @@ def _feed_forward_elements(arch: Arch, run: LayerRun) -> int:
         moe = arch.moe
         assert moe is not None
         matrices = 3 if moe.gated else 2
-        found += hidden * (moe.experts + moe.router.zero_experts)
-        found += moe.top_k * matrices * hidden * moe.ffn_hidden_size
+        choices = moe.experts + moe.router.zero_experts
+        found += hidden * choices
+        # Of balanced choices so many are experts that compute anything.
+        found += moe.top_k * moe.experts / choices * matrices * hidden * moe.ffn_hidden_size
         if moe.shared is not None:
             found += matrices * hidden * moe.shared.ffn_hidden_size
             found += hidden if moe.shared.gated else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from llm_train.arch import Arch
 from llm_train.check.context import context
 from llm_train.check.experts import expert_notes, experts
+from llm_train.check.handover import handover
 from llm_train.check.layout import Layout, batch, layout, world
 from llm_train.check.memory import activations, recompute, sharding, state
 from llm_train.check.mixers import mixers
@@ -29,6 +30,7 @@ def problems(config: RunConfig, arch: Arch, world_size: int) -> list[str]:
         *context(config, arch),
         *mixers(config, arch),
         *pipeline(config, arch),
+        *handover(config, arch),
         *experts(config, arch, world_size),
         *positions(config, arch),
         *prediction(config, arch),

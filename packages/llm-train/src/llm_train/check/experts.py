@@ -78,6 +78,11 @@ def _grouped(config: RunConfig, arch: Arch, moe: Moe) -> Iterator[str]:
 
 def _capacity(config: MoeConfig, moe: Moe) -> Iterator[str]:
     factor = config.capacity_factor
+    if factor is not None and moe.router.zero_experts:
+        yield (
+            f"moe.capacity_factor cannot be used with zero_experts({moe.router.zero_experts}): a "
+            "token goes to no fixed number of experts that a capacity could be a share of"
+        )
     if factor is None:
         for name in ("pad_to_capacity", "drop_policy"):
             if name in config.model_fields_set:

@@ -16,6 +16,7 @@ from llm_train.config import (
     RecomputeModule,
     RunConfig,
 )
+from llm_train.handover import SHORTCUT
 from llm_train.placement import layers_per_chunk
 
 
@@ -104,6 +105,8 @@ def _real_layers(parallel: ParallelConfig, num_layers: int) -> list[int]:
 def _parts(config: RunConfig, arch: Arch) -> Iterator[str]:
     mixers = {run.mixer for run in arch.layers}
     feed_forwards = {run.feed_forward for run in arch.layers}
+    if SHORTCUT in feed_forwards:
+        feed_forwards |= {"dense", "moe"}
     has_shared = arch.moe is not None and arch.moe.shared is not None
     there = {
         RecomputeModule.CORE_ATTENTION: (mixers != {"none"}, "attention"),

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from llm_train.arch import Arch
+from llm_train.handover import SHORTCUT, handover_problems
 
 
 class UnsupportedArchError(ValueError):
@@ -94,7 +95,7 @@ TABLE: tuple[Config | Module | Only | Ignored, ...] = (
     Module("norm.placement", "norms of LayerSubmodules"),
     Module("layers.count", "TransformerConfig.num_layers"),
     Module("layers.mixer", "llm_train.model.spec.MIXERS"),
-    Only("layers.feed_forward", ("dense", "moe", "none")),
+    Module("layers.feed_forward", "llm_train.model.spec: mlp and shortcut_moe of the layer"),
     Module("layers.window", "CoreAttention.window of that layer"),
     Module("layers.rope", "Attention.has_rope of that layer"),
     Config("attention.heads", "num_attention_heads"),
@@ -107,7 +108,7 @@ TABLE: tuple[Config | Module | Only | Ignored, ...] = (
     Module("attention.sinks", "CoreAttention.softmax_offset"),
     Config("attention.scale", "softmax_scale"),
     Config("attention.output_gate", "attention_output_gate"),
-    Only("attention.shared_kv", (1,)),
+    Module("attention.shared_kv", "Attention.linear_q, llm_train.handover"),
     Config("mla.heads", "num_attention_heads"),
     Module("mla.q_lora_rank", "LatentAttention"),
     Module("mla.kv_lora_rank", "LatentAttention"),
@@ -165,7 +166,7 @@ TABLE: tuple[Config | Module | Only | Ignored, ...] = (
     Module("moe.router.top_groups", "llm_train.model.routing"),
     Module("moe.router.group_score", "llm_train.model.routing"),
     Module("moe.router.linear_bias", "Router.bias"),
-    Only("moe.router.zero_experts", (0,)),
+    Module("moe.router.zero_experts", "ZeroExpertMixture, rows of Router.weight"),
     Config("mtp.layers", "mtp_num_layers"),
     Module("scalars.embedding", "llm_train.model.ends"),
     Module("scalars.residual", "Layer.residual_scale"),
@@ -208,6 +209,7 @@ def _refuse_unsupported(arch: Arch) -> None:
     ]
     if arch.moe is not None and arch.moe.bias and arch.moe.shared is not None:
         problems.append("moe.bias=True with moe.shared (a shared expert is built without biases)")
+    problems += handover_problems(arch)
     if problems:
         raise UnsupportedArchError("arch.json asks for " + "; ".join(dict.fromkeys(problems)))
 
@@ -258,5 +260,5 @@ def _router_fields(arch: Arch) -> dict[str, Any]:
     return {
         "moe_router_score_function": "softmax" if is_softmax else "sigmoid",
         "moe_router_pre_softmax": arch.moe.router.pre_softmax,
-        "moe_layer_freq": [int(run.feed_forward == "moe") for run in arch.each_layer()],
+        "moe_layer_freq": [int(run.feed_forward in ("moe", SHORTCUT)) for run in arch.each_layer()],
     }

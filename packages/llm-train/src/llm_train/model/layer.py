@@ -14,21 +14,28 @@ from megatron.core.transformer.transformer_layer import (
     TransformerLayerSubmodules,
 )
 
+from llm_train.handover import ALONE, Handover
 from llm_train.model.recompute import Recomputed
+from llm_train.model.shortcut import Work, beside
+
+# An output, the bias that is still to add to it, and what is made beside it, if anything.
+_Made = tuple[torch.Tensor | None, ...]
 
 
 @dataclass
 class LayerSubmodules(TransformerLayerSubmodules):
-    """Adds the norms on the outputs of both blocks."""
+    """Adds the norms on the outputs of both blocks, and experts beside a dense feed-forward."""
 
     post_self_attn_layernorm: ModuleSpec | type = IdentityOp
     post_mlp_layernorm: ModuleSpec | type = IdentityOp
+    shortcut_moe: ModuleSpec | type = IdentityOp
 
 
 class Layer(TransformerLayer):
     """hidden + scale · norm(mixer(norm(hidden))), then the same with the feed-forward.
 
-    A layer may lack either block. `mixer_name` is the attribute, and so the parameters' name.
+    A layer may lack either block. `mixer_name` is the attribute, and so the parameters' name;
+    `handover` says what passes between this layer and its neighbours beside hidden states.
     """
 
     def __init__(
@@ -38,9 +45,11 @@ class Layer(TransformerLayer):
         *args: Any,
         residual_scale: float = 1.0,
         mixer_name: str = "self_attention",
+        handover: Handover = ALONE,
         **kwargs: Any,
     ) -> None:
         super().__init__(config, submodules, *args, **kwargs)
+        self.handover = handover
         self.mixer_name = mixer_name
         if mixer_name != "self_attention":
             self.add_module(mixer_name, self.self_attention)
@@ -56,6 +65,10 @@ class Layer(TransformerLayer):
         self.post_mlp_layernorm = cast(
             "torch.nn.Module", build_module(submodules.post_mlp_layernorm, config=config, **sizes)
         )
+        self.shortcut_moe = cast("Any", build_module(submodules.shortcut_moe, config=config))
+        self.has_shortcut = not isinstance(self.shortcut_moe, IdentityOp)
+        if self.has_shortcut:
+            self.shortcut_moe.set_layer_number(self.layer_number)
 
     def forward(
         self,
@@ -67,60 +80,76 @@ class Layer(TransformerLayer):
         padding_mask: torch.Tensor | None = None,
         **_ignored: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[T, B, hidden] → the same; `context` goes through untouched."""
+        """[T, B, hidden] → the same; `context` is what the layer before hands on, if anything."""
+        # Through a view the gradients of its uses here meet before those of the next layer's, and
+        # sums of two do not depend on their order.
+        given = None if context is None else context.view_as(context)
 
-        def mix(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        def mix(x: torch.Tensor) -> _Made:
             return getattr(self, self.mixer_name)(
                 x,
                 attention_mask=attention_mask,
                 rotary_pos_emb=rotary_pos_emb,
                 packed_seq_params=packed_seq_params,
+                **({"lent": given} if self.handover.borrows else {}),
             )
 
-        hidden = hidden_states
+        hidden, made = hidden_states, given
         if self.has_mixer:
-            hidden = self._block(
+            hidden, lent = self._block(
                 hidden,
                 self.input_layernorm,
                 mix,
                 self.post_self_attn_layernorm,
                 is_norm_recomputed=self.recompute_input_layernorm,
             )
+            made = made if lent is None else lent
         if self.has_feed_forward:
-            hidden = self._block(
+            hidden, branch = self._block(
                 hidden,
                 self.pre_mlp_layernorm,
                 self._feed_forward(padding_mask),
                 self.post_mlp_layernorm,
                 is_norm_recomputed=self.recompute_pre_mlp_layernorm,
             )
-        return hidden, context
+            made = made if branch is None else branch
+        if self.handover.adds:
+            assert given is not None
+            hidden = hidden + given
+        return hidden, made if self.handover.hands_on else None
 
     def _block(
         self,
         hidden: torch.Tensor,
         norm_before: Callable[[torch.Tensor], torch.Tensor],
-        work: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]],
+        work: Callable[[torch.Tensor], _Made],
         norm_after: Callable[[torch.Tensor], torch.Tensor],
         *,
         is_norm_recomputed: bool,
-    ) -> torch.Tensor:
-        """One residual branch; its first norm is computed again in backward when told to."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """One residual branch, and what was made beside it.
+
+        Its first norm is computed again in backward when told to.
+        """
         norm = Recomputed(is_on=is_norm_recomputed and self.training)
         # Through a view the norm's gradients meet before the residual's joins them, as they do when
         # the norm is computed again: sums of three depend on their order in the last bit.
-        out, bias = work(norm.call(norm_before, hidden.view_as(hidden)))
+        out, bias, *made = work(norm.call(norm_before, hidden.view_as(hidden)))
+        assert out is not None
         norm.drop_before(out)
         out = norm_after(out if bias is None else out + bias)
-        return hidden + (out if self.residual_scale == 1.0 else out * self.residual_scale)
+        out = out if self.residual_scale == 1.0 else out * self.residual_scale
+        return hidden + out, made[0] if made else None
 
-    def _feed_forward(
-        self, padding_mask: torch.Tensor | None
-    ) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]:
+    def _feed_forward(self, padding_mask: torch.Tensor | None) -> Callable[[torch.Tensor], _Made]:
         def plain(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
             return self.mlp(x, padding_mask=padding_mask)
 
         def recomputed(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
             return cast("tuple[torch.Tensor, torch.Tensor | None]", checkpoint(plain, False, x))
 
-        return recomputed if self.recompute_mlp and self.training else plain
+        def experts(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+            return self.shortcut_moe(x, padding_mask=padding_mask)
+
+        dense: Work = recomputed if self.recompute_mlp and self.training else plain
+        return beside(experts, dense) if self.has_shortcut else dense

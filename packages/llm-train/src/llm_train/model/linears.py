@@ -47,5 +47,8 @@ class ReplicatedLinear(torch.nn.Linear):
             device=torch.cuda.current_device(),
             dtype=config.params_dtype,
         )
+        if has_bias:
+            # As megatron-core's own biases begin; torch's would be random, unlike on other layouts.
+            torch.nn.init.zeros_(self.bias)
         for parameter in self.parameters():
             parameter.sequence_parallel = config.sequence_parallel  # pyright: ignore[reportAttributeAccessIssue]

@@ -11,7 +11,7 @@ from llm_train.model.build import Model
 
 LAYERS = "decoder.layers."
 PREDICTION = "mtp.layers."
-EXPERTS = ".mlp.experts.local_experts."
+EXPERTS = ".experts.local_experts."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,16 +45,15 @@ def _global_name(chunk: Model, local: str) -> str:
 
 
 def _global_expert(chunk: Model, rest: str) -> str:
-    marker = EXPERTS.removeprefix(".")
-    if not rest.startswith(marker):
+    head, marker, numbered = rest.partition(EXPERTS)
+    if not marker:
         return rest
-    index, _, tail = rest.removeprefix(marker).partition(".")
+    index, _, tail = numbered.partition(".")
     ep = chunk.config.expert_model_parallel_size
     assert chunk.config.num_moe_experts is not None
     per_rank = chunk.config.num_moe_experts // ep
-    return (
-        f"{marker}{parallel_state.get_expert_model_parallel_rank() * per_rank + int(index)}.{tail}"
-    )
+    expert = parallel_state.get_expert_model_parallel_rank() * per_rank + int(index)
+    return f"{head}{marker}{expert}.{tail}"
 
 
 def _shard(local: str) -> Shard:

@@ -69,7 +69,12 @@ class LateHeadNorm(RMSNorm):
 
     def late(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise x [..., D]."""
-        return super().forward(x)
+        out = super().forward(x)
+        if out.requires_grad:
+            # The weight's gradient is a sum, whose last bit depends on how its terms lie in memory:
+            # so they do when attention is computed again.
+            out.register_hook(torch.Tensor.contiguous)
+        return out
 
 
 class AllHeadsNorm(torch.nn.Module):

@@ -31,11 +31,17 @@ _FP32_BUFFERS = ("expert_bias", "local_tokens_per_expert")
 
 
 class Router(TopKRouter):
-    """TopKRouter that chooses as `moe.router` of arch.json says; its expert biases stay."""
+    """TopKRouter that chooses as `moe.router` of arch.json says; its expert biases stay.
+
+    Choices that return their input (`zero_experts`) come behind the experts, and are balanced like
+    them.
+    """
 
     def __init__(self, *args: Any, facts: arch.Router, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.facts = facts
+        if facts.zero_experts:
+            self._add_choices(facts.zero_experts)
         if facts.linear_bias:
             self.bias = torch.nn.Parameter(torch.zeros_like(self.weight[:, 0]))
             self.bias.sequence_parallel = self.config.sequence_parallel  # pyright: ignore[reportAttributeAccessIssue]
@@ -106,6 +112,15 @@ class Router(TopKRouter):
                 weighted = loss * coefficient * valid.sum()
                 weights = cast("torch.Tensor", MoEAuxLossAutoScaler.apply(weights, weighted))
         return weights
+
+    def _add_choices(self, count: int) -> None:
+        """Rows of the weight, and entries of what is counted, for choices beyond the experts."""
+        more = self.weight.new_zeros(count, self.weight.shape[1])
+        self.weight = torch.nn.Parameter(torch.cat([self.weight.detach(), more]))
+        self.weight.sequence_parallel = self.config.sequence_parallel  # pyright: ignore[reportAttributeAccessIssue]
+        for name in _FP32_BUFFERS:
+            if (buffer := getattr(self, name)) is not None:
+                setattr(self, name, torch.cat([buffer, buffer.new_zeros(count)]))
 
     def _track(self, name: str, loss: torch.Tensor) -> None:
         layers = self.config.num_layers + (self.config.mtp_num_layers or 0)

@@ -24,6 +24,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 
 from llm_train.arch import Arch, LayerRun, Rope
 from llm_train.arch import Attention as AttentionFacts
+from llm_train.handover import ALONE, SHORTCUT, Handover, handovers
 from llm_train.model.attention import Attention
 from llm_train.model.core_attention import CoreAttention
 from llm_train.model.experts import Experts
@@ -36,6 +37,7 @@ from llm_train.model.mamba import MambaMixer
 from llm_train.model.mtp import PredictionLayer
 from llm_train.model.norms import AllHeadsNorm, LateHeadNorm, Norm
 from llm_train.model.router import Router
+from llm_train.model.zero_experts import ZeroExpertMixture
 
 # Transformer Engine fuses the norms into the linears that follow them; checkpoints carry its names.
 MIXER_NORM_NAMES: Mapping[str, str] = MappingProxyType(
@@ -47,7 +49,7 @@ MIXER_NORM_NAMES: Mapping[str, str] = MappingProxyType(
     }
 )
 FEED_FORWARD_NORM_NAMES: Mapping[str, str] = MappingProxyType(
-    {"dense": "mlp.linear_fc1.layer_norm_"}
+    dict.fromkeys(("dense", SHORTCUT), "mlp.linear_fc1.layer_norm_")
 )
 # layers.mixer → what megatron-core calls it in a layer, where it is not self_attention.
 MIXER_NAMES: Mapping[str, str] = MappingProxyType({"mamba2": "mixer"})
@@ -64,11 +66,11 @@ def block_spec(
     arch: Arch, config: TransformerConfig, *, vp_stage: int | None
 ) -> TransformerBlockSubmodules:
     """The layers of this rank's stage (and of chunk `vp_stage`), and the final norm."""
-    layers = list(arch.each_layer())
+    layers = list(zip(arch.each_layer(), handovers(arch), strict=True))
     first = get_transformer_layer_offset(config, vp_stage=vp_stage)
     mine = layers[first : first + get_num_layers_to_build(config, vp_stage=vp_stage)]
     return TransformerBlockSubmodules(
-        layer_specs=[_layer_spec(arch, layer) for layer in mine],
+        layer_specs=[_layer_spec(arch, layer, handover) for layer, handover in mine],
         layer_norm=Norm,  # pyright: ignore[reportArgumentType]  # a class by shape
     )
 
@@ -77,12 +79,12 @@ def prediction_spec(arch: Arch) -> MultiTokenPredictionBlockSubmodules | None:
     """The prediction layers, each with a layer of the last kind."""
     if arch.mtp is None:
         return None
-    layer = _layer_spec(arch, arch.layers[-1])
+    layer = _layer_spec(arch, arch.layers[-1], ALONE)
     spec = ModuleSpec(module=PredictionLayer, params={"transformer_layer": layer})
     return MultiTokenPredictionBlockSubmodules(layer_specs=[spec] * arch.mtp.layers)
 
 
-def _layer_spec(arch: Arch, layer: LayerRun) -> ModuleSpec:
+def _layer_spec(arch: Arch, layer: LayerRun, handover: Handover) -> ModuleSpec:
     before_mixer, after_mixer = _norms(arch, is_block=layer.mixer != "none")
     before_mlp, after_mlp = _norms(arch, is_block=layer.feed_forward != "none")
     return ModuleSpec(
@@ -90,15 +92,17 @@ def _layer_spec(arch: Arch, layer: LayerRun) -> ModuleSpec:
         params={
             "residual_scale": arch.scalars.residual,
             "mixer_name": MIXER_NAMES.get(layer.mixer, "self_attention"),
+            "handover": handover,
         },
         submodules=LayerSubmodules(
             input_layernorm=before_mixer,
-            self_attention=MIXERS[layer.mixer](arch, layer),
+            self_attention=MIXERS[layer.mixer](arch, layer, handover),
             post_self_attn_layernorm=after_mixer,
             pre_mlp_layernorm=before_mlp,
             mlp=_feed_forward_spec(arch, layer.feed_forward),
             post_mlp_layernorm=after_mlp,
-            sharded_state_dict_keys_map=_checkpoint_names(layer),
+            shortcut_moe=_moe_spec(arch) if layer.feed_forward == SHORTCUT else IdentityOp,
+            sharded_state_dict_keys_map=_checkpoint_names(layer, handover),
         ),
     )
 
@@ -110,10 +114,10 @@ def _norms(arch: Arch, *, is_block: bool) -> tuple[type, type]:
     return before, after
 
 
-def _checkpoint_names(layer: LayerRun) -> dict[str, str]:
+def _checkpoint_names(layer: LayerRun, handover: Handover) -> dict[str, str]:
     """The keys of norms in checkpoints, where they are not the modules' names."""
     norms = {
-        "input_layernorm.": MIXER_NORM_NAMES.get(layer.mixer),
+        "input_layernorm.": None if handover.borrows else MIXER_NORM_NAMES.get(layer.mixer),
         "pre_mlp_layernorm.": FEED_FORWARD_NORM_NAMES.get(layer.feed_forward),
     }
     return {norm: name for norm, name in norms.items() if name is not None}
@@ -122,15 +126,22 @@ def _checkpoint_names(layer: LayerRun) -> dict[str, str]:
 def _feed_forward_spec(arch: Arch, kind: str) -> ModuleSpec | type:
     if kind == "none":
         return IdentityOp
-    if kind != "moe" or arch.moe is None:
-        has_bias = arch.mlp is not None and arch.mlp.bias
-        return ModuleSpec(module=FeedForward, submodules=_linears(has_bias))
+    if kind == "moe":
+        return _moe_spec(arch)
+    has_bias = arch.mlp is not None and arch.mlp.bias
+    return ModuleSpec(module=FeedForward, submodules=_linears(has_bias))
+
+
+def _moe_spec(arch: Arch) -> ModuleSpec:
+    assert arch.moe is not None
     spec = get_mlp_module_spec_for_backend(Provider(), num_experts=arch.moe.experts)
     spec.submodules = replace(
         cast("MoESubmodules", spec.submodules),
         router=partial(Router, facts=arch.moe.router),
         experts=ModuleSpec(module=Experts, submodules=_linears(arch.moe.bias)),
     )
+    if arch.moe.router.zero_experts:
+        spec.module = ZeroExpertMixture
     return spec
 
 
@@ -142,7 +153,7 @@ def _linears(has_bias: bool) -> MLPSubmodules:
     return MLPSubmodules(linear_fc1=column, linear_fc2=row)
 
 
-def _latent_spec(arch: Arch, layer: LayerRun) -> ModuleSpec:
+def _latent_spec(arch: Arch, layer: LayerRun, _handover: Handover) -> ModuleSpec:
     position = arch.position
     options = LatentOptions(
         is_interleaved=isinstance(position, Rope) and position.interleaved,
@@ -152,7 +163,7 @@ def _latent_spec(arch: Arch, layer: LayerRun) -> ModuleSpec:
     return ModuleSpec(module=LatentAttention, params={"mla": arch.mla, "options": options})
 
 
-def _attention_spec(arch: Arch, layer: LayerRun) -> ModuleSpec:
+def _attention_spec(arch: Arch, layer: LayerRun, handover: Handover) -> ModuleSpec:
     assert arch.attention is not None
     attention, position = arch.attention, arch.position
     core = partial(
@@ -169,15 +180,24 @@ def _attention_spec(arch: Arch, layer: LayerRun) -> ModuleSpec:
             "attn_mask_type": AttnMaskType.causal,
             "has_rope": layer.rope and isinstance(position, Rope),
             "is_interleaved": isinstance(position, Rope) and position.interleaved,
+            "lends": handover.hands_on and not handover.borrows and attention.shared_kv > 1,
+            "borrows": handover.borrows,
+            "has_qkv_bias": attention.qkv_bias,
         },
         submodules=SelfAttentionSubmodules(
-            linear_qkv=partial(ColumnLinear, has_bias=attention.qkv_bias),
+            linear_qkv=_no_linear  # pyright: ignore[reportArgumentType]  # nothing of a builder's
+            if handover.borrows
+            else partial(ColumnLinear, has_bias=attention.qkv_bias),
             core_attention=core,
             linear_proj=ModuleSpec(module=RowLinear, params={"has_bias": attention.out_bias}),
             q_layernorm=q_norm,
             k_layernorm=k_norm,
         ),
     )
+
+
+def _no_linear(*_args: object, **_kwargs: object) -> None:
+    """For layers that have no keys and values of their own."""
 
 
 def _all_heads(attention: AttentionFacts) -> tuple[ModuleSpec, ModuleSpec]:
@@ -199,12 +219,12 @@ HEAD_NORMS: Mapping[
 )
 
 # layers.mixer → the spec of self_attention.
-MIXERS: Mapping[str, Callable[[Arch, LayerRun], ModuleSpec | type]] = MappingProxyType(
+MIXERS: Mapping[str, Callable[[Arch, LayerRun, Handover], ModuleSpec | type]] = MappingProxyType(
     {
         "attention": _attention_spec,
         "mla": _latent_spec,
-        "gdn": lambda arch, _: ModuleSpec(module=GatedDeltaNet, params={"gdn": arch.gdn}),
-        "mamba2": lambda arch, _: ModuleSpec(module=MambaMixer, params={"mamba": arch.mamba2}),
+        "gdn": lambda arch, *_: ModuleSpec(module=GatedDeltaNet, params={"gdn": arch.gdn}),
+        "mamba2": lambda arch, *_: ModuleSpec(module=MambaMixer, params={"mamba": arch.mamba2}),
         "none": lambda *_: IdentityOp,
     }
 )
