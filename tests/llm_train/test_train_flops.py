@@ -118,7 +118,7 @@ def test_choices_of_nothing_compute_nothing(document):
 
 
 def test_layers_that_borrow_keys_project_queries_alone(document):
-    """Of four layers in groups of three, two borrow: 2 groups of 32 for keys, as many for values."""
+    """Of four layers, in groups of three, two borrow: 2 groups of 32 for keys, and for values."""
     shared = facts(document, attention={**document["attention"], "shared_kv": 3})
     less = forward_flops(facts(document), T).weights - forward_flops(shared, T).weights
     assert less == 2 * (2 * 2 * 64 * 64)
