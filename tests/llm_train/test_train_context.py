@@ -4,38 +4,167 @@ Gradient norms are compared too: Adam forgives a gradient that is wrong by a fac
 loss that is not summed over tokens gives under context parallel.
 """
 
-import copy
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fork_ranks import run_ranks
-from tiny_archs import latent
+from tiny_archs import EXPERTS, latent
+from train_curves import Recorder, each_run, go, tiny_run
 
 GOLDEN = Path(__file__).parents[1] / "contracts" / "arch" / "golden"
 STEPS = 20
 
 
+def _plain(document):
+    return document
+
+
+def _every_feature(document):
+    """Grouped queries, window, softcap, sinks and distances; blocks' tests tell them apart."""
+    document["attention"] |= {"softcap": 2.0, "sinks": True}
+    document["position"] = {"kind": "alibi"}
+    document["layers"][0]["window"] = 9
+    return document
+
+
+def _learned_positions(document):
+    return {**document, "position": {"kind": "learned"}}
+
+
+def _experts(document):
+    layer = {**document["layers"][0], "count": 1}
+    layers = [layer, {**layer, "feed_forward": "moe"}]
+    return {**document, "layers": layers, "moe": {**EXPERTS, "ffn_hidden_size": 64}}
+
+
+@dataclass(frozen=True)
+class Model:
+    """The tiny Qwen3 of two layers, changed; whether its rows hold several documents."""
+
+    change: Any = _plain
+    is_packed: bool = False
+    steps: int = STEPS
+
+    def run(self, folder, *, data, micro_batch_size=2, **parallel):
+        """A run of one micro-batch of two rows a step, evaluated by and by, as a document."""
+        arch = json.loads((GOLDEN / "qwen3_tiny.json").read_text())
+        arch["layers"][0]["count"] = 2
+        path = folder / f"{self.change.__name__}.json"
+        path.write_text(json.dumps(self.change(arch)))
+        document = tiny_run(path, data=data, save=folder / "run")
+        document["train"] |= {
+            "max_steps": self.steps,
+            "global_batch_size": 2,
+            "micro_batch_size": micro_batch_size,
+            "eval_every": min(self.steps, 10),
+            "eval_steps": 1,
+        }
+        document["data"] |= {"valid_fraction": 0.1, "reset_documents": self.is_packed}
+        return {**document, "parallel": parallel}
+
+
+PLAIN, PACKED = Model(), Model(is_packed=True)
+CP2 = {
+    "ring": {"cp": 2, "cp_kind": "ring"},
+    "ulysses": {"cp": 2, "cp_kind": "ulysses"},
+    "allgather": {"cp": 2, "cp_kind": "allgather"},
+}
+HYBRID = {"cp": 4, "cp_kind": "hybrid", "cp_ulysses": 2}
+FEATURES = [
+    *((Model(_every_feature, steps=5), kind) for kind in CP2),
+    *((Model(latent, is_packed=True, steps=5), kind) for kind in ("ring", "allgather")),
+    (Model(_learned_positions, is_packed=True, steps=5), "ring"),
+]
+# One set of ranks → how many, the runs that it trains: a model and its layout
+RANKS = {
+    "cp2": (
+        2,
+        {
+            **{kind: (PLAIN, parallel) for kind, parallel in CP2.items()},
+            **{f"{kind}-packed": (PACKED, parallel) for kind, parallel in CP2.items()},
+            **{
+                f"{kind}-{model.change.__name__.strip('_')}": (model, CP2[kind])
+                for model, kind in FEATURES
+            },
+        },
+    ),
+    "cp4": (4, {"hybrid": (PLAIN, HYBRID)}),
+    "tp2-cp2": (4, {"ring": (PLAIN, {"tp": 2, "cp": 2})}),
+    "pp2-cp2": (4, {"ring-packed": (PACKED, {"pp": 2, "cp": 2, "micro_batch_size": 1})}),
+    "cp2-dp2": (4, {"ring-packed": (PACKED, {"cp": 2, "micro_batch_size": 1})}),
+    "cp2-ep2": (2, {"ring-experts": (Model(_experts), {"cp": 2, "ep": 2})}),
+}
+CASES = [(ranks, name) for ranks, (_, runs) in RANKS.items() for name in runs]
+MODELS = {model for _, runs in RANKS.values() for model, _ in runs.values()}
+
+
+def train_all(documents, world_size):
+    """By name: (loss, gradient norm) of every step, and the losses of evaluations."""
+
+    def look(training, splits):
+        recorder = Recorder()
+        go(training, splits, recorder)
+        return recorder.curve, recorder.evaluations
+
+    return run_ranks(lambda _rank: dict(each_run(documents, look)), world_size)[0]
+
+
 @pytest.fixture(scope="module")
-def alone():
-    """What one process makes of a run, found once for equal runs."""
+def alone(toy_prefix, tmp_path_factory):
+    """By model: what one process makes of it."""
+    folder = tmp_path_factory.mktemp("alone")
+    return train_all({model: model.run(folder, data=toy_prefix) for model in MODELS}, 1)
+
+
+@pytest.fixture(scope="module")
+def shared(toy_prefix, tmp_path_factory):
+    """`shared(ranks)`: what a set of ranks makes of each of its runs."""
     found = {}
 
-    def train_alone(document):
-        arch = Path(document["model"]["arch"]).read_text()
-        model = {**document["model"], "arch": arch}
-        key = json.dumps({**document, "model": model, "save": None})
-        if key not in found:
-            found[key] = train(document, 1)
-        return found[key]
+    def train(ranks):
+        if ranks not in found:
+            world_size, runs = RANKS[ranks]
+            folder = tmp_path_factory.mktemp(ranks)
+            documents = {
+                name: model.run(folder, data=toy_prefix, **parallel)
+                for name, (model, parallel) in runs.items()
+            }
+            found[ranks] = train_all(documents, world_size)
+        return found[ranks]
 
-    return train_alone
+    return train
+
+
+def assert_same_curve(found, wanted):
+    (steps, evaluations), (wanted_steps, wanted_evaluations) = found, wanted
+    assert len(steps) == len(wanted_steps) >= 5
+    for step, (one, two) in enumerate(zip(steps, wanted_steps, strict=True), start=1):
+        assert one[0] == pytest.approx(two[0], abs=1e-5), f"loss of step {step}"
+        assert one[1] == pytest.approx(two[1], rel=1e-4), f"gradient norm of step {step}"
+    assert len(evaluations) == len(wanted_evaluations) >= 1
+    assert evaluations == pytest.approx(wanted_evaluations, abs=1e-5)
+
+
+@pytest.mark.parametrize(("ranks", "name"), CASES)
+def test_a_shared_sequence_trains_like_one_process(ranks, name, shared, alone):
+    model, _ = RANKS[ranks][1][name]
+    found = shared(ranks)[name]
+    assert len(found[0]) == model.steps
+    assert_same_curve(found, alone[model])
+
+
+def test_a_reset_at_documents_changes_the_losses(alone):
+    (whole, _), (packed, _) = alone[PLAIN], alone[PACKED]
+    assert whole[0][0] != pytest.approx(packed[0][0], abs=1e-3)
 
 
 def train(document, world_size):
-    """(loss, gradient norm) of every step, and the losses of evaluations."""
+    """As `train_all`, of one run that keeps checkpoints."""
 
     def rank(_rank):
         from llm_train.config_parse import parse
@@ -50,103 +179,16 @@ def train(document, world_size):
     return steps, [record["eval_loss"] for record in records if "eval_loss" in record]
 
 
-def assert_same_curve(found, wanted):
-    (steps, evaluations), (wanted_steps, wanted_evaluations) = found, wanted
-    assert len(steps) == len(wanted_steps) >= 5
-    for step, (one, two) in enumerate(zip(steps, wanted_steps, strict=True), start=1):
-        assert one[0] == pytest.approx(two[0], abs=1e-5), f"loss of step {step}"
-        assert one[1] == pytest.approx(two[1], rel=1e-4), f"gradient norm of step {step}"
-    assert evaluations == pytest.approx(wanted_evaluations, abs=1e-5)
-
-
-@pytest.fixture
-def small_run(run_document):
-    """One micro-batch of two rows a step, evaluated once."""
-    train = {"max_steps": STEPS, "global_batch_size": 2, "micro_batch_size": 2}
-    run_document["train"] |= {**train, "eval_every": STEPS, "eval_steps": 1}
-    run_document["data"]["valid_fraction"] = 0.1
-    return run_document
-
-
-@pytest.fixture
-def with_arch(small_run, tmp_path):
-    """`with_arch(change)`: the run of the tiny Qwen3, two layers, changed."""
-
-    def make(change=lambda document: document, **overrides):
-        document = json.loads((GOLDEN / "qwen3_tiny.json").read_text())
-        document["layers"][0]["count"] = 2
-        (tmp_path / "arch.json").write_text(json.dumps(change(document)))
-        small_run["model"]["arch"] = str(tmp_path / "arch.json")
-        return with_overrides(small_run, overrides, tmp_path / "run")
-
-    return make
-
-
-def with_overrides(document, overrides, path):
-    changed = copy.deepcopy(document)
-    for key, value in overrides.items():
-        section, _, field = key.partition("__")
-        changed.setdefault(section, {})[field] = value
-    changed["save"]["path"] = str(path)
-    return changed
-
-
-def over(document, tmp_path, *, micro_batch_size=2, **parallel):
-    """The run cut over the ranks of a layout."""
-    overrides = {f"parallel__{key}": value for key, value in parallel.items()}
-    overrides["train__micro_batch_size"] = micro_batch_size
-    return with_overrides(document, overrides, tmp_path / "over")
-
-
-CP2 = {
-    "ring": {"cp": 2, "cp_kind": "ring"},
-    "ulysses": {"cp": 2, "cp_kind": "ulysses"},
-    "allgather": {"cp": 2, "cp_kind": "allgather"},
-}
-HYBRID = {"cp": 4, "cp_kind": "hybrid", "cp_ulysses": 2}
-# name → (ranks, layout, whether rows hold several documents)
-LAYOUTS = {
-    **{f"cp2-{kind}": (2, parallel, False) for kind, parallel in CP2.items()},
-    **{f"cp2-{kind}-packed": (2, parallel, True) for kind, parallel in CP2.items()},
-    "cp4-hybrid": (4, HYBRID, False),
-    "tp2-cp2": (4, {"tp": 2, "cp": 2}, False),
-    "pp2-cp2-packed": (4, {"pp": 2, "cp": 2, "micro_batch_size": 1}, True),
-    "cp2-dp2-packed": (4, {"cp": 2, "micro_batch_size": 1}, True),
-}
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_a_shared_sequence_trains_like_one_process(name, with_arch, alone, tmp_path):
-    world_size, parallel, is_packed = LAYOUTS[name]
-    document = with_arch(data__reset_documents=is_packed)
-    found = train(over(document, tmp_path, **parallel), world_size)
-    assert_same_curve(found, alone(document))
-
-
-def test_a_reset_at_documents_changes_the_losses(with_arch, alone, tmp_path):
-    document = with_arch()
-    reset = with_overrides(document, {"data__reset_documents": True}, tmp_path / "reset")
-    whole, packed = alone(document), alone(reset)
-    assert whole[0][0][0] != pytest.approx(packed[0][0][0], abs=1e-3)
-
-
-def test_experts_are_spread_over_a_shared_sequence(small_run, moe_arch, alone, tmp_path):
-    arch = json.loads(moe_arch.read_text())
-    arch["layers"] = [{**layer, "count": 1} for layer in arch["layers"]]
-    moe_arch.write_text(json.dumps(arch))
-    small_run["model"]["arch"] = str(moe_arch)
-    found = train(over(small_run, tmp_path, cp=2, ep=2), 2)
-    assert_same_curve(found, alone(small_run))
-
-
-def test_a_checkpoint_of_shared_sequences_goes_on_in_one_process(with_arch, alone, tmp_path):
-    document = with_arch(train__max_steps=10)
-    shared = over(document, tmp_path, cp=2)
-    shared["save"]["every"] = 5
-    train(shared, 2)
-    shutil.rmtree(tmp_path / "over" / "iter_0000010")
-    shared["parallel"] = {}
-    assert_same_curve(train(shared, 1), alone(document))
+def test_a_checkpoint_of_shared_sequences_goes_on_in_one_process(toy_prefix, alone, tmp_path):
+    document = PLAIN.run(tmp_path, data=toy_prefix, cp=2)
+    document["train"]["max_steps"] = 10
+    document["optimizer"]["decay_steps"] = STEPS
+    document["save"]["every"] = 5
+    train(document, 2)
+    shutil.rmtree(tmp_path / "run" / "iter_0000010")
+    document["parallel"] = {}
+    steps, evaluations = alone[PLAIN]
+    assert_same_curve(train(document, 1), (steps[:10], evaluations[:1]))
 
 
 def test_keys_and_their_gradients_come_home_round_a_ring_of_four():
@@ -188,34 +230,3 @@ def test_keys_and_their_gradients_come_home_round_a_ring_of_four():
 
     differences = run_ranks(rank, 4)
     assert max(max(one) for one in differences) < 1e-12, differences
-
-
-def _every_feature(document):
-    """Grouped queries, window, softcap, sinks and distances; blocks' tests tell them apart."""
-    document["attention"] |= {"softcap": 2.0, "sinks": True}
-    document["position"] = {"kind": "alibi"}
-    document["layers"][0]["window"] = 9
-    return document
-
-
-def _learned_positions(document):
-    return {**document, "position": {"kind": "learned"}}
-
-
-FEATURES = [
-    *((_every_feature, kind, False) for kind in CP2),
-    *((latent, kind, True) for kind in ("ring", "allgather")),
-    (_learned_positions, "ring", True),
-]
-
-
-@pytest.mark.parametrize(
-    ("change", "kind", "is_packed"),
-    FEATURES,
-    ids=lambda value: getattr(value, "__name__", str(value)).strip("_"),
-)
-def test_every_primitive_shares_its_sequence_like_one_process(
-    change, kind, is_packed, with_arch, alone, tmp_path
-):
-    document = with_arch(change, data__reset_documents=is_packed, train__max_steps=5)
-    assert_same_curve(train(over(document, tmp_path, **CP2[kind]), 2), alone(document))

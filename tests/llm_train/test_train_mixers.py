@@ -46,7 +46,7 @@ def runs(run_document, tmp_path):
                     "max_steps": STEPS,
                     "seq_length": 32,
                     "global_batch_size": 4,
-                    "micro_batch_size": 2,
+                    "micro_batch_size": 2 if "pp" in parallel else 4,
                 },
                 "optimizer": {"lr": 1e-3, "warmup_steps": 2},
                 "parallel": parallel,
