@@ -2,7 +2,7 @@
 
 A shortcut layer (`dense_shortcut_moe`) hands on what its experts made, which is added behind the
 next layer. The first of `attention.shared_kv` layers hands on its keys and values, and each that
-uses them hands them on. Stages of a pipeline exchange hidden states alone, so both ends of a
+uses them hands them on; so does a layer with an indexer the keys that it chose. Stages of a pipeline exchange hidden states alone, so both ends of a
 handover lie in one model chunk.
 """
 
@@ -20,7 +20,7 @@ SHORTCUT = "dense_shortcut_moe"
 class Handover:
     """How one layer stands between its neighbours.
 
-    `borrows`: it uses the keys and values that it is given. `adds`: it adds what it is given to its
+    `borrows`: it uses the keys (and values) that it is given. `adds`: it adds what it is given to its
     output. `hands_on`: the next layer is given something.
     """
 
@@ -36,7 +36,9 @@ def handovers(arch: Arch) -> tuple[Handover, ...]:
     """One entry a layer of the decoder."""
     branches = [run.feed_forward == SHORTCUT for run in arch.each_layer()]
     shared = arch.attention.shared_kv if arch.attention is not None else 1
-    borrows = [index % shared > 0 for index in range(arch.num_layers)]
+    indexer = arch.mla.indexer if arch.mla is not None else None
+    indexed = indexer.borrowing_layers if indexer is not None else ()
+    borrows = [index % shared > 0 or index in indexed for index in range(arch.num_layers)]
     return tuple(
         Handover(borrows=borrowing, adds=adding, hands_on=branching or lending)
         for borrowing, adding, branching, lending in zip(
@@ -53,6 +55,8 @@ def handover_problems(arch: Arch) -> Iterator[str]:
     if arch.attention is not None and arch.attention.shared_kv > 1:
         shared = f"attention.shared_kv={arch.attention.shared_kv}"
         yield from (f"{shared} with {why}" for why in _sharing_problems(arch, arch.attention))
+    if arch.mla is not None and arch.mla.indexer is not None and arch.mla.indexer.borrowing_layers:
+        yield from (f"mla.indexer.borrowing_layers with {why}" for why in _choice_problems(arch))
 
 
 def _shortcut_problems(arch: Arch) -> Iterator[str]:
@@ -76,3 +80,10 @@ def _sharing_problems(arch: Arch, attention: Attention) -> Iterator[str]:
         )
     if attention.output_gate:
         yield "attention.output_gate=True (can build: False)"
+
+
+def _choice_problems(arch: Arch) -> Iterator[str]:
+    if any(run.feed_forward == SHORTCUT for run in arch.layers):
+        yield f"layers.feed_forward={SHORTCUT} (a layer hands on one thing)"
+    for mixer in sorted({run.mixer for run in arch.layers} - {"mla"}):
+        yield f"layers.mixer={mixer} (can build: mla in every layer)"

@@ -25,7 +25,8 @@ def handover(config: RunConfig, arch: Arch) -> Iterator[str]:
     for layer, one in enumerate(by_layer[1:], start=1):
         if not by_layer[layer - 1].hands_on or places[layer - 1] == places[layer]:
             continue
-        what = "keys and values" if one.borrows else "experts' output"
+        lent = "choice of keys" if arch.mla is not None else "keys and values"
+        what = lent if one.borrows else "experts' output"
         yield (
             f"parallel: layer {layer} ({places[layer]}) takes the {what} of layer {layer - 1} "
             f"({places[layer - 1]}), and stages exchange hidden states alone: layers_per_stage "

@@ -15,6 +15,7 @@ from llm_train.model.context_parallel.place import context_group, context_rank, 
 from llm_train.model.context_parallel.ring import ring_attention
 from llm_train.model.context_parallel.spans import held, plan, ring_plans
 from llm_train.model.context_parallel.ulysses import heads_for_tokens, tokens_for_heads
+from llm_train.model.indexer import Indexer
 from llm_train.model.packed_rows import PackedRows
 
 # Scores of no more than tile × tile tokens lie in memory at a time.
@@ -28,6 +29,7 @@ class CoreAttention(torch.nn.Module):
     `window` counts the tokens a query sees, itself included; None = all before it. `softcap` bounds
     scores by softcap · tanh(score / softcap). `sinks`: a learned score a head that takes part in
     the softmax and gives nothing. `alibi_heads`: heads of the whole model, biased by distance.
+    `indexer` is kept here for its place among megatron-core's names; who calls it says `allowed`.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class CoreAttention(torch.nn.Module):
         softcap: float | None = None,
         sinks: bool = False,
         alibi_heads: int | None = None,
+        indexer: Indexer | None = None,
         **_ignored: Any,
     ) -> None:
         super().__init__()
@@ -49,6 +52,7 @@ class CoreAttention(torch.nn.Module):
         self.softcap = softcap
         self.alibi_heads = alibi_heads
         self.softmax_offset = _sink_parameter(config) if sinks else None
+        self.indexer = indexer
 
     def forward(
         self,
@@ -59,15 +63,17 @@ class CoreAttention(torch.nn.Module):
         attn_mask_type: object = None,
         attention_bias: torch.Tensor | None = None,
         packed_seq_params: object = None,
+        allowed: torch.Tensor | None = None,
     ) -> torch.Tensor:
         # T tokens, B batch, H query heads (G key and value heads), D head dim, E value head dim
+        # `allowed` [B, T, T] is all that queries see: causality and documents are in it already.
         assert attention_mask is None, "CoreAttention is causal: it takes no mask"
         assert attention_bias is None, "CoreAttention takes no bias"
         packed = packed_seq_params
         assert packed is None or isinstance(packed, PackedRows)
-        if self._is_ordinary(packed):
-            heads = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-            out_TBHE = self._fused(*heads).permute(2, 0, 1, 3)
+        if allowed is not None or self._is_ordinary(packed):
+            q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+            out_TBHE = self._fused(q, k, v, allowed).permute(2, 0, 1, 3)
         elif self.config.context_parallel_size > 1 and self.config.cp_comm_type == "all_gather":
             out_TBHE = self._gathered(query, key, value, packed)
         else:
@@ -83,9 +89,13 @@ class CoreAttention(torch.nn.Module):
         return make_sharded_tensors_for_checkpoint(state, prefix, axes, sharded_offsets)
 
     def _fused(
-        self, q_BHTD: torch.Tensor, k_BGTD: torch.Tensor, v_BGTD: torch.Tensor
+        self,
+        q_BHTD: torch.Tensor,
+        k_BGTD: torch.Tensor,
+        v_BGTD: torch.Tensor,
+        allowed_BTT: torch.Tensor | None,
     ) -> torch.Tensor:
-        mask = self._mask(q_BHTD)
+        mask = self._mask(q_BHTD) if allowed_BTT is None else allowed_BTT[:, None]
         return F.scaled_dot_product_attention(
             q_BHTD,
             k_BGTD,

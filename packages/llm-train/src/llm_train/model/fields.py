@@ -121,7 +121,11 @@ TABLE: tuple[Config | Module | Only | Ignored, ...] = (
     Module("mla.out_bias", "LatentAttention"),
     Module("mla.q_scale", "LatentAttention"),
     Module("mla.kv_scale", "LatentAttention"),
-    Only("mla.indexer", (None,)),
+    Module("mla.indexer.heads", "Indexer"),
+    Module("mla.indexer.head_dim", "Indexer"),
+    Module("mla.indexer.top_k", "Indexer"),
+    Module("mla.indexer.rope_interleaved", "Indexer"),
+    Module("mla.indexer.borrowing_layers", "llm_train.handover"),
     Module("gdn.key_heads", "GatedDeltaNet"),
     Module("gdn.value_heads", "GatedDeltaNet"),
     Module("gdn.key_head_dim", "GatedDeltaNet"),
@@ -210,6 +214,9 @@ def _refuse_unsupported(arch: Arch) -> None:
     if arch.moe is not None and arch.moe.bias and arch.moe.shared is not None:
         problems.append("moe.bias=True with moe.shared (a shared expert is built without biases)")
     problems += handover_problems(arch)
+    has_window = any(run.mixer == "mla" and run.window is not None for run in arch.layers)
+    if has_window and arch.mla is not None and arch.mla.indexer is not None:
+        problems.append("mla.indexer with layers.window (keys are chosen of all that lie before)")
     if problems:
         raise UnsupportedArchError("arch.json asks for " + "; ".join(dict.fromkeys(problems)))
 

@@ -20,23 +20,30 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from llm_train.arch import Mla
 from llm_train.config import RecomputeModule
 from llm_train.model.core_attention import CoreAttention
+from llm_train.model.indexer import Choice, Indexer
+from llm_train.model.indexer_loss import Attended, learn
 from llm_train.model.linears import ColumnLinear, ReplicatedLinear, output_linear
 from llm_train.model.norms import RMSNorm
+from llm_train.model.packed_rows import PackedRows
 from llm_train.model.recompute import Recomputed, is_recomputed
 from llm_train.model.rope import rotate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentOptions:
-    """What the layer is told beside the sizes: its rotation and its window."""
+    """What the layer is told beside the sizes: rotation, window, whether it chooses keys."""
 
     is_interleaved: bool
     has_rope: bool
     window: int | None
+    has_indexer: bool
 
 
 class LatentAttention(MegatronModule):
-    """Latent attention with megatron-core's parameter names."""
+    """Latent attention with megatron-core's parameter names.
+
+    In a model with indexers a layer without one attends to the keys that a layer before it chose.
+    """
 
     def __init__(
         self,
@@ -65,6 +72,9 @@ class LatentAttention(MegatronModule):
             layer_number,
             softmax_scale=mla.scale or head**-0.5,
             window=options.window,
+            indexer=Indexer(config, mla, has_rope=options.has_rope)
+            if options.has_indexer
+            else None,
         )
         self.linear_proj = output_linear(config, mla.heads * mla.v_head_dim, has_bias=mla.out_bias)
 
@@ -74,10 +84,15 @@ class LatentAttention(MegatronModule):
         attention_mask: torch.Tensor | None = None,
         *,
         rotary_pos_emb: torch.Tensor | None = None,
-        packed_seq_params: object = None,
+        packed_seq_params: PackedRows | None = None,
+        lent: torch.Tensor | None = None,
         **_ignored: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[T, B, hidden] (a slice of T under sequence parallel) → the same, and the bias to add."""
+    ) -> tuple[torch.Tensor | None, ...]:
+        """[T, B, hidden] (a slice of T under sequence parallel) → the same, and the bias to add.
+
+        With an indexer also the keys [B, T, T] that each query attends to, None for all; a layer
+        that borrows them is given them as `lent`.
+        """
         mla = self.mla
         q_latent = hidden_states
         if mla.q_lora_rank is not None:
@@ -89,15 +104,49 @@ class LatentAttention(MegatronModule):
         query, key, value = up.call(
             partial(self._up, rotary_pos_emb), q_latent, kv_latent, self._for_every_rank(k_rope)
         )
+        choice, allowed = None, lent
+        if self.core_attention.indexer is not None:
+            choice = self._choose(hidden_states, q_latent, rotary_pos_emb, packed_seq_params)
+            allowed = choice.allowed
         attend = partial(
-            self.core_attention, attention_mask=attention_mask, packed_seq_params=packed_seq_params
+            self.core_attention,
+            attention_mask=attention_mask,
+            packed_seq_params=packed_seq_params,
+            allowed=allowed,
         )
         if self._is_recomputed(RecomputeModule.CORE_ATTENTION):
             out = cast("torch.Tensor", checkpoint(attend, False, query, key, value))
         else:
             out = attend(query, key, value)
+        if choice is not None:
+            out = self._learn(choice, out, query.detach(), key.detach())
         up.drop_before(out)
-        return self.linear_proj(out)
+        return *self.linear_proj(out), *((allowed,) if choice is not None else ())
+
+    def _choose(
+        self,
+        hidden_states: torch.Tensor,
+        q_latent: torch.Tensor,
+        rotary_pos_emb: torch.Tensor | None,
+        packed: PackedRows | None,
+    ) -> Choice:
+        """The keys that the indexer lets queries attend to."""
+        assert self.core_attention.indexer is not None
+        if self.mla.q_lora_rank is not None:
+            with torch.no_grad():
+                q_latent = self.q_layernorm(q_latent)
+        return self.core_attention.indexer(hidden_states, q_latent, rotary_pos_emb, packed)
+
+    def _learn(
+        self, choice: Choice, out: torch.Tensor, query: torch.Tensor, key: torch.Tensor
+    ) -> torch.Tensor:
+        """`out`, unchanged; with the indexer's loss behind it where there is one."""
+        indexer, scale = self.core_attention.indexer, self.core_attention.softmax_scale
+        assert indexer is not None
+        assert scale is not None
+        if not indexer.is_learning:
+            return out
+        return learn(indexer, out, Attended(query=query, key=key, scale=scale, choice=choice))
 
     def _up(
         self,

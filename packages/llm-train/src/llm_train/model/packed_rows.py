@@ -22,6 +22,25 @@ class PackedRows:
     cp_group: ClassVar[None] = None
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest document."""
+        return max(max(lengths) for lengths in self._lengths())
+
+    def first_places(self) -> torch.Tensor:
+        """[B, T] on the host: where the document of each token starts."""
+        rows = zip(self.starts, self._lengths(), strict=True)
+        return torch.stack(
+            [torch.tensor(row).repeat_interleave(torch.tensor(count)) for row, count in rows]
+        )
+
+    def _lengths(self) -> list[list[int]]:
+        ends = ((*row[1:], self.tokens) for row in self.starts)
+        return [
+            [end - start for start, end in zip(row, stop, strict=True)]
+            for row, stop in zip(self.starts, ends, strict=True)
+        ]
+
+    @property
     def max_seqlen_q(self) -> int:
         """How many positions the rotary table needs."""
         return self.tokens

@@ -153,12 +153,14 @@ def _linears(has_bias: bool) -> MLPSubmodules:
     return MLPSubmodules(linear_fc1=column, linear_fc2=row)
 
 
-def _latent_spec(arch: Arch, layer: LayerRun, _handover: Handover) -> ModuleSpec:
+def _latent_spec(arch: Arch, layer: LayerRun, handover: Handover) -> ModuleSpec:
+    assert arch.mla is not None
     position = arch.position
     options = LatentOptions(
         is_interleaved=isinstance(position, Rope) and position.interleaved,
         has_rope=layer.rope and isinstance(position, Rope),
         window=layer.window,
+        has_indexer=arch.mla.indexer is not None and not handover.borrows,
     )
     return ModuleSpec(module=LatentAttention, params={"mla": arch.mla, "options": options})
 
