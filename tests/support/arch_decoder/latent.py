@@ -16,8 +16,8 @@ def mla(layer, x):
     """Causal latent attention over x [B, T, H]."""
     facts = layer.document["mla"]
     batch, length, _ = x.shape
-    q_latent, q = _queries(layer, x, facts)
-    k, v = _keys_and_values(layer, x, facts)
+    q_latent, q = queries(layer, x, facts)
+    k, v = keys_and_values(layer, x, facts)
     width = facts["qk_nope_head_dim"] + facts["qk_rope_head_dim"]
     scale = width**-0.5 if facts["scale"] is None else facts["scale"]
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * scale
@@ -31,7 +31,7 @@ def mla(layer, x):
     return linear(layer, out, AT + "linear_proj")
 
 
-def _queries(layer, x, facts):
+def queries(layer, x, facts):
     """The queries' latent (x itself without one) and queries [B, T, heads, D]."""
     if facts["q_lora_rank"] is None:
         latent, q = x, linear(layer, x, AT + "linear_q_proj")
@@ -44,7 +44,7 @@ def _queries(layer, x, facts):
     return latent, torch.cat([nope, _placed(layer, rope)], dim=-1)
 
 
-def _keys_and_values(layer, x, facts):
+def keys_and_values(layer, x, facts):
     """Both [B, T, heads, D]; all heads share the rotary part of the keys."""
     down = linear(layer, x, AT + "linear_kv_down_proj")
     latent, rope = down.split([facts["kv_lora_rank"], facts["qk_rope_head_dim"]], dim=-1)
@@ -63,10 +63,18 @@ def _placed(layer, x):
 
 
 def _selected(layer, x, q_latent, facts, seen):
-    """Which keys [B, T, T] are among the indexer's best `top_k` of those a query may see.
+    """Which keys [B, T, T] are among the indexer's best `top_k` of those a query may see."""
+    best = index_scores(layer, x, q_latent).masked_fill(~seen, float("-inf"))
+    best = best.topk(min(facts["indexer"]["top_k"], x.shape[1]), dim=-1).indices
+    return torch.zeros_like(seen).scatter(-1, best, True)
+
+
+def index_scores(layer, x, q_latent):
+    """The indexer's scores [B, T, T] of every key for every query.
 
     score = Σ over heads of weight / √heads · relu(q·k / √D) (DeepSeek-V3.2's lightning indexer).
     """
+    facts = layer.document["mla"]
     indexer, rope = facts["indexer"], facts["qk_rope_head_dim"]
 
     def turned(part):
@@ -78,7 +86,4 @@ def _selected(layer, x, q_latent, facts, seen):
     k = F.layer_norm(k, (indexer["head_dim"],), scale, shift, INDEXER_NORM_EPS)
     dots = torch.einsum("bqhd,bkd->bqhk", turned(q), turned(k[:, :, None])[:, :, 0])
     weights = linear(layer, x, INDEXER + "linear_weights_proj") * indexer["heads"] ** -0.5
-    scores = (weights[..., None] * F.relu(dots * indexer["head_dim"] ** -0.5)).sum(dim=2)
-    best = scores.masked_fill(~seen, float("-inf"))
-    best = best.topk(min(indexer["top_k"], x.shape[1]), dim=-1).indices
-    return torch.zeros_like(seen).scatter(-1, best, True)
+    return (weights[..., None] * F.relu(dots * indexer["head_dim"] ** -0.5)).sum(dim=2)

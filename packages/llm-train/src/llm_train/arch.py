@@ -280,6 +280,16 @@ class Arch(_Part):
         """Layers of the decoder."""
         return sum(run.count for run in self.layers)
 
+    @property
+    def num_indexers(self) -> int:
+        """Layers that choose keys themselves, prediction layers among them."""
+        if self.mla is None or self.mla.indexer is None:
+            return 0
+        mixers = [run.mixer for run in self.each_layer()]
+        # A prediction layer is one of the last kind, and borrows from none.
+        mixers += mixers[-1:] * (self.mtp.layers if self.mtp is not None else 0)
+        return mixers.count("mla") - len(self.mla.indexer.borrowing_layers)
+
     def each_layer(self) -> Iterator[LayerRun]:
         """One entry a layer, in order."""
         for run in self.layers:

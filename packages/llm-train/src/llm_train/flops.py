@@ -25,20 +25,24 @@ _BACKWARD_AND_FORWARD = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenFlops:
-    """Operations for one token: products with weights, and attention over other tokens."""
+    """Operations for one token: products with weights, and attention over other tokens.
+
+    `indexer` are those that choose which tokens are attended to, weights and scores.
+    """
 
     weights: float
     attention: float
+    indexer: float
 
     @property
     def total(self) -> float:
-        """Both together."""
-        return self.weights + self.attention
+        """All together."""
+        return self.weights + self.attention + self.indexer
 
 
 def forward_flops(arch: Arch, seq_length: int) -> TokenFlops:
     """Operations of a token's forward, averaged over sequences of `seq_length` tokens."""
-    matrix_elements, attention = 0.0, 0.0
+    matrix_elements, attention, indexer = 0.0, 0.0, 0.0
     for run in arch.layers:
         matrix_elements += run.count * _matrix_elements(arch, run)
         attention += run.count * _attention(arch, run, seq_length)
@@ -48,11 +52,8 @@ def forward_flops(arch: Arch, seq_length: int) -> TokenFlops:
         lent = 2 * arch.attention.query_groups * arch.attention.head_dim * arch.hidden_size
         matrix_elements -= lent * sum(one.borrows for one in handovers(arch))
     if arch.mla is not None and arch.mla.indexer is not None:
-        chosen = sum(run.count for run in arch.layers if run.mixer == "mla")
-        chosen -= len(arch.mla.indexer.borrowing_layers)
-        matrix_elements += chosen * _indexer_elements(arch)
         scored = arch.mla.indexer.heads * arch.mla.indexer.head_dim * mean_keys(seq_length)
-        attention += chosen * 2.0 * scored
+        indexer = arch.num_indexers * 2.0 * (_indexer_elements(arch) + scored)
     if arch.mtp is not None:
         # Each predicts with a layer like the last and the same output matrix, after joining two
         # hidden states into one (DeepSeek-V3, arXiv 2412.19437, section 2.2).
@@ -60,12 +61,19 @@ def forward_flops(arch: Arch, seq_length: int) -> TokenFlops:
         depth = _matrix_elements(arch, last) + 2 * hidden * hidden + arch.vocab_size * hidden
         matrix_elements += arch.mtp.layers * depth
         attention += arch.mtp.layers * _attention(arch, last, seq_length)
-    return TokenFlops(weights=2.0 * matrix_elements, attention=attention)
+    return TokenFlops(weights=2.0 * matrix_elements, attention=attention, indexer=indexer)
 
 
-def training_flops(arch: Arch, seq_length: int) -> float:
-    """Operations of a token's forward and backward."""
-    return _BACKWARD_AND_FORWARD * forward_flops(arch, seq_length).total
+def training_flops(arch: Arch, seq_length: int, *, is_indexer_frozen: bool = True) -> float:
+    """Operations of a token's forward and backward.
+
+    A frozen indexer has no backward, nor anything to choose in a sequence that is all seen.
+    """
+    found = forward_flops(arch, seq_length)
+    times = _BACKWARD_AND_FORWARD
+    if is_indexer_frozen and arch.mla is not None and arch.mla.indexer is not None:
+        times = 1 if seq_length > arch.mla.indexer.top_k else 0
+    return _BACKWARD_AND_FORWARD * (found.weights + found.attention) + times * found.indexer
 
 
 def mean_keys(seq_length: int, window: int | None = None) -> float:

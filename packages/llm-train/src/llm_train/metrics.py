@@ -11,7 +11,7 @@ from typing import cast
 FILE_NAME = "metrics.jsonl"
 
 # Left out of the line of a step that has none.
-_WHERE_ASKED_FOR = ("mtp_loss", "aux_loss", "seq_aux_loss", "z_loss")
+_WHERE_ASKED_FOR = ("mtp_loss", "indexer_loss", "aux_loss", "seq_aux_loss", "z_loss")
 
 Number = int | float
 Record = Mapping[str, Number | str | bool | None]
@@ -29,6 +29,7 @@ class StepMetrics:
     (flops.py) takes; None where the peak is not known. `memory_bytes` is the largest of any rank:
     allocated at most so far on a device, resident on a CPU. `eta_s` is what is left of the run.
     `mtp_loss` is the mean over prediction layers of their mean token losses, without its weight.
+    `indexer_loss` is the mean over layers and tokens of the divergence, without its weight.
     The losses of routers are means over layers and micro-batches, without their coefficients.
     """
 
@@ -45,6 +46,7 @@ class StepMetrics:
     eta_s: float | None = None
     skipped: bool = False
     mtp_loss: float | None = None
+    indexer_loss: float | None = None
     aux_loss: float | None = None
     seq_aux_loss: float | None = None
     z_loss: float | None = None

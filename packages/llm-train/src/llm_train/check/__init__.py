@@ -6,6 +6,7 @@ from llm_train.arch import Arch
 from llm_train.check.context import context
 from llm_train.check.experts import expert_notes, experts
 from llm_train.check.handover import handover
+from llm_train.check.indexer import indexer, indexer_notes
 from llm_train.check.layout import Layout, batch, layout, world
 from llm_train.check.memory import activations, recompute, sharding, state
 from llm_train.check.mixers import mixers
@@ -34,6 +35,7 @@ def problems(config: RunConfig, arch: Arch, world_size: int) -> list[str]:
         *experts(config, arch, world_size),
         *positions(config, arch),
         *prediction(config, arch),
+        *indexer(config, arch),
         *recompute(config, arch),
         *state(config),
         *activations(config),
@@ -66,6 +68,7 @@ def notes(config: RunConfig, arch: Arch) -> list[str]:
         found.append("parallel.cp_kind has no effect with cp=1")
     found += expert_notes(config)
     found += prediction_notes(config, arch)
+    found += indexer_notes(config, arch)
     if train.seq_length > arch.max_position_embeddings and arch.position.kind != "learned":
         found.append(
             f"train.seq_length({train.seq_length}) is beyond the model's "

@@ -49,6 +49,12 @@ class TrainConfig(Section):
         ge=0,
         description="weight of multi-token prediction: the mean of its layers' losses, in the sum",
     )
+    indexer_loss_coeff: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the loss that sparse-attention indexers learn from: each layer's "
+        "divergence of its indexer from its attention, in the sum; 0 = indexers are frozen",
+    )
     eval_every: Count | None = Field(
         default=None, description="steps between evaluations; null = never"
     )

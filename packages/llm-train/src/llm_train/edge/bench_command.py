@@ -95,7 +95,9 @@ def measure(config: RunConfig, arch: Arch, *, steps: int, warmup: int) -> Speed 
         log.steps,
         warmup=warmup,
         tokens_per_step=train.global_batch_size * train.seq_length,
-        token_flops=training_flops(arch, train.seq_length),
+        token_flops=training_flops(
+            arch, train.seq_length, is_indexer_frozen=train.indexer_loss_coeff == 0.0
+        ),
         device=name,
         devices=place.world_size,
         peak_flops=None if train.precision is Precision.FP32 else bf16_peak(name),

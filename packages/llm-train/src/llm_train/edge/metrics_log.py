@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _TENSORBOARD_NAMES = {
     "loss": "train/loss",
     "mtp_loss": "train/mtp_loss",
+    "indexer_loss": "train/indexer_loss",
     "lr": "train/lr",
     "grad_norm": "train/grad_norm",
     "tokens_per_second": "speed/tokens_per_second",

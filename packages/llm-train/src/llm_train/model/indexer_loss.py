@@ -42,7 +42,8 @@ class Attended:
         """[R, B, S]: the sum over this rank's heads."""
         dots = torch.einsum("rbhd,sbhd->bhrs", self.query[places].float(), self.key.float())
         dots = (dots * self.scale).masked_fill(~self.seen(places)[:, None], -torch.inf)
-        return dots.softmax(dim=-1).sum(1).transpose(0, 1)
+        # megatron-core gives back what is not contiguous without the other ranks' part.
+        return dots.softmax(dim=-1).sum(1).transpose(0, 1).contiguous()
 
 
 def learn(indexer: Indexer, out: torch.Tensor, attended: Attended) -> torch.Tensor:

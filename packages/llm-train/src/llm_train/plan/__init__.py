@@ -58,7 +58,11 @@ def make_plan(config: RunConfig, arch: Arch, world_size: int) -> Plan:
         parameters=tuple(tuple(stage) for stage in held),
         memory=tuple(stage_memory(config, arch, layout, held, vocab_rows=vocab_rows)),
         active_parameters=_active(arch, held),
-        flops_per_token=training_flops(arch, config.train.seq_length),
+        flops_per_token=training_flops(
+            arch,
+            config.train.seq_length,
+            is_indexer_frozen=config.train.indexer_loss_coeff == 0.0,
+        ),
         bubble=bubble(parallel.pp, parallel.vpp or 1, layout.micro_batches),
     )
 

@@ -203,7 +203,11 @@ class Meter:
         self._train = config.train
         self._sizes = BatchSizes.of(config.train)
         self._all_samples = self._sizes.consumed(config.train.max_steps)
-        self._token_flops = training_flops(arch, config.train.seq_length)
+        self._token_flops = training_flops(
+            arch,
+            config.train.seq_length,
+            is_indexer_frozen=config.train.indexer_loss_coeff == 0.0,
+        )
         # The table of peaks is of half precision.
         is_half = config.train.precision is not Precision.FP32
         self._peak_flops = peak_flops if is_half else None
@@ -232,6 +236,7 @@ class Meter:
             eta_s=per_sample_s * (self._all_samples - consumed),
             skipped=result.is_skipped,
             mtp_loss=result.mtp_loss,
+            indexer_loss=result.indexer_loss,
             aux_loss=result.router.aux_loss,
             seq_aux_loss=result.router.seq_aux_loss,
             z_loss=result.router.z_loss,

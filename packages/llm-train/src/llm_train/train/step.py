@@ -19,6 +19,7 @@ from llm_train.model.context_parallel.zigzag import take
 from llm_train.model.mtp import Ahead
 from llm_train.model.packed_rows import packed_rows
 from llm_train.train.ahead import Batch, batches_ahead
+from llm_train.train.indexer_loss import collect_indexer_loss
 from llm_train.train.router_losses import RouterLosses, collect_router_losses
 
 
@@ -28,6 +29,7 @@ class StepResult:
 
     loss: float
     mtp_loss: float | None
+    indexer_loss: float | None
     grad_norm: float
     lr: float
     is_skipped: bool
@@ -43,7 +45,7 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trainable:
-    """The pieces one step needs."""
+    """The pieces one step needs; `indexers` are those of the whole model that learn."""
 
     chunks: Sequence[DistributedDataParallel]
     optimizer: MegatronOptimizer
@@ -53,6 +55,7 @@ class Trainable:
     seq_length: int
     is_packed: bool
     mtp_layers: int
+    indexers: int
     mtp_loss_scale: float
     device: torch.device
 
@@ -78,6 +81,12 @@ def train_step(parts: Trainable, batches: Sequence[Iterator[Batch]]) -> StepResu
     return StepResult(
         loss=loss,
         mtp_loss=fmean(predicted) if predicted else None,
+        indexer_loss=collect_indexer_loss(
+            parts.chunks,
+            indexers=parts.indexers,
+            micro_batches=parts.micro_batches,
+            device=parts.device,
+        ),
         grad_norm=float(grad_norm or 0.0),
         lr=lr,
         is_skipped=not is_updated,

@@ -123,6 +123,7 @@ class Training:
         )
         # Where megatron-core has a faster way whose sums come in any order.
         model_config.deterministic_mode = config.train.deterministic
+        model_config.dsa_indexer_loss_coeff = config.train.indexer_loss_coeff
         chunks = build_chunks(self.arch, model_config)
         if self.device.type != "cpu":
             for chunk in chunks:
@@ -154,6 +155,7 @@ class Training:
             micro_batch_size=config.train.micro_batch_size,
             seq_length=config.train.seq_length,
             is_packed=config.data.reset_documents,
+            indexers=self.arch.num_indexers if config.train.indexer_loss_coeff > 0.0 else 0,
             mtp_layers=model_config.mtp_num_layers or 0,
             mtp_loss_scale=config.train.mtp_loss_scale,
             device=self.device,
