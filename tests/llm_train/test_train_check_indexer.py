@@ -10,24 +10,11 @@ from llm_train.arch import parse
 from llm_train.check import notes, problems
 from llm_train.config import RunConfig
 from llm_train.model.fields import UnsupportedArchError, config_fields
+from tiny_archs import latent
 
 GOLDEN = Path(__file__).parents[1] / "contracts" / "arch" / "golden"
 DENSE = json.loads((GOLDEN / "llama_tiny.json").read_text())
 INDEXER = {"heads": 4, "head_dim": 16, "top_k": 8, "rope_interleaved": True}
-MLA = {
-    "heads": 4,
-    "q_lora_rank": 12,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 12,
-    "scale": None,
-    "norm_eps": 1e-6,
-    "down_bias": False,
-    "out_bias": False,
-    "q_scale": 1.0,
-    "kv_scale": 1.0,
-}
 
 
 def config(parallel=None, **train):
@@ -47,9 +34,8 @@ def config(parallel=None, **train):
 
 def arch(*, borrowing=(), **indexer):
     facts = {**INDEXER, "borrowing_layers": list(borrowing), **indexer}
-    layers = [{**DENSE["layers"][0], "count": 4, "mixer": "mla"}]
-    mla = {**MLA, "indexer": facts}
-    return parse({**DENSE, "layers": layers, "attention": None, "mla": mla}, where="test")
+    layers = [{**DENSE["layers"][0], "count": 4}]
+    return parse(latent({**DENSE, "layers": layers}, indexer=facts), where="test")
 
 
 @pytest.mark.parametrize("kind", ["ring", "ulysses", "allgather"])

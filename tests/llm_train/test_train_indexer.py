@@ -16,6 +16,7 @@ from llm_ckpt.edge.open import CheckpointOpener
 from llm_ckpt.placement import Grid
 from llm_ckpt.plan import Target
 from llm_ckpt.source import open_source
+from tiny_archs import latent
 from train_curves import each_run, go, tiny_run
 
 GOLDEN = Path(__file__).parents[1] / "contracts" / "arch" / "golden"
@@ -29,28 +30,9 @@ def _sparse(document, *, layers, **indexer):
     """Latent attention whose queries see 20 of up to 32 keys."""
     # With few heads a score is often 0, and which of equal ones is chosen depends on the row.
     facts = {"heads": 16, "head_dim": 12, "top_k": TOP_K, **indexer}
-    return {
-        **document,
-        "hidden_size": 32,
-        "tie_embeddings": False,
-        "layers": [{**document["layers"][0], "count": layers, "mixer": "mla"}],
-        "attention": None,
-        "mla": {
-            "heads": 2,
-            "q_lora_rank": 12,
-            "kv_lora_rank": 16,
-            "qk_nope_head_dim": 8,
-            "qk_rope_head_dim": 8,
-            "v_head_dim": 12,
-            "scale": None,
-            "norm_eps": 1e-6,
-            "down_bias": False,
-            "out_bias": False,
-            "q_scale": 1.0,
-            "kv_scale": 1.0,
-            "indexer": facts,
-        },
-    }
+    document |= {"hidden_size": 32, "tie_embeddings": False}
+    document["layers"][0]["count"] = layers
+    return latent(document, heads=2, q_lora_rank=12, indexer=facts)
 
 
 ARCHS = {

@@ -2,8 +2,8 @@
 
 A shortcut layer (`dense_shortcut_moe`) hands on what its experts made, which is added behind the
 next layer. The first of `attention.shared_kv` layers hands on its keys and values, and each that
-uses them hands them on; so does a layer with an indexer the keys that it chose. Stages of a pipeline exchange hidden states alone, so both ends of a
-handover lie in one model chunk.
+uses them hands them on; so does a layer with an indexer the choice of keys that it made. Stages of
+a pipeline exchange hidden states alone, so both ends of a handover lie in one model chunk.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ SHORTCUT = "dense_shortcut_moe"
 class Handover:
     """How one layer stands between its neighbours.
 
-    `borrows`: it uses the keys (and values) that it is given. `adds`: it adds what it is given to its
-    output. `hands_on`: the next layer is given something.
+    `borrows`: it uses the keys and values, or the choice of keys, that it is given. `adds`: it adds
+    what it is given to its output. `hands_on`: the next layer is given something.
     """
 
     borrows: bool
