@@ -9,7 +9,7 @@ import torch
 import arch_decoder
 from arch_decoder.latent import index_scores, keys_and_values, mla, queries
 from ckpt_zoo import CASES
-from fork_ranks import run_ranks
+from fork_ranks import RankError, run_ranks
 from llm_ckpt.edge.convert import Request
 from llm_ckpt.edge.convert import run as convert
 from llm_ckpt.edge.open import CheckpointOpener
@@ -251,6 +251,18 @@ def test_loss_and_gradients_are_those_of_the_paper(name, toy_prefix, tmp_path, m
         )
 
 
+def run_to_the_end(document, world_size):
+    """As the command does."""
+
+    def rank(_rank):
+        from llm_train.config_parse import parse
+        from llm_train.edge.run import run
+
+        run(parse(document, [], "test"))
+
+    run_ranks(rank, world_size)
+
+
 def test_weights_come_from_a_megatron_folder_and_go_back_to_hugging_face(toy_prefix, tmp_path):
     """Converted by llm-ckpt, trained by too little to change a weight, written at TP2."""
     (case,) = (case for case in CASES if case.id == "glm_moe_dsa-borrowing")
@@ -264,16 +276,29 @@ def test_weights_come_from_a_megatron_folder_and_go_back_to_hugging_face(toy_pre
     document["optimizer"] |= {"lr": 1e-30, "warmup_steps": 0, "decay_steps": 8}
     document |= {"parallel": {"tp": 2}, "save": {"path": str(tmp_path / "run"), "hf": True}}
 
-    def rank(_rank):
-        from llm_train.config_parse import parse
-        from llm_train.edge.run import run
-
-        run(parse(document, [], "test"))
-
-    run_ranks(rank, 2)
+    run_to_the_end(document, 2)
     wanted, written = open_source(folder), open_source(tmp_path / "run" / "hf_0000001")
     assert sum(".indexer." in name for name in wanted.names()) == 2 * 5
     for source in (written, open_source(tmp_path / "run")):
         assert sorted(source.names()) == sorted(wanted.names())
         for name in wanted.names():
             assert torch.equal(source.read(name).float(), wanted.read(name).float()), name
+
+
+def test_learning_indexers_go_on_to_learn_and_frozen_ones_do_not_begin_to(toy_prefix, tmp_path):
+    for coefficient in (SCALE, 0.0):
+        document = run_of("frozen", tmp_path, toy_prefix, train={"max_steps": 1})
+        document["optimizer"] |= {"warmup_steps": 0, "decay_steps": 8}
+        document["save"] = {"path": str(tmp_path / f"run-{coefficient}")}
+        document["train"]["indexer_loss_coeff"] = coefficient
+        run_to_the_end(document, 1)
+        document["train"] |= {"max_steps": 2, "indexer_loss_coeff": SCALE}
+        if coefficient:
+            run_to_the_end(document, 1)
+        else:
+            wanted = r"no optimizer state of 10 weights .* want it 0 again"
+            with pytest.raises(RankError, match=wanted):
+                run_to_the_end(document, 1)
+    lines = (tmp_path / f"run-{SCALE}" / "metrics.jsonl").read_text().splitlines()
+    one, two = (json.loads(line)["indexer_loss"] for line in lines)
+    assert 0 < one != two > 0

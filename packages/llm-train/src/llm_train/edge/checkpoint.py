@@ -18,6 +18,7 @@ from llm_train.edge import checkpoint_files as files
 from llm_train.edge.checkpoint_write import SaveError, Writing, gather, on_first_rank, together
 from llm_train.interfaces import ExportWeights
 from llm_train.model.build import Model
+from llm_train.model.names import learning_indexer_weights
 from llm_train.train.optimizer import (
     SHARDING_METADATA,
     match_common_state,
@@ -227,6 +228,18 @@ class Checkpoints:
                 "want one, or data.allow_tokenizer_mismatch=true"
             )
 
+    def _same_learning(self, chunks: Sequence[Model], folder: Path) -> None:
+        """Indexers that learn have done so before: else there are no moments of theirs."""
+        learning = [name for chunk in chunks for name in learning_indexer_weights(chunk)]
+        held = dist_checkpointing.load_tensors_metadata(str(folder)) if learning else {}
+        fresh = [name for name in learning if f"optimizer.state.exp_avg.{name}" not in held]
+        if fresh:
+            raise files.CheckpointError(
+                f"{folder}: no optimizer state of {len(fresh)} weights that learn now, "
+                f"{fresh[0]} the first: train.indexer_loss_coeff was 0; want it 0 again, or "
+                f"another save.path and model.load={self._kept.root}"
+            )
+
     def _load(
         self,
         chunks: Sequence[Model],
@@ -245,6 +258,7 @@ class Checkpoints:
         state = _model_state(chunks)
         wanted = optimizer.sharded_state_dict(dict(state), is_loading=True, metadata=_metadata())
         folder = files.iteration_folder(self._kept.root, description.iteration)
+        self._same_learning(chunks, folder)
         loaded = dist_checkpointing.load({**state, "optimizer": wanted}, str(folder))
         assert isinstance(loaded, dict)
         for key, chunk in zip(_chunk_keys(chunks), chunks, strict=True):

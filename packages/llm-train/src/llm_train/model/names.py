@@ -12,6 +12,7 @@ from llm_train.model.build import Model
 LAYERS = "decoder.layers."
 PREDICTION = "mtp.layers."
 EXPERTS = ".experts.local_experts."
+INDEXER = ".core_attention.indexer."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,15 @@ def named_tensors(chunk: Model) -> Iterator[NamedTensor]:
     tensors.update((n, b) for n, b in chunk.named_buffers() if n.endswith(".expert_bias"))
     for local, tensor in tensors.items():
         yield NamedTensor(name=_global_name(chunk, local), tensor=tensor, shard=_shard(local))
+
+
+def learning_indexer_weights(chunk: Model) -> list[str]:
+    """Names of the weights of sparse-attention indexers that are not frozen."""
+    return [
+        named.name
+        for named in named_tensors(chunk)
+        if INDEXER in named.name and named.tensor.requires_grad
+    ]
 
 
 def _global_name(chunk: Model, local: str) -> str:
