@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llm_train.arch import Arch
 from llm_train.check.context import context
+from llm_train.check.dropout import dropout
 from llm_train.check.experts import expert_notes, experts
 from llm_train.check.handover import handover
 from llm_train.check.indexer import indexer, indexer_notes
@@ -34,6 +35,7 @@ def problems(config: RunConfig, arch: Arch, world_size: int) -> list[str]:
         *handover(config, arch),
         *experts(config, arch, world_size),
         *positions(config, arch),
+        *dropout(config, arch),
         *prediction(config, arch),
         *indexer(config, arch),
         *recompute(config, arch),

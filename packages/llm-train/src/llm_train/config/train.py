@@ -44,6 +44,15 @@ class TrainConfig(Section):
     micro_batch_size: Count = Field(default=1, description="sequences per forward on one rank")
     seed: int = Field(default=1234, ge=0, description="of initial weights, sample order, dropout")
     precision: Precision = Field(default=Precision.FP32, description="fp32, bf16 or fp16")
+    attention_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="share of attention weights that a step drops"
+    )
+    hidden_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of what embeddings and blocks put out that a step drops",
+    )
     mtp_loss_scale: float = Field(
         default=0.1,
         ge=0,

@@ -137,7 +137,7 @@ def _itself(tensor: torch.Tensor, *_args: object, **_kwargs: object) -> torch.Te
 
 def _map_cuda_module(patches: Patches) -> None:
     stream = _NoStream()
-    for name in ("set_device", "synchronize", "empty_cache", "manual_seed", "set_stream"):
+    for name in ("set_device", "synchronize", "empty_cache", "set_stream"):
         patches.set(torch.cuda, name, _nothing())
     for name in ("current_stream", "default_stream", "stream"):
         patches.set(torch.cuda, name, lambda *_a, **_k: stream)
@@ -207,6 +207,11 @@ def _map_random_state(patches: Patches) -> None:
     def set_state(state: torch.Tensor, *_args: object, **_kwargs: object) -> None:
         torch.set_rng_state(state)
 
+    def manual_seed(seed: int) -> None:
+        torch.default_generator.manual_seed(seed)
+
+    # One generator is the host's and the device's.
+    patches.set(torch.cuda, "manual_seed", manual_seed)
     patches.set(torch.cuda, "get_rng_state", get_state)
     patches.set(torch.cuda, "set_rng_state", set_state)
     patches.set(megatron_random, "_get_cuda_rng_state", get_state)

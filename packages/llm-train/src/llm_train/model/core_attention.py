@@ -1,11 +1,13 @@
 """Causal attention itself, over heads that are already projected, normed and rotated."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
@@ -96,15 +98,22 @@ class CoreAttention(torch.nn.Module):
         allowed_BTT: torch.Tensor | None,
     ) -> torch.Tensor:
         mask = self._mask(q_BHTD) if allowed_BTT is None else allowed_BTT[:, None]
-        return F.scaled_dot_product_attention(
-            q_BHTD,
-            k_BGTD,
-            v_BGTD,
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=self.softmax_scale,
-            enable_gqa=q_BHTD.shape[1] != k_BGTD.shape[1],
-        )
+        dropout = self.config.attention_dropout if self.training else 0.0
+        with self._own_draws() if dropout else nullcontext():
+            return F.scaled_dot_product_attention(
+                q_BHTD,
+                k_BGTD,
+                v_BGTD,
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=mask is None,
+                scale=self.softmax_scale,
+                enable_gqa=q_BHTD.shape[1] != k_BGTD.shape[1],
+            )
+
+    def _own_draws(self) -> AbstractContextManager[None]:
+        """Every tensor-parallel rank's heads draw by themselves, as all its layers do under SP."""
+        return nullcontext() if self.config.sequence_parallel else get_cuda_rng_tracker().fork()
 
     def _is_ordinary(self, packed: PackedRows | None) -> bool:
         """Whether torch's own attention can say all of it."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from megatron.core.tensor_parallel import checkpoint
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
@@ -115,7 +116,7 @@ class Layer(TransformerLayer):
             made = made if branch is None else branch
         if self.handover.adds:
             assert given is not None
-            hidden = hidden + given
+            hidden = hidden + self._dropped(given)
         return hidden, made if self.handover.hands_on else None
 
     def _block(
@@ -137,9 +138,12 @@ class Layer(TransformerLayer):
         out, bias, *made = work(norm.call(norm_before, hidden.view_as(hidden)))
         assert out is not None
         norm.drop_before(out)
-        out = norm_after(out if bias is None else out + bias)
+        out = self._dropped(norm_after(out if bias is None else out + bias))
         out = out if self.residual_scale == 1.0 else out * self.residual_scale
         return hidden + out, made[0] if made else None
+
+    def _dropped(self, out: torch.Tensor) -> torch.Tensor:
+        return F.dropout(out, self.hidden_dropout, self.training)
 
     def _feed_forward(self, padding_mask: torch.Tensor | None) -> Callable[[torch.Tensor], _Made]:
         def plain(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -5,6 +5,7 @@ token i + k, and predicts token i + k + 1 through the model's own output layer.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ import torch
 from megatron.core.tensor_parallel import (
     checkpoint,
     gather_from_tensor_model_parallel_region,
+    get_cuda_rng_tracker,
     scatter_to_sequence_parallel_region,
 )
 from megatron.core.transformer.module import MegatronModule
@@ -79,10 +81,13 @@ class PredictionLayer(MegatronModule):
             out, _ = self.transformer_layer(hidden_states=joined, **shared)  # pyright: ignore[reportCallIssue]  # a module
             return self.final_layernorm(out)
 
-        # `block` counts layers of the decoder alone.
-        if self.training and self.config.recompute_method == RecomputeMethod.UNIFORM.value:
-            return cast("torch.Tensor", checkpoint(predict, False, hidden, embedded))
-        return predict(hidden, embedded)
+        is_sliced = self.config.sequence_parallel
+        # Slices of a sequence draw their dropout apart, as in megatron-core's block of layers.
+        with get_cuda_rng_tracker().fork() if is_sliced else nullcontext():
+            # `block` counts layers of the decoder alone.
+            if self.training and self.config.recompute_method == RecomputeMethod.UNIFORM.value:
+                return cast("torch.Tensor", checkpoint(predict, False, hidden, embedded))
+            return predict(hidden, embedded)
 
     def _join(self, embedded: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Two vectors a token as one."""

@@ -18,6 +18,7 @@ from llm_train.metrics import EvalMetrics, StepMetrics
 from llm_train.train.agreement import agree
 from llm_train.train.ahead import Batch
 from llm_train.train.data import MicroBatches, Samples, Splits, iterate
+from llm_train.train.draws import seed_draws
 from llm_train.train.not_finite import NotFiniteError, describe
 from llm_train.train.step import StepResult, eval_loss, train_step
 from llm_train.train.training import Training
@@ -107,6 +108,7 @@ class Loop:
         trainable, train = self.training.trainable, self.training.config.train
         dp = parallel_state.get_data_parallel_world_size()
         trainable = replace(trainable, micro_batches=batch.size // (train.micro_batch_size * dp))
+        seed_draws(train, step)
         began_s = time.perf_counter()
         result = train_step(trainable, drawn)
         metrics = self.meter.measure(step, batch, result, time.perf_counter() - began_s)

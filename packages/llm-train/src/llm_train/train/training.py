@@ -121,6 +121,8 @@ class Training:
             recompute=config.recompute,
             moe=config.moe,
         )
+        model_config.attention_dropout = config.train.attention_dropout
+        model_config.hidden_dropout = config.train.hidden_dropout
         # Where megatron-core has a faster way whose sums come in any order.
         model_config.deterministic_mode = config.train.deterministic
         model_config.dsa_indexer_loss_coeff = config.train.indexer_loss_coeff

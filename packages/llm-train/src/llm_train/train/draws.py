@@ -1,0 +1,27 @@
+"""The random draws of one step: dropout."""
+
+import hashlib
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+from llm_train.config import TrainConfig
+
+
+def seed_draws(train: TrainConfig, step: int) -> None:
+    """Start the generators of this rank anew for step number `step`.
+
+    What a step drops follows from the seed, its number and the rank's place: a resume needs no
+    state of generators, and evaluations disturb none. Tensor-parallel ranks draw the same where
+    they hold the same, and apart (megatron-core's tracker) where each has heads or slices of its
+    own; stages, and ranks with other tokens, draw apart.
+    """
+    if not train.attention_dropout and not train.hidden_dropout:
+        return
+    stage = parallel_state.get_pipeline_model_parallel_rank()
+    share = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+    text = f"{train.seed}/{step}/{stage}/{share}"
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "little")
+    torch.manual_seed(seed)
+    model_parallel_cuda_manual_seed(seed)
