@@ -43,10 +43,10 @@ def arch(**attention):
         ({}, {"sinks": True}, "attention.sinks"),
     ],
 )
-def test_attention_that_is_not_torchs_own_drops_nothing(sections, attention, named):
+def test_only_plain_attention_drops_weights(sections, attention, named):
     wanted = (
-        f"train.attention_dropout(0.1) cannot be used with {named}: that attention is not torch's "
-        "own, which alone drops weights; train.hidden_dropout can"
+        f"train.attention_dropout(0.1) cannot be used with {named}: it is built for plain attention "
+        "over whole rows alone; train.hidden_dropout can be used"
     )
     size = 2 if "parallel" in sections else 1
     assert problems(run_config(**sections), arch(**attention), size) == [wanted]

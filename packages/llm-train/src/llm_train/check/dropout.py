@@ -9,7 +9,7 @@ from llm_train.config import RunConfig
 
 
 def dropout(config: RunConfig, arch: Arch) -> Iterator[str]:
-    """Attention weights are dropped by torch's own attention alone."""
+    """Only where torch's own attention runs are attention weights dropped."""
     share = config.train.attention_dropout
     if share == 0.0:
         return
@@ -26,6 +26,6 @@ def dropout(config: RunConfig, arch: Arch) -> Iterator[str]:
     }
     for what in (name for name, is_there in without.items() if is_there):
         yield (
-            f"train.attention_dropout({share}) cannot be used with {what}: that attention is not "
-            "torch's own, which alone drops weights; train.hidden_dropout can"
+            f"train.attention_dropout({share}) cannot be used with {what}: it is built for plain "
+            "attention over whole rows alone; train.hidden_dropout can be used"
         )

@@ -1,13 +1,11 @@
 """Causal attention itself, over heads that are already projected, normed and rotated."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
-from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
@@ -17,6 +15,7 @@ from llm_train.model.context_parallel.place import context_group, context_rank, 
 from llm_train.model.context_parallel.ring import ring_attention
 from llm_train.model.context_parallel.spans import held, plan, ring_plans
 from llm_train.model.context_parallel.ulysses import heads_for_tokens, tokens_for_heads
+from llm_train.model.draws import own_draws
 from llm_train.model.indexer import Indexer
 from llm_train.model.packed_rows import PackedRows
 
@@ -99,7 +98,8 @@ class CoreAttention(torch.nn.Module):
     ) -> torch.Tensor:
         mask = self._mask(q_BHTD) if allowed_BTT is None else allowed_BTT[:, None]
         dropout = self.config.attention_dropout if self.training else 0.0
-        with self._own_draws() if dropout else nullcontext():
+        # Under sequence parallel whole layers draw apart already.
+        with own_draws(is_on=dropout > 0 and not self.config.sequence_parallel):
             return F.scaled_dot_product_attention(
                 q_BHTD,
                 k_BGTD,
@@ -110,10 +110,6 @@ class CoreAttention(torch.nn.Module):
                 scale=self.softmax_scale,
                 enable_gqa=q_BHTD.shape[1] != k_BGTD.shape[1],
             )
-
-    def _own_draws(self) -> AbstractContextManager[None]:
-        """Every tensor-parallel rank's heads draw by themselves, as all its layers do under SP."""
-        return nullcontext() if self.config.sequence_parallel else get_cuda_rng_tracker().fork()
 
     def _is_ordinary(self, packed: PackedRows | None) -> bool:
         """Whether torch's own attention can say all of it."""

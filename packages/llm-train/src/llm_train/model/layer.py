@@ -82,9 +82,6 @@ class Layer(TransformerLayer):
         **_ignored: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[T, B, hidden] → the same; `context` is what the layer before hands on, if anything."""
-        # Through a view the gradients of its uses here meet before those of the next layer's, and
-        # sums of two do not depend on their order.
-        given = None if context is None else context.view_as(context)
 
         def mix(x: torch.Tensor) -> _Made:
             return getattr(self, self.mixer_name)(
@@ -92,10 +89,10 @@ class Layer(TransformerLayer):
                 attention_mask=attention_mask,
                 rotary_pos_emb=rotary_pos_emb,
                 packed_seq_params=packed_seq_params,
-                **({"lent": given} if self.handover.borrows else {}),
+                **({"lent": context} if self.handover.borrows else {}),
             )
 
-        hidden, made = hidden_states, given
+        hidden, made = hidden_states, context
         if self.has_mixer:
             hidden, lent = self._block(
                 hidden,
@@ -115,8 +112,8 @@ class Layer(TransformerLayer):
             )
             made = made if branch is None else branch
         if self.handover.adds:
-            assert given is not None
-            hidden = hidden + self._dropped(given)
+            assert context is not None
+            hidden = hidden + self._dropped(context)
         return hidden, made if self.handover.hands_on else None
 
     def _block(

@@ -5,7 +5,6 @@ token i + k, and predicts token i + k + 1 through the model's own output layer.
 """
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,7 +12,6 @@ import torch
 from megatron.core.tensor_parallel import (
     checkpoint,
     gather_from_tensor_model_parallel_region,
-    get_cuda_rng_tracker,
     scatter_to_sequence_parallel_region,
 )
 from megatron.core.transformer.module import MegatronModule
@@ -22,6 +20,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from llm_train.config import RecomputeMethod
+from llm_train.model.draws import own_draws
 from llm_train.model.linears import ColumnLinear
 from llm_train.model.norms import Norm
 
@@ -81,9 +80,8 @@ class PredictionLayer(MegatronModule):
             out, _ = self.transformer_layer(hidden_states=joined, **shared)  # pyright: ignore[reportCallIssue]  # a module
             return self.final_layernorm(out)
 
-        is_sliced = self.config.sequence_parallel
         # Slices of a sequence draw their dropout apart, as in megatron-core's block of layers.
-        with get_cuda_rng_tracker().fork() if is_sliced else nullcontext():
+        with own_draws(is_on=self.config.sequence_parallel):
             # `block` counts layers of the decoder alone.
             if self.training and self.config.recompute_method == RecomputeMethod.UNIFORM.value:
                 return cast("torch.Tensor", checkpoint(predict, False, hidden, embedded))

@@ -1,13 +1,10 @@
 """A mixture of experts some of which return their input (LongCat-Flash, arXiv 2509.01322, 2.1)."""
 
-import copy
-import math
-from typing import Any, cast
+from typing import cast
 
 import torch
 from megatron.core.tensor_parallel import checkpoint
 from megatron.core.transformer.moe.moe_layer import MoELayer
-from megatron.core.transformer.transformer_config import TransformerConfig
 
 
 class ZeroExpertMixture(MoELayer):
@@ -16,11 +13,6 @@ class ZeroExpertMixture(MoELayer):
     The choices behind the experts return the token itself, times its weight. They are computed
     where the token lies: the dispatcher sees experts alone.
     """
-
-    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
-        assert self.token_dispatcher is not None
-        self.token_dispatcher.config = _counting(config)
 
     def forward(
         self,
@@ -48,13 +40,3 @@ class ZeroExpertMixture(MoELayer):
         out = self.postprocess(self.combine(out), shared)
         kept_TB1 = weights[:, experts:].sum(-1).view(*hidden_TBH.shape[:-1], 1)
         return out + (hidden_TBH * kept_TB1).to(out.dtype)
-
-
-def _counting(config: TransformerConfig) -> TransformerConfig:
-    """A config for the dispatcher, by which it counts the tokens it sends.
-
-    Without a capacity it takes it that every token goes to `moe_router_topk` experts.
-    """
-    counting = copy.copy(config)
-    counting.moe_expert_capacity_factor = math.inf
-    return counting
