@@ -45,8 +45,8 @@ def arch(**attention):
 )
 def test_only_plain_attention_drops_weights(sections, attention, named):
     wanted = (
-        f"train.attention_dropout(0.1) cannot be used with {named}: it is built for plain attention "
-        "over whole rows alone; train.hidden_dropout can be used"
+        f"train.attention_dropout(0.1) cannot be used with {named}: it is built for plain "
+        "attention over whole rows alone; train.hidden_dropout can be used"
     )
     size = 2 if "parallel" in sections else 1
     assert problems(run_config(**sections), arch(**attention), size) == [wanted]
