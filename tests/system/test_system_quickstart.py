@@ -21,6 +21,8 @@ ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ
 STEPS = 30
 SAVED_AT = 10
 START_SECONDS = 400
+# The first test waits for all three starts: a minute each on a machine with nothing else to do.
+pytestmark = pytest.mark.timeout(1500)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ def many(tmp_path):
     folder = tmp_path / "many"
     folder.mkdir()
     for number in range(40):
-        (folder / f"{number:02}.txt").write_text(TEXT[number:] * 20)
+        (folder / f"{number:02}.txt").write_text(TEXT[number:] * 5)
     return folder
 
 
