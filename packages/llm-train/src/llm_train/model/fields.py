@@ -1,4 +1,4 @@
-"""The one table from `arch.json` fields to megatron-core: config field, module choice, refusal.
+"""The one table from `arch.json` fields to megatron-core: config field or module choice.
 
 A field of `llm_train.arch.Arch` must stand in exactly one entry:
 tests/llm_train/test_train_fields.py fails otherwise.
@@ -39,14 +39,6 @@ class Module:
 
 
 @dataclass(frozen=True, slots=True)
-class Only:
-    """`field` may hold only `values` for now."""
-
-    field: str
-    values: tuple[object, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Ignored:
     """`field` does not change the model; `reason` says why."""
 
@@ -78,7 +70,7 @@ ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = MappingProxy
 )
 NORMALIZATIONS: Mapping[str, str] = MappingProxyType({"rms": "RMSNorm", "layer": "LayerNorm"})
 
-TABLE: tuple[Config | Module | Only | Ignored, ...] = (
+TABLE: tuple[Config | Module | Ignored, ...] = (
     Ignored("format", "checked when read"),
     Ignored("version", "checked when read"),
     Ignored("family", "provenance: llm-train knows primitives, never families"),
@@ -204,13 +196,7 @@ def config_fields(arch: Arch) -> dict[str, Any]:
 
 
 def _refuse_unsupported(arch: Arch) -> None:
-    problems = [
-        f"{entry.field}={value!r} (can build: {', '.join(map(repr, entry.values))})"
-        for entry in TABLE
-        if isinstance(entry, Only)
-        for value in _values(arch, entry.field)
-        if value not in entry.values
-    ]
+    problems = list[str]()
     if arch.moe is not None and arch.moe.bias and arch.moe.shared is not None:
         problems.append("moe.bias=True with moe.shared (a shared expert is built without biases)")
     problems += handover_problems(arch)

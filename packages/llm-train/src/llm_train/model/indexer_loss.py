@@ -70,8 +70,7 @@ def learn(indexer: Indexer, out: torch.Tensor, attended: Attended) -> torch.Tens
         total += loss.detach()
     mean = total / (batch * len(asked.k))
     indexer.loss = mean if indexer.loss is None else indexer.loss + mean
-    scale = indexer.loss_coefficient
-    weighted = [x * scale for x in gradients]
+    weighted = [x * indexer.loss_coefficient for x in gradients]
     taught = _Taught.apply(out, asked.q, asked.k, asked.weights, *weighted, config.grad_scale_func)
     return cast("torch.Tensor", taught)
 
@@ -110,16 +109,16 @@ class _Taught(torch.autograd.Function):
     def forward(
         ctx: Any,
         out: torch.Tensor,
-        _q: torch.Tensor,
-        _k: torch.Tensor,
-        _weights: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        weights: torch.Tensor,
         grad_q: torch.Tensor,
         grad_k: torch.Tensor,
         grad_weights: torch.Tensor,
         scale: Callable[[torch.Tensor], torch.Tensor] | None,
     ) -> torch.Tensor:
         ctx.save_for_backward(grad_q, grad_k, grad_weights)
-        ctx.scale, ctx.dtypes = scale, (_q.dtype, _k.dtype, _weights.dtype)
+        ctx.scale, ctx.dtypes = scale, (q.dtype, k.dtype, weights.dtype)
         return out.view_as(out)
 
     @staticmethod
