@@ -25,6 +25,7 @@ ONE_WORKER = (
     "tests/llm_train/test_train_loop.py",
     "tests/llm_train/test_train_options.py",
     "tests/llm_train/test_train_golden.py",
+    "tests/llm_train/test_train_indexer.py",
     "tests/llm_train/test_train_rare_layers.py",
 )
 # Then what else takes seconds a test.
