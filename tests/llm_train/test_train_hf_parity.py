@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from ckpt_zoo import CASES
-from fork_ranks import run_ranks
+from fork_ranks import RankError, run_ranks
 from llm_train import parity
 from llm_train.parity import Comparison, Point, Weight
 
@@ -47,6 +47,12 @@ def test_every_layer_and_every_gradient_equals_transformers(family, tmp_path):
     assert all(found.points[1 + index].weight is not None for index in range(len(layers)))
     assert found.is_equal, "\n".join([*parity.table(found), parity.verdict(found)])
     assert found.loss == pytest.approx(found.wanted_loss, abs=1e-5)
+
+
+def test_zero_experts_are_refused_by_name(tmp_path):
+    (case,) = (case for case in CASES if case.family == "longcat_flash")
+    with pytest.raises(RankError, match=r"cannot follow moe\.router\.zero_experts=3"):
+        compare(case.save(tmp_path / "hf"))
 
 
 def test_a_wrong_weight_is_found_in_its_layer(tmp_path):

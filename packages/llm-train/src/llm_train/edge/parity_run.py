@@ -86,9 +86,15 @@ def _reference(
     """Tokens [B, T], the tokens that follow them, and what transformers makes of both."""
     import torch
 
-    from llm_train.edge.parity_reference import Reference
+    from llm_train.edge.parity_reference import ParityError, Reference
     from llm_train.train.precision import DTYPES
 
+    if arch.moe is not None and arch.moe.router.zero_experts:
+        raise ParityError(
+            f"{folder}: parity cannot follow moe.router.zero_experts="
+            f"{arch.moe.router.zero_experts}: transformers loads no folder without weights for "
+            "them, and none is published with any"
+        )
     _say("running transformers ...")
     device, dtype = torch.device(kind.value), DTYPES[options.precision]
     reference = Reference(
