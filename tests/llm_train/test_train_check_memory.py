@@ -131,11 +131,6 @@ def test_what_is_computed_again_is_not_offloaded():
     ]
 
 
-def test_weights_cut_over_data_parallel_ranks_are_refused_by_name():
-    (problem,) = found(2, parallel={"fsdp": True})
-    assert problem.startswith("parallel: fsdp=true is not built")
-
-
 @pytest.mark.parametrize("memory", [{"offload_optimizer": True}, {"offload_activations": ["mlp"]}])
 def test_offloading_from_a_cpu_is_noted_to_save_nothing(memory):
     arch = parse_arch(copy.deepcopy(DENSE), where="arch")

@@ -6,10 +6,11 @@ from llm_train.arch import Arch
 from llm_train.check.context import context
 from llm_train.check.dropout import dropout
 from llm_train.check.experts import expert_notes, experts
+from llm_train.check.fsdp import sharding, sharding_notes
 from llm_train.check.handover import handover
 from llm_train.check.indexer import indexer, indexer_notes
 from llm_train.check.layout import Layout, batch, layout, world
-from llm_train.check.memory import activations, recompute, sharding, state
+from llm_train.check.memory import activations, recompute, state
 from llm_train.check.mixers import mixers
 from llm_train.check.pipeline import pipeline
 from llm_train.check.positions import positions
@@ -69,6 +70,7 @@ def notes(config: RunConfig, arch: Arch) -> list[str]:
     if parallel.cp == 1 and "cp_kind" in parallel.model_fields_set:
         found.append("parallel.cp_kind has no effect with cp=1")
     found += expert_notes(config)
+    found += sharding_notes(config)
     found += prediction_notes(config, arch)
     found += indexer_notes(config, arch)
     if train.seq_length > arch.max_position_embeddings and arch.position.kind != "learned":

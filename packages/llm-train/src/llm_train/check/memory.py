@@ -45,15 +45,6 @@ def state(config: RunConfig) -> Iterator[str]:
         )
 
 
-def sharding(config: RunConfig) -> Iterator[str]:
-    """Weights are whole on every data-parallel rank."""
-    if config.parallel.fsdp:
-        yield (
-            "parallel: fsdp=true is not built: no checkpoint could be written of weights that are "
-            "cut over the data-parallel ranks; optimizer.distributed=true cuts the optimizer state"
-        )
-
-
 # Parts that recomputation does not keep, and where they would be offloaded from.
 _NOT_KEPT = {
     RecomputeModule.CORE_ATTENTION: OffloadModule.CORE_ATTENTION,

@@ -54,7 +54,13 @@ class ParallelConfig(Section):
     )
     fsdp: bool = Field(
         default=False,
-        description="shard weights and gradients over the data-parallel ranks; refused for now",
+        description="shard weights, gradients and optimizer state over the data-parallel ranks; "
+        "each layer is gathered for its forward and its backward (FSDP2, ZeRO stage 3)",
+    )
+    fsdp_reshard_after_forward: bool = Field(
+        default=True,
+        description="fsdp only: let go of a layer's weights after its forward; false keeps them "
+        "until its backward: a gather less, the memory of all layers more (ZeRO stage 2)",
     )
     overlap_grad_reduce: bool = Field(
         default=False, description="reduce gradients while backward is running"

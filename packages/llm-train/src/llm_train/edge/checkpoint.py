@@ -4,10 +4,9 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
-from megatron.core import dist_checkpointing, parallel_state
+from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from megatron.core.optimizer import MegatronOptimizer
 
@@ -15,20 +14,13 @@ from llm_train import __version__
 from llm_train.arch import digest
 from llm_train.config import Resume
 from llm_train.edge import checkpoint_files as files
+from llm_train.edge.checkpoint_state import CONTENT, described, fill
 from llm_train.edge.checkpoint_write import SaveError, Writing, gather, on_first_rank, together
 from llm_train.interfaces import ExportWeights
 from llm_train.model.build import Model
 from llm_train.model.names import learning_indexer_weights
-from llm_train.train.optimizer import (
-    SHARDING_METADATA,
-    match_common_state,
-    prepare_state,
-    unshare_steps,
-)
 from llm_train.train.training import Restored
 
-# Layers keep their own keys, so that models whose layers differ need no second form.
-CONTENT = {**SHARDING_METADATA, "non_homogeneous_layers": True}
 _SAVING = ".saving_"
 
 
@@ -76,13 +68,10 @@ class Checkpoints:
         saving = self._kept.root / f"{_SAVING}{iteration:07d}"
         try:
             on_first_rank(lambda: self._make_room(saving))
-            prepare_state(optimizer)
-            state = _model_state(chunks)
-            # The description of the optimizer is built from the model's, which saving takes apart.
-            optimizer_state = optimizer.sharded_state_dict(dict(state), metadata=_metadata())
+            state = described(chunks, optimizer, is_loading=False)
             common = {"iteration": iteration, "schedule_steps": schedule_steps}
             content = {"content_metadata": dict(CONTENT)}
-            writing = Writing({**state, "optimizer": optimizer_state, **common, **content}, saving)
+            writing = Writing({**state, **common, **content}, saving)
             if not self._kept.background or is_last:
                 together(writing.write)
         except SaveError as error:
@@ -254,17 +243,12 @@ class Checkpoints:
                 f"{digest(self._kept.arch)[:12]}…); use another save.path or save.resume=never"
             )
         self._same_tokenizer(description)
-        prepare_state(optimizer)
-        state = _model_state(chunks)
-        wanted = optimizer.sharded_state_dict(dict(state), is_loading=True, metadata=_metadata())
+        wanted = described(chunks, optimizer, is_loading=True)
         folder = files.iteration_folder(self._kept.root, description.iteration)
         self._same_learning(chunks, folder)
-        loaded = dist_checkpointing.load({**state, "optimizer": wanted}, str(folder))
+        loaded = dist_checkpointing.load(wanted, str(folder))
         assert isinstance(loaded, dict)
-        for key, chunk in zip(_chunk_keys(chunks), chunks, strict=True):
-            chunk.load_state_dict(loaded.get(key, {}))
-        optimizer.load_state_dict(match_common_state(optimizer, loaded["optimizer"]))
-        unshare_steps(optimizer)
+        fill(chunks, optimizer, loaded)
         return Restored(
             step=description.iteration,
             # A checkpoint of a version that did not note them, or that skipped none.
@@ -278,22 +262,6 @@ def _free_gib(folder: Path) -> float:
     while not folder.exists():
         folder = folder.absolute().parent
     return shutil.disk_usage(folder).free / (1 << 30)
-
-
-def _metadata() -> dict[str, Any]:
-    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    return {**CONTENT, "dp_cp_group": group}
-
-
-def _chunk_keys(chunks: Sequence[Model]) -> list[str]:
-    return ["model"] if len(chunks) == 1 else [f"model{index}" for index in range(len(chunks))]
-
-
-def _model_state(chunks: Sequence[Model]) -> dict[str, Any]:
-    return {
-        key: chunk.sharded_state_dict(metadata=_metadata())
-        for key, chunk in zip(_chunk_keys(chunks), chunks, strict=True)
-    }
 
 
 def _damage(folder: Path, description: files.Description) -> list[str]:

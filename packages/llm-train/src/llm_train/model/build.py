@@ -83,6 +83,13 @@ class Model(GPTModel):
             losses.append(self.compute_language_model_loss(batch.labels, self._logits(hidden)))
         return torch.stack(losses)
 
+    def _is_in_embd_group(self) -> bool:
+        """No: two copies of an embedding are filled alike, by name, after they are built.
+
+        megatron-core would make them equal here, where neither holds anything yet.
+        """
+        return False
+
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[T, B, hidden] → [T, B, V / tp]."""
         is_tied = self.share_embeddings_and_output_weights

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from llm_train.interfaces import WeightSource
 from llm_train.model.build import Model
 from llm_train.model.names import NamedTensor, named_tensors
+from llm_train.model.shards import put
 
 
 class WeightsError(ValueError):
@@ -32,7 +33,7 @@ def fill_from_source(chunks: Sequence[Model], source: WeightSource, *, padded_ro
                 f"{named.name}: shard {named.shard} has shape {tuple(piece.shape)}, "
                 f"the model wants {tuple(named.tensor.shape)}"
             )
-        named.tensor.copy_(piece)
+        put(named.tensor, piece)
         used.add(named.name)
     _refuse_leftovers(there, used)
 
@@ -48,7 +49,7 @@ def fill_randomly(chunks: Sequence[Model], *, std: float, seed: int) -> None:
             continue
         generator = torch.Generator().manual_seed(_seed(named.name, seed))
         own_std = getattr(named.tensor, "init_std", std)
-        named.tensor.copy_(_cut(_full(named, own_std, generator), named))
+        put(named.tensor, _cut(_full(named, own_std, generator), named))
 
 
 def _seed(name: str, seed: int) -> int:

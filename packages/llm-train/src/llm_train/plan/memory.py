@@ -15,6 +15,7 @@ from llm_train.plan.activations import (
     logits_bytes,
     prediction_bytes,
 )
+from llm_train.plan.gathered import gathered_bytes
 from llm_train.plan.parameters import Parameters
 from llm_train.plan.shapes import FP32, Shapes
 
@@ -26,10 +27,12 @@ KEPT_WIDTHS = {KeptType.FP32: 4, KeptType.BF16: 2}
 class Memory:
     """Bytes of one rank. `activations` at the fullest moment, logits and their gradient apart.
 
-    `host` is what waits in host memory; it is not in the total.
+    `gathered` is what a sharded model holds of whole layers at a time; `host` is what waits in host
+    memory; it is not in the total.
     """
 
     weights: float
+    gathered: float
     gradients: float
     optimizer: float
     activations: float
@@ -65,14 +68,15 @@ def stage_memory(
     losses = 2 + (arch.mtp.layers if arch.mtp else 0)
     found: list[Memory] = []
     for stage, held in enumerate(parameters):
-        count = sum(one.local for one in held)
+        kept, width_kept = _kept(config, layout, held), FP32 if config.parallel.fsdp else width
         optimizer = _optimizer(config, layout, held, width=width)
         is_offloaded = config.memory.offload_optimizer
         is_last = stage == config.parallel.pp - 1
         found.append(
             Memory(
-                weights=count * width,
-                gradients=count * (FP32 if config.memory.gradients is KeptType.FP32 else width),
+                weights=kept * width_kept,
+                gathered=gathered_bytes(config, arch, held, stage=stage, width=width),
+                gradients=kept * (FP32 if config.memory.gradients is KeptType.FP32 else width),
                 optimizer=0.0 if is_offloaded else optimizer,
                 activations=_activations(config, arch, layout, shapes, stage=stage),
                 # The softmax that each loss keeps, and while it is made the logits beside it.
@@ -102,18 +106,32 @@ def chunks_in_flight(config: RunConfig, micro_batches: int, stage: int) -> int:
     return min(micro_batches * vpp, 2 * (pp - 1 - stage) + (vpp - 1) * pp + 1)
 
 
+def _kept(config: RunConfig, layout: Layout, held: list[Parameters]) -> float:
+    """Parameters that a rank keeps between steps: all it computes with, or its rows of them."""
+    if config.parallel.fsdp:
+        return _shared_out(config, layout, held)
+    return sum(one.local for one in held)
+
+
 def _optimizer(config: RunConfig, layout: Layout, held: list[Parameters], *, width: int) -> float:
     """Adam's two moments, and masters of 2-byte weights; spread over dp or not."""
     each = 2 * KEPT_WIDTHS[config.memory.optimizer_state]
+    if config.parallel.fsdp:
+        return _shared_out(config, layout, held) * each  # the weights are the masters
     if width < FP32 and config.memory.master_weights is KeptType.FP32:
         each += FP32 // 2 if config.memory.reuse_parameter_copy else FP32
     if not config.optimizer.distributed:
         return sum(one.local for one in held) * each
-    # Ranks that share a sequence hold the same weights, and share their state too.
+    return _shared_out(config, layout, held) * each
+
+
+def _shared_out(config: RunConfig, layout: Layout, held: list[Parameters]) -> float:
+    """One rank's share of what ranks with the same weights divide among them."""
+    # Ranks that share a sequence hold the same weights.
     copies = layout.dp * config.parallel.cp
     dense = sum(one.local for one in held if not one.is_expert) / copies
     experts = sum(one.local for one in held if one.is_expert) / layout.expert_dp
-    return (dense + experts) * each
+    return dense + experts
 
 
 def _activations(

@@ -75,7 +75,7 @@ def stage_parameters(
         head.append(_Cut(parallel.tp, Kind.HEAD).split(vocab_rows))
     head.append(_norms(arch, 1))
     if arch.mtp is not None:
-        head += _prediction(arch, arch.mtp.layers, parallel)
+        head += prediction_parameters(arch, arch.mtp.layers, parallel)
         if parallel.pp > 1 and not arch.tie_embeddings:
             head.append(replace(table, is_copy=True))
     return stages
@@ -94,6 +94,13 @@ def layer_parameters(arch: Arch, run: LayerRun, parallel: ParallelConfig) -> lis
         *_FEED_FORWARDS[run.feed_forward](arch, parallel),
         _norms(arch, norms * blocks(run)),
     ]
+
+
+def prediction_parameters(arch: Arch, layers: int, parallel: ParallelConfig) -> list[Parameters]:
+    """Each joins two normed vectors to one, and is a layer of the last kind with a norm behind."""
+    joined = _Cut(parallel.tp, Kind.PREDICTION).split(2 * arch.hidden_size**2)
+    one = [joined, _norms(arch, 3), *layer_parameters(arch, arch.layers[-1], parallel)]
+    return layers * one
 
 
 def blocks(run: LayerRun) -> int:
@@ -124,13 +131,6 @@ class _Cut:
 
     def whole(self, count: int) -> Parameters:
         return Parameters(kind=self.kind, total=count, local=count)
-
-
-def _prediction(arch: Arch, layers: int, parallel: ParallelConfig) -> list[Parameters]:
-    """Each joins two normed vectors to one, and is a layer of the last kind with a norm behind."""
-    joined = _Cut(parallel.tp, Kind.PREDICTION).split(2 * arch.hidden_size**2)
-    one = [joined, _norms(arch, 3), *layer_parameters(arch, arch.layers[-1], parallel)]
-    return layers * one
 
 
 def _norms(arch: Arch, count: int) -> Parameters:

@@ -8,10 +8,11 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 
 from llm_train.model.indexer import Indexer
+from llm_train.train.fsdp import ShardedModel
 
 
 def collect_indexer_loss(
-    chunks: Sequence[DistributedDataParallel],
+    chunks: Sequence[DistributedDataParallel] | Sequence[ShardedModel],
     *,
     indexers: int,
     micro_batches: int,

@@ -5,12 +5,14 @@ from types import MethodType
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from llm_train import config
+from llm_train.train.fsdp import ShardedModel
 from llm_train.train.memory.adam import KeptAdam
 from llm_train.train.memory.attach import keep_state, leave_masters_to_inner, state_layout
 
@@ -22,14 +24,18 @@ SHARDING_METADATA = {
 
 def build_optimizer(
     settings: config.OptimizerConfig,
-    chunks: Sequence[DistributedDataParallel],
+    chunks: Sequence[DistributedDataParallel | ShardedModel],
     *,
     dtype: torch.dtype,
     overlap_param_gather: bool,
     tokens_per_micro_batch: int,
     memory: config.MemoryConfig,
 ) -> MegatronOptimizer:
-    """AdamW with fp32 masters, or what `memory` makes of it; norms and biases are not decayed."""
+    """AdamW with fp32 masters, or what `memory` makes of it; norms and biases are not decayed.
+
+    The rows of a sharded model are masters themselves.
+    """
+    is_sharded = isinstance(chunks[0], ShardedModel)
     wanted = OptimizerConfig(
         optimizer="adam",
         lr=settings.lr,
@@ -39,20 +45,30 @@ def build_optimizer(
         adam_beta2=settings.beta2,
         adam_eps=settings.eps,
         clip_grad=settings.clip_grad,
-        use_distributed_optimizer=settings.distributed,
+        use_distributed_optimizer=settings.distributed and not is_sharded,
         overlap_param_gather=overlap_param_gather,
-        bf16=dtype is torch.bfloat16,
+        bf16=dtype is torch.bfloat16 and not is_sharded,
         fp16=dtype is torch.float16,
-        params_dtype=dtype,
+        params_dtype=torch.float32 if is_sharded else dtype,
         initial_loss_scale=_first_loss_scale(tokens_per_micro_batch),
     )
     if not memory.changes_state:
-        return get_megatron_optimizer(wanted, list(chunks))
+        optimizer = get_megatron_optimizer(wanted, list(chunks))
+        if is_sharded:
+            _count_every_rank(optimizer)
+        return optimizer
     leave_masters_to_inner(wanted)
     optimizer = get_megatron_optimizer(wanted, list(chunks))
     for part in _distributed_parts(optimizer):
         keep_state(part, state_layout(memory))
     return optimizer
+
+
+def _count_every_rank(optimizer: MegatronOptimizer) -> None:
+    """Sum the gradient norm over all ranks, which have different rows."""
+    for part in _parts(optimizer):
+        group = parallel_state.get_intra_distributed_optimizer_instance_group()
+        part.grad_stats_parallel_group = group  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _first_loss_scale(tokens: int) -> float:
@@ -96,7 +112,7 @@ def prepare_state(optimizer: MegatronOptimizer) -> None:
         if isinstance(distributed.optimizer, KeptAdam):
             distributed.optimizer.make_state()
         else:
-            _make_moments(distributed.optimizer)
+            make_moments(distributed.optimizer)
             distributed._set_main_param_and_optimizer_states = MethodType(_copy_states, distributed)
         distributed.sharded_param_state_fully_reshardable = MethodType(_sharded_states, distributed)
         if not any(group["params"] for group in distributed.param_groups):
@@ -127,8 +143,7 @@ def match_common_state(
     parts = _distributed_parts(optimizer)
     if not parts:
         return loaded
-    first = loaded if "optimizer" in loaded else loaded[0]
-    step = first["optimizer"]["param_groups"][0]["step"]
+    first, step = _first(loaded), saved_step(loaded)
     scaler = {"grad_scaler": first["grad_scaler"]} if "grad_scaler" in first else {}
     states = []
     for index, part in enumerate(parts):
@@ -144,15 +159,18 @@ def match_common_state(
     return states[0] if len(states) == 1 else dict(enumerate(states))
 
 
-def _distributed_parts(optimizer: MegatronOptimizer) -> list[DistributedOptimizer]:
-    return [one for one in _parts(optimizer) if isinstance(one, DistributedOptimizer)]
+def saved_step(loaded: Mapping[Any, Any]) -> Any:
+    """Adam's step in the loaded state of any number of chained optimizers."""
+    return _first(loaded)["optimizer"]["param_groups"][0]["step"]
 
 
-def _parts(optimizer: MegatronOptimizer) -> Iterator[MegatronOptimizer]:
-    yield from getattr(optimizer, "chained_optimizers", [optimizer])
+def inner_optimizers(optimizer: MegatronOptimizer) -> Iterator[torch.optim.Optimizer]:
+    """Torch's own, inside each of megatron-core's."""
+    return (part.optimizer for part in _parts(optimizer))
 
 
-def _make_moments(inner: torch.optim.Optimizer) -> None:
+def make_moments(inner: torch.optim.Optimizer) -> None:
+    """Give an Adam that has not stepped yet the moments that it begins with."""
     for group in inner.param_groups:
         for parameter in group["params"]:
             if "step" not in inner.state[parameter]:
@@ -161,6 +179,18 @@ def _make_moments(inner: torch.optim.Optimizer) -> None:
                     exp_avg=torch.zeros_like(parameter),
                     exp_avg_sq=torch.zeros_like(parameter),
                 )
+
+
+def _first(loaded: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    return loaded if "optimizer" in loaded else loaded[0]
+
+
+def _distributed_parts(optimizer: MegatronOptimizer) -> list[DistributedOptimizer]:
+    return [one for one in _parts(optimizer) if isinstance(one, DistributedOptimizer)]
+
+
+def _parts(optimizer: MegatronOptimizer) -> Iterator[MegatronOptimizer]:
+    yield from getattr(optimizer, "chained_optimizers", [optimizer])
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from llm_train.model.context_parallel.zigzag import take
 from llm_train.model.mtp import Ahead
 from llm_train.model.packed_rows import packed_rows
 from llm_train.train.ahead import Batch, batches_ahead
+from llm_train.train.fsdp import ShardedModel
 from llm_train.train.indexer_loss import collect_indexer_loss
 from llm_train.train.router_losses import RouterLosses, collect_router_losses
 
@@ -47,7 +48,7 @@ class StepResult:
 class Trainable:
     """The pieces one step needs; `indexers` are those of the whole model that learn."""
 
-    chunks: Sequence[DistributedDataParallel]
+    chunks: Sequence[DistributedDataParallel] | Sequence[ShardedModel]
     optimizer: MegatronOptimizer
     schedule: OptimizerParamScheduler
     micro_batches: int

@@ -1,6 +1,7 @@
 """What one rank trains: model, optimizer and schedule, built and restored."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +22,8 @@ from llm_train.config import KeptType, Precision, RunConfig
 from llm_train.interfaces import WeightSource
 from llm_train.model.build import Model, build_chunks, padded_vocab_size, transformer_config
 from llm_train.model.fill import fill_from_source, fill_randomly
+from llm_train.model.unfilled import unfilled_matrices
+from llm_train.train.fsdp import ShardedModel, Sharding, round_rows, shard_weights
 from llm_train.train.memory.activations import offload_activations
 from llm_train.train.memory.attach import HOST
 from llm_train.train.not_finite import guard_updates
@@ -113,6 +116,7 @@ class Training:
 
     def _build(self) -> tuple[list[Model], Trainable]:
         config, dtype = self.config, DTYPES[self.config.train.precision]
+        is_sharded = config.parallel.fsdp
         model_config = transformer_config(
             self.arch,
             config.parallel,
@@ -126,17 +130,15 @@ class Training:
         # Where megatron-core has a faster way whose sums come in any order.
         model_config.deterministic_mode = config.train.deterministic
         model_config.dsa_indexer_loss_coeff = config.train.indexer_loss_coeff
-        chunks = build_chunks(self.arch, model_config)
-        if self.device.type != "cpu":
-            for chunk in chunks:
-                chunk.to(self.device)
-        if self.source is not None:
-            rows = padded_vocab_size(self.arch, config.parallel.tp)
-            fill_from_source(chunks, self.source, padded_rows=rows)
-        else:
-            fill_randomly(chunks, std=config.model.init_std, seed=config.train.seed)
+        if is_sharded:
+            # Parameters are the masters; what layers compute with is made of them.
+            model_config.params_dtype = torch.float32
+        with unfilled_matrices() if is_sharded else nullcontext():
+            chunks = build_chunks(self.arch, model_config)
+        self._place(chunks, dtype)
+        self._fill(chunks)
         offload_activations(chunks, config.memory.offload_activations, host=HOST)
-        wrapped = _wrap(chunks, model_config, config)
+        wrapped = (_shards if is_sharded else _wrap)(chunks, model_config, config)
         optimizer = build_optimizer(
             config.optimizer,
             wrapped,
@@ -163,6 +165,36 @@ class Training:
             device=self.device,
         )
         return chunks, trainable
+
+    def _place(self, chunks: Sequence[Model], dtype: torch.dtype) -> None:
+        """Give the weights their memory, on the device."""
+        parallel = self.config.parallel
+        for chunk in chunks:
+            if parallel.fsdp:
+                reshard = parallel.fsdp_reshard_after_forward
+                shard_weights(
+                    chunk,
+                    Sharding(device=self.device, dtype=dtype, reshard_after_forward=reshard),
+                )
+            elif self.device.type != "cpu":
+                chunk.to(self.device)
+
+    def _fill(self, chunks: Sequence[Model]) -> None:
+        if self.source is not None:
+            rows = padded_vocab_size(self.arch, self.config.parallel.tp)
+            fill_from_source(chunks, self.source, padded_rows=rows)
+        else:
+            config = self.config
+            fill_randomly(chunks, std=config.model.init_std, seed=config.train.seed)
+
+
+def _shards(
+    chunks: list[Model], model_config: TransformerConfig, config: RunConfig
+) -> list[ShardedModel]:
+    """The rows of each chunk that this rank trains."""
+    wrapped = [ShardedModel(model_config, chunk) for chunk in chunks]
+    round_rows(wrapped, DTYPES[config.train.precision])
+    return wrapped
 
 
 def _wrap(

@@ -1,0 +1,62 @@
+"""What a checkpoint holds of a run's state, described for megatron-core to write and to read."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from megatron.core import parallel_state
+from megatron.core.optimizer import MegatronOptimizer
+
+from llm_train.edge import checkpoint_shards
+from llm_train.model.build import Model
+from llm_train.train.fsdp import is_sharded
+from llm_train.train.optimizer import (
+    SHARDING_METADATA,
+    match_common_state,
+    prepare_state,
+    unshare_steps,
+)
+
+# Layers keep their own keys, so that models whose layers differ need no second form.
+CONTENT = {**SHARDING_METADATA, "non_homogeneous_layers": True}
+
+
+def described(
+    chunks: Sequence[Model], optimizer: MegatronOptimizer, *, is_loading: bool
+) -> dict[str, Any]:
+    """Model and optimizer, each tensor with its place in the whole; both forms hold the same."""
+    metadata = _metadata()
+    if is_sharded(chunks):
+        return checkpoint_shards.described(
+            _keyed(chunks), optimizer, metadata, is_loading=is_loading
+        )
+    prepare_state(optimizer)
+    state = {
+        key: chunk.sharded_state_dict(metadata=metadata) for key, chunk in _keyed(chunks).items()
+    }
+    # The description of the optimizer is built from the model's, which saving takes apart.
+    options = {"is_loading": True} if is_loading else {}
+    optimizer_state = optimizer.sharded_state_dict(dict(state), metadata=metadata, **options)
+    return {**state, "optimizer": optimizer_state}
+
+
+def fill(chunks: Sequence[Model], optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
+    """The inverse: take what was read in the places of `described`."""
+    if is_sharded(chunks):
+        checkpoint_shards.fill(_keyed(chunks), optimizer, loaded)
+        return
+    for key, chunk in _keyed(chunks).items():
+        chunk.load_state_dict(loaded.get(key, {}))
+    optimizer.load_state_dict(match_common_state(optimizer, loaded["optimizer"]))
+    unshare_steps(optimizer)
+
+
+def _keyed(chunks: Sequence[Model]) -> dict[str, Model]:
+    """Chunks under the names that megatron-core gives them; no key of a tensor has them."""
+    if len(chunks) == 1:
+        return {"model": chunks[0]}
+    return {f"model{index}": chunk for index, chunk in enumerate(chunks)}
+
+
+def _metadata() -> dict[str, Any]:
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    return {**CONTENT, "dp_cp_group": group}

@@ -1,0 +1,26 @@
+"""Parameters whose rows are shared out among data-parallel ranks: DTensors cut on axis 0, as
+torch's FSDP2 makes them. Every other tensor is whole on its rank.
+"""
+
+import torch
+from torch.distributed.tensor import DTensor
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """What of a tensor this rank keeps, sharing its memory."""
+    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def rows(tensor: torch.Tensor) -> slice:
+    """The rows that `local` has: as many on every rank, fewer or none on the last ones."""
+    if not isinstance(tensor, DTensor):
+        return slice(0, len(tensor))
+    most = -(-len(tensor) // tensor.device_mesh.size())
+    start = min(most * tensor.device_mesh.get_local_rank(), len(tensor))
+    return slice(start, start + len(local(tensor)))
+
+
+def put(tensor: torch.Tensor, whole: torch.Tensor) -> None:
+    """Copy a tensor of the same shape into what this rank keeps."""
+    target = local(tensor)
+    target.copy_(whole[rows(tensor)] if whole.dim() else whole)

@@ -1,0 +1,35 @@
+"""Building a model without memory for its matrices, which are filled once they are shared out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+
+@contextmanager
+def unfilled_matrices() -> Iterator[None]:
+    """Give parameters of two axes and more no storage (device `meta`) as soon as modules have them.
+
+    Vectors keep what they are built with: that is how norms, biases and decays begin.
+    """
+    handle = register_module_parameter_registration_hook(_unfilled)  # pyright: ignore[reportArgumentType]  # what it returns is used
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _unfilled(
+    _module: torch.nn.Module, _name: str, parameter: torch.nn.Parameter | None
+) -> torch.nn.Parameter | None:
+    if parameter is None or parameter.dim() < 2:
+        return parameter
+    return like(parameter, parameter.to("meta"))
+
+
+def like(parameter: torch.Tensor, data: torch.Tensor) -> torch.nn.Parameter:
+    """Another parameter with the marks of this one (its layout, its gradients' groups)."""
+    made = torch.nn.Parameter(data, requires_grad=parameter.requires_grad)
+    vars(made).update(vars(parameter))
+    return made
