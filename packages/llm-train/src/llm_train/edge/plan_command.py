@@ -17,7 +17,7 @@ def plan_text(
 ) -> str:
     """The plan of the run at `path`, in tables or as JSON.
 
-    Raises ConfigError for a layout that cannot be, PlanError for a model it cannot count.
+    Raises ConfigError for a layout that cannot be.
     """
     config = load(path, overrides)
     ranks = world_size or fewest_ranks(config)

@@ -10,9 +10,9 @@ from llm_train.config import RunConfig
 from llm_train.flops import training_flops
 from llm_train.placement import Chunk, chunks
 from llm_train.plan.memory import Memory, stage_memory
-from llm_train.plan.parameters import Kind, Parameters, PlanError, stage_parameters
+from llm_train.plan.parameters import Kind, Parameters, stage_parameters
 
-__all__ = ["Kind", "Memory", "Parameters", "Plan", "PlanError", "make_plan"]
+__all__ = ["Kind", "Memory", "Parameters", "Plan", "make_plan"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +44,7 @@ class Plan:
 
 
 def make_plan(config: RunConfig, arch: Arch, world_size: int) -> Plan:
-    """Plan a run that `check.problems` finds no fault with.
-
-    Raises PlanError naming what of the architecture it cannot count.
-    """
+    """Plan a run that `check.problems` finds no fault with."""
     parallel = config.parallel
     layout = check.layout(config, world_size)
     vocab_rows = -(-arch.vocab_size // parallel.tp) * parallel.tp

@@ -7,25 +7,25 @@ or as one kernel keeps them (the input and one number a token) where the device 
 
 from __future__ import annotations
 
-from llm_train.arch import Arch, LayerRun
+from llm_train.arch import Arch
 from llm_train.config import RecomputeConfig, RecomputeKind, RecomputeMethod, RecomputeModule
-from llm_train.plan.parameters import blocks, query_key_value_rows
+from llm_train.handover import SHORTCUT
+from llm_train.plan.layers import Layer, prediction_layer
+from llm_train.plan.parameters import query_key_value_rows
 from llm_train.plan.recurrent import delta_net_bytes, state_space_bytes
 from llm_train.plan.shapes import FP32, Shapes
 
 
-def layer_bytes(arch: Arch, run: LayerRun, shapes: Shapes, recompute: RecomputeConfig) -> float:
+def layer_bytes(arch: Arch, layer: Layer, shapes: Shapes, recompute: RecomputeConfig) -> float:
     """What one layer keeps when it is not computed again as a whole."""
     parts = recompute.parts
     norms = _block_norm_bytes(arch, shapes, is_again=RecomputeModule.LAYERNORM in parts)
-    mixer = _mixer_bytes(arch, run, shapes, parts)
-    if run.feed_forward == "moe":
-        work = 0.0 if RecomputeModule.MOE in parts else _moe_bytes(arch, shapes, parts)
-    elif run.feed_forward == "dense":
-        work = 0.0 if RecomputeModule.MLP in parts else _mlp_bytes(arch, shapes, parts)
-    else:
-        work = 0.0
-    return blocks(run) * norms + mixer + work
+    mixer, kind, work = _mixer_bytes(arch, layer, shapes, parts), layer.run.feed_forward, 0.0
+    if kind in ("moe", SHORTCUT) and RecomputeModule.MOE not in parts:
+        work += _moe_bytes(arch, shapes, parts)
+    if kind in ("dense", SHORTCUT) and RecomputeModule.MLP not in parts:
+        work += _mlp_bytes(arch, shapes, parts)
+    return layer.blocks * norms + mixer + work
 
 
 def input_bytes(arch: Arch, shapes: Shapes) -> float:
@@ -34,28 +34,38 @@ def input_bytes(arch: Arch, shapes: Shapes) -> float:
 
 
 def layers_bytes(
-    arch: Arch, runs: list[LayerRun], shapes: Shapes, recompute: RecomputeConfig
+    arch: Arch, layers: list[Layer], shapes: Shapes, recompute: RecomputeConfig
 ) -> float:
     """What the layers of one chunk keep for one micro-batch."""
-    kept = [layer_bytes(arch, run, shapes, recompute) for run in runs]
+    kept = [layer_bytes(arch, layer, shapes, recompute) for layer in layers]
     if recompute.kind is not RecomputeKind.FULL:
         return sum(kept)
     one_input = input_bytes(arch, shapes)
     if recompute.method is RecomputeMethod.BLOCK:
-        again = min(recompute.layers, len(runs))
-        return again * one_input + sum(kept[again:])
-    return -(-len(runs) // recompute.layers) * one_input
+        again = min(recompute.layers, len(layers))
+        lent = _lent_bytes(arch, layers[:again], shapes)
+        return again * one_input + lent + sum(kept[again:])
+    lent = _lent_bytes(arch, layers, shapes)
+    return -(-len(layers) // recompute.layers) * one_input + lent
+
+
+def _lent_bytes(arch: Arch, layers: list[Layer], shapes: Shapes) -> float:
+    """Keys and values that layers, computed again, are given by others."""
+    if arch.attention is None:
+        return 0.0
+    width = 2 * arch.attention.query_groups * arch.attention.head_dim / shapes.tp * shapes.width
+    return sum(layer.lends for layer in layers) * shapes.tokens * width
 
 
 def again_bytes(
-    arch: Arch, runs: list[LayerRun], shapes: Shapes, recompute: RecomputeConfig
+    arch: Arch, layers: list[Layer], shapes: Shapes, recompute: RecomputeConfig
 ) -> float:
     """What backward keeps for a moment while it computes one unit of layers again."""
-    if recompute.kind is not RecomputeKind.FULL or not runs:
+    if recompute.kind is not RecomputeKind.FULL or not layers:
         return 0.0
     unit = recompute.layers if recompute.method is RecomputeMethod.UNIFORM else 1
-    largest = max(layer_bytes(arch, run, shapes, recompute) for run in runs)
-    return min(unit, len(runs)) * largest
+    largest = max(layer_bytes(arch, layer, shapes, recompute) for layer in layers)
+    return min(unit, len(layers)) * largest
 
 
 def head_bytes(arch: Arch, shapes: Shapes, *, vocab_rows: int) -> float:
@@ -87,7 +97,7 @@ def prediction_bytes(arch: Arch, shapes: Shapes, recompute: RecomputeConfig) -> 
     elements, rows = shapes.tokens_outside * arch.hidden_size, shapes.tokens_outside
     # Hidden states and embeddings are normed and joined, what the layer makes of them is normed.
     around = 3 * (norm_bytes(elements, rows, shapes) + one_input)
-    layer = layer_bytes(arch, arch.layers[-1], shapes, recompute)
+    layer = layer_bytes(arch, prediction_layer(arch), shapes, recompute)
     return arch.mtp.layers * (around + layer)
 
 
@@ -109,22 +119,23 @@ def _block_norm_bytes(arch: Arch, shapes: Shapes, *, is_again: bool) -> float:
 
 
 def _mixer_bytes(
-    arch: Arch, run: LayerRun, shapes: Shapes, parts: tuple[RecomputeModule, ...]
+    arch: Arch, layer: Layer, shapes: Shapes, parts: tuple[RecomputeModule, ...]
 ) -> float:
     is_again = RecomputeModule.CORE_ATTENTION in parts
-    if run.mixer == "mla":
-        return _latent_bytes(arch, shapes, parts)
-    if run.mixer == "gdn":
+    mixer = layer.run.mixer
+    if mixer == "mla":
+        return _latent_bytes(arch, shapes, parts) + _mask_bytes(arch, layer, shapes)
+    if mixer == "gdn":
         assert arch.gdn is not None
         return delta_net_bytes(arch.gdn, shapes, is_again=is_again)
-    if run.mixer == "mamba2":
+    if mixer == "mamba2":
         assert arch.mamba2 is not None
         return state_space_bytes(arch.mamba2, shapes, is_again=is_again)
-    return 0.0 if run.mixer == "none" else _attention_bytes(arch, run, shapes, parts)
+    return 0.0 if mixer == "none" else _attention_bytes(arch, layer, shapes, parts)
 
 
 def _attention_bytes(
-    arch: Arch, run: LayerRun, shapes: Shapes, parts: tuple[RecomputeModule, ...]
+    arch: Arch, layer: Layer, shapes: Shapes, parts: tuple[RecomputeModule, ...]
 ) -> float:
     tokens, width = shapes.tokens, shapes.width
     assert arch.attention is not None
@@ -142,7 +153,11 @@ def _attention_bytes(
     out = tokens * queries * width
     # A rotation makes new queries and keys; values stay in what the projection put out.
     projected = tokens * query_key_value_rows(one) / shapes.tp * width
-    turned = tokens * (queries + keys) * width if run.rope else 0.0
+    turned = tokens * (queries + keys) * width if layer.run.rope else 0.0
+    if layer.lends or layer.borrows:
+        # Values that layers share stay in a copy of what the first of them projected.
+        projected = tokens * 2 * keys * width if layer.lends else 0.0
+        turned = tokens * (queries + keys) * width
     inside = 0.0
     if RecomputeModule.CORE_ATTENTION not in parts:
         if shapes.exchange is not None:
@@ -178,6 +193,14 @@ def _latent_bytes(arch: Arch, shapes: Shapes, parts: tuple[RecomputeModule, ...]
     return kept + tokens * heads * one.v_head_dim * width
 
 
+def _mask_bytes(arch: Arch, layer: Layer, shapes: Shapes) -> float:
+    """What an indexer chose: a byte for each query and key, if there is a choice."""
+    assert arch.mla is not None
+    indexer = arch.mla.indexer
+    has_mask = indexer is not None and layer.chooses and shapes.seq_length > indexer.top_k
+    return float(shapes.tokens * shapes.seq_length) if has_mask else 0.0
+
+
 def _mlp_bytes(arch: Arch, shapes: Shapes, parts: tuple[RecomputeModule, ...]) -> float:
     assert arch.mlp is not None
     ffn = arch.mlp.ffn_hidden_size / shapes.tp
@@ -196,10 +219,11 @@ def _moe_bytes(arch: Arch, shapes: Shapes, parts: tuple[RecomputeModule, ...]) -
     """Every token is copied to `top_k` experts, evenly spread; an estimate."""
     assert arch.moe is not None
     one, hidden, width = arch.moe, arch.hidden_size, shapes.width
-    sent = shapes.tokens * one.top_k / shapes.tp
+    choices = one.experts + one.router.zero_experts
+    sent = shapes.tokens * one.top_k * one.experts / choices / shapes.tp
     copies = _activation_copies(one.gated, parts) + 1  # and one times the router's weight
     routed = sent * (2 * hidden + one.ffn_hidden_size * copies) * width
-    scores = shapes.tokens_outside * one.experts * 3 * FP32
+    scores = shapes.tokens_outside * choices * 3 * FP32
     shared = 0.0
     if one.shared is not None and RecomputeModule.SHARED_EXPERTS not in parts:
         ffn = one.shared.ffn_hidden_size / shapes.tp

@@ -5,6 +5,7 @@ from __future__ import annotations
 from llm_train.arch import Arch
 from llm_train.config import RunConfig
 from llm_train.placement import chunks
+from llm_train.plan.layers import each_layer
 from llm_train.plan.parameters import (
     Kind,
     Parameters,
@@ -38,7 +39,7 @@ def gathered_bytes(
 
 def _layers(config: RunConfig, arch: Arch, stage: int) -> list[int]:
     """Parameters of each layer of a stage, on a rank."""
-    every, parallel = list(arch.each_layer()), config.parallel
+    every, parallel = each_layer(arch), config.parallel
     found = [
         layer_parameters(arch, every[index], parallel)
         for chunk in chunks(parallel, arch.num_layers)

@@ -16,7 +16,8 @@ from llm_train.plan.activations import (
     prediction_bytes,
 )
 from llm_train.plan.gathered import gathered_bytes
-from llm_train.plan.parameters import Parameters
+from llm_train.plan.layers import each_layer
+from llm_train.plan.parameters import Kind, Parameters
 from llm_train.plan.shapes import FP32, Shapes
 
 WIDTHS = {Precision.FP32: 4, Precision.BF16: 2, Precision.FP16: 2}
@@ -69,14 +70,16 @@ def stage_memory(
     found: list[Memory] = []
     for stage, held in enumerate(parameters):
         kept, width_kept = _kept(config, layout, held), FP32 if config.parallel.fsdp else width
-        optimizer = _optimizer(config, layout, held, width=width)
+        learning = [one for one in held if not _is_frozen(config, one)]
+        optimizer = _optimizer(config, layout, learning, width=width)
         is_offloaded = config.memory.offload_optimizer
         is_last = stage == config.parallel.pp - 1
         found.append(
             Memory(
                 weights=kept * width_kept,
                 gathered=gathered_bytes(config, arch, held, stage=stage, width=width),
-                gradients=kept * (FP32 if config.memory.gradients is KeptType.FP32 else width),
+                gradients=_kept(config, layout, learning)
+                * (FP32 if config.memory.gradients is KeptType.FP32 else width),
                 optimizer=0.0 if is_offloaded else optimizer,
                 activations=_activations(config, arch, layout, shapes, stage=stage),
                 # The softmax that each loss keeps, and while it is made the logits beside it.
@@ -104,6 +107,11 @@ def chunks_in_flight(config: RunConfig, micro_batches: int, stage: int) -> int:
     if vpp is None:
         return min(micro_batches, pp - stage)
     return min(micro_batches * vpp, 2 * (pp - 1 - stage) + (vpp - 1) * pp + 1)
+
+
+def _is_frozen(config: RunConfig, one: Parameters) -> bool:
+    """It has neither gradients nor a state."""
+    return one.kind is Kind.INDEXER and config.train.indexer_loss_coeff == 0.0
 
 
 def _kept(config: RunConfig, layout: Layout, held: list[Parameters]) -> float:
@@ -137,7 +145,7 @@ def _shared_out(config: RunConfig, layout: Layout, held: list[Parameters]) -> fl
 def _activations(
     config: RunConfig, arch: Arch, layout: Layout, shapes: Shapes, *, stage: int
 ) -> float:
-    layers = list(arch.each_layer())
+    layers = each_layer(arch)
     runs = [
         [layers[index] for index in chunk.layers]
         for chunk in chunks(config.parallel, arch.num_layers)

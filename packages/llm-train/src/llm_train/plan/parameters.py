@@ -10,13 +10,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
 
-from llm_train.arch import Arch, Attention, LayerRun
+from llm_train.arch import Arch, Attention
 from llm_train.config import ParallelConfig
+from llm_train.handover import SHORTCUT
 from llm_train.placement import chunks
-
-
-class PlanError(ValueError):
-    """An architecture whose parameters cannot be counted."""
+from llm_train.plan.layers import Layer, each_layer, prediction_layer
 
 
 class Kind(StrEnum):
@@ -26,6 +24,7 @@ class Kind(StrEnum):
     MIXER = "attention"
     FEED_FORWARD = "feed-forward"
     EXPERTS = "experts"
+    INDEXER = "indexer"
     NORMS = "norms"
     HEAD = "head"
     PREDICTION = "prediction"
@@ -53,13 +52,9 @@ class Parameters:
 def stage_parameters(
     arch: Arch, parallel: ParallelConfig, *, vocab_rows: int
 ) -> list[list[Parameters]]:
-    """What each pipeline stage holds; `vocab_rows` are those of the padded vocabulary.
-
-    Raises PlanError naming what it cannot count.
-    """
-    _refuse_uncounted(arch)
+    """What each pipeline stage holds; `vocab_rows` are those of the padded vocabulary."""
     stages: list[list[Parameters]] = [[] for _ in range(parallel.pp)]
-    layers = list(arch.each_layer())
+    layers = each_layer(arch)
     for chunk in chunks(parallel, arch.num_layers):
         for index in chunk.layers:
             stages[chunk.stage] += layer_parameters(arch, layers[index], parallel)
@@ -81,42 +76,21 @@ def stage_parameters(
     return stages
 
 
-def layer_parameters(arch: Arch, run: LayerRun, parallel: ParallelConfig) -> list[Parameters]:
-    """One layer's. Raises PlanError naming what it cannot count."""
-    if run.feed_forward not in _FEED_FORWARDS:
-        raise PlanError(
-            f"plan cannot count a layer of feed_forward={run.feed_forward}; "
-            f"it can: {', '.join(_FEED_FORWARDS)}"
-        )
+def layer_parameters(arch: Arch, layer: Layer, parallel: ParallelConfig) -> list[Parameters]:
+    """One layer's."""
     norms = {"pre": 1, "post": 1, "sandwich": 2}[arch.norm.placement]
     return [
-        *_MIXERS[run.mixer](arch, parallel),
-        *_FEED_FORWARDS[run.feed_forward](arch, parallel),
-        _norms(arch, norms * blocks(run)),
+        *_MIXERS[layer.run.mixer](arch, layer, parallel),
+        *_FEED_FORWARDS[layer.run.feed_forward](arch, parallel),
+        _norms(arch, norms * layer.blocks),
     ]
 
 
 def prediction_parameters(arch: Arch, layers: int, parallel: ParallelConfig) -> list[Parameters]:
     """Each joins two normed vectors to one, and is a layer of the last kind with a norm behind."""
     joined = _Cut(parallel.tp, Kind.PREDICTION).split(2 * arch.hidden_size**2)
-    one = [joined, _norms(arch, 3), *layer_parameters(arch, arch.layers[-1], parallel)]
+    one = [joined, _norms(arch, 3), *layer_parameters(arch, prediction_layer(arch), parallel)]
     return layers * one
-
-
-def blocks(run: LayerRun) -> int:
-    """Residual branches of a layer: its mixer and its feed-forward, or one alone."""
-    return (run.mixer != "none") + (run.feed_forward != "none")
-
-
-def _refuse_uncounted(arch: Arch) -> None:
-    uncounted = {
-        "mla.indexer": arch.mla is not None and arch.mla.indexer is not None,
-        "attention.shared_kv": arch.attention is not None and arch.attention.shared_kv > 1,
-        "moe.router.zero_experts": arch.moe is not None and arch.moe.router.zero_experts > 0,
-    }
-    found = [name for name, is_there in uncounted.items() if is_there]
-    if found:
-        raise PlanError(f"plan cannot count what arch.json says in {', '.join(found)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +119,11 @@ def _beside_embedding(arch: Arch) -> Iterator[Parameters]:
         yield _norms(arch, 1)
 
 
-def _attention(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
+def _attention(arch: Arch, layer: Layer, parallel: ParallelConfig) -> Iterator[Parameters]:
     assert arch.attention is not None
     one, hidden, cut = arch.attention, arch.hidden_size, _Cut(parallel.tp, Kind.MIXER)
-    width, rows = one.heads * one.head_dim, query_key_value_rows(one)
+    width = one.heads * one.head_dim
+    rows = width if layer.borrows else query_key_value_rows(one)
     yield cut.split(rows * hidden + (rows if one.qkv_bias else 0) + hidden * width)
     if one.out_bias:
         yield cut.whole(hidden)
@@ -165,8 +140,8 @@ def query_key_value_rows(one: Attention) -> int:
     return ((2 if one.output_gate else 1) * one.heads + 2 * one.query_groups) * one.head_dim
 
 
-def _latent(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
-    """Down-projections are whole on every rank, heads are shared out."""
+def _latent(arch: Arch, layer: Layer, parallel: ParallelConfig) -> Iterator[Parameters]:
+    """Down-projections and indexers are whole on every rank, heads are shared out."""
     assert arch.mla is not None
     one, hidden, cut = arch.mla, arch.hidden_size, _Cut(parallel.tp, Kind.MIXER)
     query = one.heads * (one.qk_nope_head_dim + one.qk_rope_head_dim)
@@ -182,6 +157,10 @@ def _latent(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
     yield cut.split(one.heads * one.v_head_dim * hidden)
     if one.out_bias:
         yield cut.whole(hidden)
+    if one.indexer is not None and layer.chooses:
+        scorer, dim = one.indexer, one.indexer.head_dim
+        queries = (one.q_lora_rank or hidden) * scorer.heads * dim
+        yield _Cut(1, Kind.INDEXER).whole(queries + hidden * (dim + scorer.heads) + 2 * dim)
 
 
 def _dense(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
@@ -201,7 +180,8 @@ def _experts(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
     yield _Cut(parallel.ep * parallel.etp, Kind.EXPERTS).split(one.experts * elements)
     if one.bias:
         yield _Cut(parallel.ep, Kind.EXPERTS).split(one.experts * hidden)
-    yield cut.whole(one.experts * (hidden + (1 if one.router.linear_bias else 0)))
+    choices = one.experts + one.router.zero_experts
+    yield cut.whole(choices * (hidden + (1 if one.router.linear_bias else 0)))
     if one.shared is not None:
         size = one.shared.ffn_hidden_size
         up = (2 if one.gated else 1) * size
@@ -209,7 +189,7 @@ def _experts(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
         yield cut.whole((hidden if one.bias else 0) + (hidden if one.shared.gated else 0))
 
 
-def _delta_net(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
+def _delta_net(arch: Arch, _layer: Layer, parallel: ParallelConfig) -> Iterator[Parameters]:
     """Projections, convolution, a rate and a step a head; the norm's weight is every head's."""
     assert arch.gdn is not None
     one, hidden, cut = arch.gdn, arch.hidden_size, _Cut(parallel.tp, Kind.MIXER)
@@ -219,7 +199,7 @@ def _delta_net(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
     yield cut.whole(one.value_head_dim)
 
 
-def _state_space(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
+def _state_space(arch: Arch, _layer: Layer, parallel: ParallelConfig) -> Iterator[Parameters]:
     """Projections, convolution, a rate, a step and a skip a head, the norm."""
     assert arch.mamba2 is not None
     one, hidden, cut = arch.mamba2, arch.hidden_size, _Cut(parallel.tp, Kind.MIXER)
@@ -232,12 +212,18 @@ def _state_space(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
         yield cut.whole(hidden)
 
 
-def _nothing(_arch: Arch, _parallel: ParallelConfig) -> Iterator[Parameters]:
+def _dense_beside_experts(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
+    yield from _dense(arch, parallel)
+    yield from _experts(arch, parallel)
+
+
+def _nothing(*_args: object) -> Iterator[Parameters]:
     yield from ()
 
 
+_CountMixer = Callable[[Arch, Layer, ParallelConfig], Iterator[Parameters]]
 _Count = Callable[[Arch, ParallelConfig], Iterator[Parameters]]
-_MIXERS: Mapping[str, _Count] = MappingProxyType(
+_MIXERS: Mapping[str, _CountMixer] = MappingProxyType(
     {
         "attention": _attention,
         "mla": _latent,
@@ -247,5 +233,5 @@ _MIXERS: Mapping[str, _Count] = MappingProxyType(
     }
 )
 _FEED_FORWARDS: Mapping[str, _Count] = MappingProxyType(
-    {"dense": _dense, "moe": _experts, "none": _nothing}
+    {"dense": _dense, "moe": _experts, SHORTCUT: _dense_beside_experts, "none": _nothing}
 )
