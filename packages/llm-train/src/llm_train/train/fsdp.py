@@ -95,12 +95,15 @@ class ShardedModel(MegatronModule):
         for one in self._cut.values():
             rows = one.main_param  # pyright: ignore[reportAttributeAccessIssue]
             assert rows.data_ptr() == local(one).data_ptr(), "torch has moved the rows"
+            if not len(rows):  # megatron-core, which flattens gradients, loses the shape of nothing
+                continue
             _set_gradient(one, torch.zeros_like(rows) if one.grad is None else local(one.grad))
 
     def scale_gradients(self, scaling_factor: torch.Tensor) -> None:
         """Multiply all gradients."""
-        for one in self._cut.values():
-            one.main_grad.mul_(scaling_factor)  # pyright: ignore[reportAttributeAccessIssue]
+        for rows in self.parameters():
+            if len(rows):
+                rows.main_grad.mul_(scaling_factor)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def round_rows(chunks: Sequence[ShardedModel], dtype: torch.dtype) -> None:
