@@ -96,8 +96,10 @@ def assert_near(found, wanted, *, loss=1e-5, norm=1e-4):
 
 # layout → ranks, `parallel`, architecture
 LAYOUTS = {
-    # Dense weights and each expert lie on two of four ranks, not the same ones.
-    "tp2-ep2-dp2": (4, {"tp": 2, "ep": 2}, "experts"),
+    # Whole experts are cut over four ranks, all else over two.
+    "tp2-dp2": (4, {"tp": 2}, "experts"),
+    # Each expert is cut over two ranks, all else over four.
+    "ep2-dp4": (4, {"ep": 2}, "experts"),
     # Rows are cut over the ranks that share sequences as well.
     "pp2-cp2": (4, {"pp": 2, "cp": 2, "cp_kind": "allgather"}, "dense"),
 }
@@ -106,7 +108,8 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_sharded_layout_trains_like_one_process(layout, run_of, alone):
     world_size, parallel, arch = LAYOUTS[layout]
-    document = run_of(arch, parallel={**parallel, "fsdp": True})
+    size = 8 // world_size * parallel.get("tp", 1) * parallel.get("pp", 1)
+    document = run_of(arch, parallel={**parallel, "fsdp": True}, train={"micro_batch_size": size})
     assert_near(train_curves({"run": document}, world_size)["run"], alone[arch])
 
 
