@@ -9,32 +9,11 @@ from llm_train.arch import parse
 from llm_train.check import problems
 from llm_train.config import RunConfig
 from llm_train.model.fields import UnsupportedArchError, config_fields
+from tiny_archs import EXPERTS, ZERO_ROUTER
 
 GOLDEN = Path(__file__).parents[1] / "contracts/arch/golden"
 DENSE = json.loads((GOLDEN / "llama_tiny.json").read_text())
-MOE = {
-    "experts": 4,
-    "top_k": 2,
-    "ffn_hidden_size": 16,
-    "activation": "silu",
-    "gated": True,
-    "bias": False,
-    "clamp": None,
-    "glu_offset": 0.0,
-    "shared": None,
-    "router": {
-        "score": "softmax",
-        "pre_softmax": True,
-        "normalize": False,
-        "scaling": 1.0,
-        "bias": True,
-        "groups": None,
-        "top_groups": None,
-        "group_score": "max",
-        "linear_bias": False,
-        "zero_experts": 2,
-    },
-}
+MOE = {**EXPERTS, "router": ZERO_ROUTER}
 
 
 def run_config(parallel=None, moe=None):

@@ -9,7 +9,7 @@ import pytest
 from llm_train.arch import parse
 from llm_train.flops import forward_flops, mean_keys, training_flops
 from llm_train.peaks import bf16_peak
-from tiny_archs import EXPERTS, LATENT
+from tiny_archs import EXPERTS, LATENT, ZERO_ROUTER
 
 GOLDEN = Path(__file__).parents[1] / "contracts" / "arch" / "golden"
 T = 32
@@ -84,29 +84,8 @@ def test_only_the_chosen_experts_count(document):
 
 def test_choices_of_nothing_compute_nothing(document):
     """Balanced, 6 of 8 choices are experts: of each token's 4, 3 compute."""
-    moe = {
-        "experts": 6,
-        "top_k": 4,
-        "ffn_hidden_size": 48,
-        "activation": "silu",
-        "gated": True,
-        "bias": False,
-        "clamp": None,
-        "glu_offset": 0.0,
-        "shared": None,
-        "router": {
-            "score": "softmax",
-            "pre_softmax": True,
-            "normalize": False,
-            "scaling": 1.0,
-            "bias": True,
-            "groups": None,
-            "top_groups": None,
-            "group_score": "max",
-            "linear_bias": False,
-            "zero_experts": 2,
-        },
-    }
+    sizes = {"experts": 6, "top_k": 4, "ffn_hidden_size": 48}
+    moe = {**EXPERTS, **sizes, "router": ZERO_ROUTER}
     runs = [
         {**document["layers"][0], "count": 1, "feed_forward": kind}
         for kind in ("dense_shortcut_moe", "dense")

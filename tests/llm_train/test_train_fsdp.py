@@ -13,6 +13,7 @@ from llm_train.arch import parse as parse_arch
 from llm_train.config import RunConfig
 from llm_train.edge import checkpoint_files
 from llm_train.plan import make_plan
+from tiny_archs import EXPERTS, SIGMOID_ROUTER
 from train_curves import curve_of, each_run, tiny_run, train_curves
 
 GOLDEN = Path(__file__).parents[1] / "contracts" / "arch" / "golden"
@@ -41,21 +42,10 @@ def experts(arch):
     layer = arch["layers"][0]
     arch["layers"] = [{**layer, "count": 1}, {**layer, "count": 1, "feed_forward": "moe"}]
     glu = {key: arch["mlp"][key] for key in ("activation", "gated", "bias", "clamp", "glu_offset")}
-    router = {
-        "score": "sigmoid",
-        "pre_softmax": False,
-        "normalize": True,
-        "scaling": 1.0,
-        "bias": True,
-        "groups": None,
-        "top_groups": None,
-        "group_score": "max",
-        "linear_bias": False,
-        "zero_experts": 0,
-    }
-    moe = {"experts": 4, "top_k": 2, "ffn_hidden_size": 24, "router": router}
-    moe["shared"] = {"ffn_hidden_size": 24, "gated": True}
-    return arch | {"moe": {**glu, **moe}}
+    router = {**SIGMOID_ROUTER, "pre_softmax": False, "scaling": 1.0, "group_score": "max"}
+    shared = {"ffn_hidden_size": 24, "gated": True}
+    moe = {**EXPERTS, "ffn_hidden_size": 24, "router": router, "shared": shared}
+    return arch | {"moe": {**moe, **glu}}
 
 
 ARCHS = {"dense": dense, "untied": untied, "experts": experts}

@@ -17,7 +17,7 @@ from llm_ckpt.placement import Grid
 from llm_ckpt.plan import Target
 from llm_ckpt.source import open_source
 from tiny_archs import latent
-from train_curves import each_run, go, tiny_run
+from train_curves import each_run, steps_of, tiny_run, train_steps
 
 GOLDEN = Path(__file__).parents[1] / "contracts" / "arch" / "golden"
 STEPS = 20
@@ -65,27 +65,7 @@ def run_of(name, folder, prefix, **sections):
     return document
 
 
-class Steps:
-    """All that every step reports."""
-
-    def __init__(self):
-        self.found = []
-
-    def step(self, metrics):
-        names = ("loss", "mtp_loss", "indexer_loss", "grad_norm")
-        self.found.append({name: getattr(metrics, name) for name in names})
-
-
-def look_at_steps(training, splits):
-    steps = Steps()
-    go(training, splits, steps)
-    return steps.found
-
-
-def train(documents, world_size):
-    """The steps of each run by name, on the same ranks."""
-    return run_ranks(lambda _rank: dict(each_run(documents, look_at_steps)), world_size)[0]
-
+VALUES = ("loss", "mtp_loss", "indexer_loss", "grad_norm")
 
 # layout → ranks, sections of the config, the runs that are trained at it
 LAYOUTS = {
@@ -113,7 +93,7 @@ def curves(toy_prefix, tmp_path_factory):
             for name in names:
                 both = {k: {**RUNS[name][1].get(k, {}), **v} for k, v in sections.items()}
                 documents[name] = run_of(name, folder, toy_prefix, **both)
-            found[layout] = train(documents, world_size)
+            found[layout] = train_steps(documents, world_size, VALUES)
         return found[layout]
 
     return train_once
@@ -137,7 +117,7 @@ def test_recomputed_layers_choose_and_learn_the_same_to_the_bit(toy_prefix, tmp_
     base = run_of("borrowing", tmp_path, toy_prefix, train={"max_steps": 4})
     again = {"full": "full", "selective": {"kind": "selective", "modules": PARTS}}
     runs = {name: {**base, "recompute": value} for name, value in again.items()}
-    found = train({"plain": base, **runs}, 1)
+    found = train_steps({"plain": base, **runs}, 1, VALUES)
     assert found["full"] == found["plain"]
     assert found["selective"] == found["plain"]
 
@@ -148,7 +128,7 @@ def test_a_frozen_indexer_stays_as_it_is(toy_prefix, tmp_path):
     def look(training, splits):
         (chunk,) = training.chunks
         before = {name: one.detach().clone() for name, one in chunk.named_parameters()}
-        look_at_steps(training, splits)
+        steps_of(training, splits, VALUES)
         return {n: torch.equal(one, before[n]) for n, one in chunk.named_parameters()}
 
     document = run_of(
@@ -177,7 +157,7 @@ def one_step(document, world_size):
                     norm.add_(torch.randn(norm.shape, generator=random), alpha=0.3)
         before = {named.name: named.tensor.detach().clone() for named in named_tensors(chunk)}
         batch = [splits.train[index] for index in range(4)]
-        (reported,) = look_at_steps(training, splits)
+        (reported,) = steps_of(training, splits, VALUES)
         gradients = {
             named.name: named.tensor.main_grad.clone()
             for named in named_tensors(chunk)

@@ -9,10 +9,11 @@ import torch
 
 from fork_ranks import run_ranks
 from tiny_archs import EXPERTS, ROUTER, SIGMOID_ROUTER
-from train_curves import each_run, go
+from train_curves import each_run, go, steps_of, train_steps
 
 STEPS = 20
 LOSSES = ("loss", "aux_loss", "seq_aux_loss", "z_loss")
+VALUES = (*LOSSES, "grad_norm")
 
 # As DeepSeek-V3's, and as gpt-oss's, each behind a dense layer.
 BALANCED = {
@@ -64,16 +65,6 @@ def moe_run(run_document, tmp_path):
     return make
 
 
-class Steps:
-    """All that every step reports."""
-
-    def __init__(self):
-        self.found = []
-
-    def step(self, metrics):
-        self.found.append({name: getattr(metrics, name) for name in (*LOSSES, "grad_norm")})
-
-
 def train(document, world_size, parallel, sections):
     """The steps of one run for each moe section, on the same ranks."""
     runs = {
@@ -81,12 +72,7 @@ def train(document, world_size, parallel, sections):
         for name, section in sections.items()
     }
 
-    def look(training, splits):
-        steps = Steps()
-        go(training, splits, steps)
-        return steps.found
-
-    return run_ranks(lambda _rank: dict(each_run(runs, look)), world_size)[0]
+    return train_steps(runs, world_size, VALUES)
 
 
 @pytest.fixture(scope="module")
@@ -300,10 +286,8 @@ def test_an_activation_computed_again_is_not_kept_and_changes_no_bit(moe_run):
     }
 
     def look(training, splits):
-        steps = Steps()
         size = kept_bytes(training, splits)
-        go(training, splits, steps)
-        return size, steps.found
+        return size, steps_of(training, splits, VALUES)
 
     found = run_ranks(lambda _rank: dict(each_run(runs, look)), 1)[0]
     # Four samples of 32 tokens, two experts each, in fp32; and the dense layer's.

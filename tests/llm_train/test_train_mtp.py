@@ -14,7 +14,7 @@ from llm_ckpt.arch import parse_arch
 from llm_ckpt.params import expected_params
 from llm_ckpt.source import open_source
 from tiny_archs import EXPERTS, SIGMOID_ROUTER, latent
-from train_curves import each_run, go, tiny_run
+from train_curves import each_run, steps_of, tiny_run, train_steps
 
 GOLDEN = Path(__file__).parents[1] / "contracts" / "arch" / "golden"
 STEPS = 20
@@ -76,30 +76,6 @@ def run_of(name, folder, prefix, *, steps=STEPS, **sections):
     return document
 
 
-class Steps:
-    """All that every step reports."""
-
-    def __init__(self):
-        self.found = []
-
-    def evaluation(self, metrics):
-        self.found.append({"eval_loss": metrics.eval_loss})
-
-    def step(self, metrics):
-        self.found.append({name: getattr(metrics, name) for name in VALUES})
-
-
-def train(documents, world_size):
-    """The steps of each run by name, on the same ranks."""
-
-    def look(training, splits):
-        steps = Steps()
-        go(training, splits, steps)
-        return steps.found
-
-    return run_ranks(lambda _rank: dict(each_run(documents, look)), world_size)[0]
-
-
 # layout → ranks, sections of the config, the runs that are trained at it
 # One micro-batch a step, where several prove no more: half as many collectives.
 ONE = {"micro_batch_size": 4}
@@ -136,7 +112,7 @@ def curves(toy_prefix, tmp_path_factory):
                 )
                 for name in names
             }
-            found[layout] = train(documents, world_size)
+            found[layout] = train_steps(documents, world_size, VALUES)
         return found[layout]
 
     return train_once
@@ -170,14 +146,13 @@ def one_step(document):
                 assert norm.isfinite().all(), name
         before = {named.name: named.tensor.detach().clone() for named in named_tensors(chunk)}
         batch = [splits.train[index] for index in range(4)]
-        steps = Steps()
-        go(training, splits, steps)
+        steps = steps_of(training, splits, VALUES)
         gradients = {
             named.name: named.tensor.main_grad.clone()
             for named in named_tensors(chunk)
             if isinstance(named.tensor, torch.nn.Parameter)
         }
-        return before, gradients, batch, steps.found[0]
+        return before, gradients, batch, steps[0]
 
     return run_ranks(lambda _rank: dict(each_run({"it": document}, look))["it"], 1)[0]
 
@@ -263,7 +238,7 @@ def test_recomputed_prediction_layers_train_the_same_to_the_bit(toy_prefix, tmp_
     base = run_of("latent-experts", tmp_path, toy_prefix, steps=4)
     again = {"full": "full", "selective": {"kind": "selective", "modules": ["layernorm", "moe"]}}
     runs = {name: {**copy.deepcopy(base), "recompute": value} for name, value in again.items()}
-    found = train({"plain": base, **runs}, 1)
+    found = train_steps({"plain": base, **runs}, 1, VALUES)
     assert found["full"] == found["plain"]
     assert found["selective"] == found["plain"]
 
@@ -275,7 +250,7 @@ def test_at_scale_0_and_in_evaluation_there_is_the_main_model_alone(toy_prefix, 
     arch = json.loads(Path(document["model"]["arch"]).read_text())
     (tmp_path / "main.json").write_text(json.dumps({**arch, "mtp": None}))
     main = {**document, "model": {**document["model"], "arch": str(tmp_path / "main.json")}}
-    found = train({"mtp": document, "main": main}, 1)
+    found = train_steps({"mtp": document, "main": main}, 1, VALUES)
     assert len(found["mtp"]) == len(found["main"]) == 4
     for one, two in zip(found["mtp"], found["main"], strict=True):
         for name in one.keys() & {"loss", "grad_norm", "eval_loss"}:

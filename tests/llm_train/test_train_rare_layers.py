@@ -8,50 +8,28 @@ import torch
 
 from ckpt_zoo import CASES
 from fork_ranks import run_ranks
+from tiny_archs import EXPERTS, LATENT, ZERO_ROUTER
 from train_curves import Recorder, each_run, go, train_curves
 
 TOLERANCE, STEPS, LAYERS, HIDDEN = 1e-5, 20, 4, 32
-EXPERTS, ZERO = 4, 3
 BY_ID = {case.id: case for case in CASES}
 PAIR = [("mla", "dense_shortcut_moe"), ("mla", "dense")]
-ROUTER = {
-    "score": "softmax",
-    "pre_softmax": True,
-    "normalize": False,
-    "scaling": 2.5,
-    "bias": True,
-    "groups": None,
-    "top_groups": None,
-    "group_score": "max",
-    "linear_bias": False,
-    "zero_experts": ZERO,
-}
 MOE = {
-    "experts": EXPERTS,
+    **EXPERTS,
     "top_k": 3,
-    "ffn_hidden_size": 16,
-    "activation": "silu",
-    "gated": True,
-    "bias": False,
-    "clamp": None,
-    "glu_offset": 0.0,
-    "shared": None,
-    "router": ROUTER,
+    "router": {**ZERO_ROUTER, "scaling": 2.5, "zero_experts": 3},
 }
 MLA = {
-    "heads": 4,
+    **LATENT,
     "q_lora_rank": 12,
     "kv_lora_rank": 10,
     "qk_nope_head_dim": 6,
     "qk_rope_head_dim": 4,
     "v_head_dim": 8,
-    "scale": None,
-    "norm_eps": 1e-6,
     "down_bias": True,
     "out_bias": True,
     "q_scale": 1.6,
     "kv_scale": 1.8,
-    "indexer": None,
 }
 
 
@@ -200,7 +178,7 @@ def test_choices_of_nothing_count_and_are_balanced_like_experts(runs):
     found = run_ranks(lambda _rank: dict(each_run(documents, look))["it"], 2)
     total = sum(counted for counted, _ in found).float()
     assert total.sum() == 8 * 32 * MOE["top_k"]
-    assert total[EXPERTS:].min() > 0
+    assert total[MOE["experts"] :].min() > 0
     wanted = 0.25 * torch.sign(total.mean() - total)
     for _, bias in found:
         assert torch.equal(bias, wanted)

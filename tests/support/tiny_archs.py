@@ -38,6 +38,14 @@ SIGMOID_ROUTER = {
     "bias": True,
     "group_score": "top2",
 }
+# As LongCat-Flash's: choices beside the experts that return the token.
+ZERO_ROUTER = {
+    **ROUTER,
+    "pre_softmax": True,
+    "normalize": False,
+    "bias": True,
+    "zero_experts": 2,
+}
 EXPERTS = {
     "experts": 4,
     "top_k": 2,

@@ -56,6 +56,35 @@ def curve_of(training, splits):
     return recorder.curve
 
 
+class Steps:
+    """The named metrics of every step, and the loss of every evaluation."""
+
+    def __init__(self, names):
+        self.names, self.found = names, []
+
+    def step(self, metrics):
+        self.found.append({name: getattr(metrics, name) for name in self.names})
+
+    def evaluation(self, metrics):
+        self.found.append({"eval_loss": metrics.eval_loss})
+
+
+def steps_of(training, splits, names) -> list[dict[str, float | None]]:
+    """Train to the end; those metrics of every step."""
+    steps = Steps(names)
+    go(training, splits, steps)
+    return steps.found
+
+
+def train_steps(documents, world_size, names) -> dict[Any, list[dict[str, float | None]]]:
+    """The steps of each run by name, on the same ranks."""
+
+    def look(training, splits):
+        return steps_of(training, splits, names)
+
+    return run_ranks(lambda _rank: dict(each_run(documents, look)), world_size)[0]
+
+
 def go(training, splits, log):
     """Train to the end; `log` gets every step."""
     from llm_train.edge.signals import StopSignal
