@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -35,7 +36,34 @@ def activate(
         wide = wide + bias
     if not config.gated_linear_unit:
         return config.activation_func(wide)
+    limit, offset = config.activation_func_clamp_value, config.glu_linear_offset
+    if config.activation_func is F.silu and limit is None and offset == 0.0:
+        return cast("torch.Tensor", _SwiGlu.apply(wide))
     gate, up = torch.chunk(wide, 2, dim=-1)
-    if (limit := config.activation_func_clamp_value) is not None:
+    if limit is not None:
         gate, up = gate.clamp(max=limit), up.clamp(min=-limit, max=limit)
-    return cast("torch.Tensor", config.activation_func(gate) * (up + config.glu_linear_offset))
+    if offset != 0.0:
+        up = up + offset
+    return cast("torch.Tensor", config.activation_func(gate) * up)
+
+
+class _SwiGlu(torch.autograd.Function):
+    """silu(gate) · up; the gradients of both are written where they lie side by side."""
+
+    @staticmethod
+    def forward(ctx: Any, wide: torch.Tensor) -> torch.Tensor:
+        gate, up = wide.chunk(2, dim=-1)
+        active = F.silu(gate)
+        ctx.save_for_backward(wide, active)
+        return active * up
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> torch.Tensor:
+        wide, active = ctx.saved_tensors
+        gate, up = wide.chunk(2, dim=-1)
+        grad_wide = torch.empty_like(wide)
+        grad_gate, grad_up = grad_wide.chunk(2, dim=-1)
+        torch.mul(grad_outputs[0], active, out=grad_up)
+        grad_active = grad_outputs[0] * up
+        torch.ops.aten.silu_backward.grad_input(grad_active, gate, grad_input=grad_gate)
+        return grad_wide

@@ -4,6 +4,7 @@ Formulas: transformers' modeling_rope_utils.py, which follows the papers named b
 """
 
 import math
+from typing import Any, cast
 
 import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
@@ -46,13 +47,39 @@ def rotate(x: torch.Tensor, table: torch.Tensor, *, is_interleaved: bool) -> tor
     """
     cos, sin = table.chunk(2, dim=-1)
     turning, rest = x[..., : table.shape[-1]].float(), x[..., table.shape[-1] :]
-    if is_interleaved:
-        a, b = turning[..., 0::2], turning[..., 1::2]
-        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
-    else:
-        a, b = turning.chunk(2, dim=-1)
-        turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
-    return torch.cat([turned.type_as(x), rest], dim=-1) if rest.shape[-1] else turned.type_as(x)
+    turned = cast("torch.Tensor", _Turn.apply(turning, cos, sin, is_interleaved)).type_as(x)
+    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+
+
+class _Turn(torch.autograd.Function):
+    """(a, b) → (a·cos - b·sin, b·cos + a·sin), written where it is to lie, without temporaries."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, is_interleaved: bool
+    ) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.is_interleaved = is_interleaved
+        return _turned(x, cos, sin, is_interleaved=is_interleaved)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        # The transposed rotation turns back.
+        back = _turned(grad_outputs[0], cos, -sin, is_interleaved=ctx.is_interleaved)
+        return back, None, None, None
+
+
+def _turned(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, is_interleaved: bool
+) -> torch.Tensor:
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    (a, b), (turned_a, turned_b) = (
+        (y[..., 0::2], y[..., 1::2]) if is_interleaved else y.chunk(2, dim=-1) for y in (x, out)
+    )
+    torch.mul(a, cos, out=turned_a).addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=turned_b).addcmul_(a, sin)
+    return out
 
 
 def rotary_dim(rope: Rope, head_dim: int) -> int:

@@ -13,7 +13,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from llm_train import config
 from llm_train.train.fsdp import ShardedModel
-from llm_train.train.memory.adam import KeptAdam
+from llm_train.train.memory.adam import KeptAdam, is_fused
 from llm_train.train.memory.attach import keep_state, leave_masters_to_inner, state_layout
 
 SHARDING_METADATA = {
@@ -54,6 +54,8 @@ def build_optimizer(
     )
     if not memory.changes_state:
         optimizer = get_megatron_optimizer(wanted, list(chunks))
+        for inner in inner_optimizers(optimizer):
+            update_in_one_pass(inner)
         if is_sharded:
             _count_every_rank(optimizer)
         return optimizer
@@ -167,6 +169,12 @@ def saved_step(loaded: Mapping[Any, Any]) -> Any:
 def inner_optimizers(optimizer: MegatronOptimizer) -> Iterator[torch.optim.Optimizer]:
     """Torch's own, inside each of megatron-core's."""
     return (part.optimizer for part in _parts(optimizer))
+
+
+def update_in_one_pass(inner: torch.optim.Optimizer) -> None:
+    """Have torch's AdamW read and write each of its arrays once, where it can."""
+    for group in inner.param_groups:
+        group["fused"] = all(is_fused(parameter) for parameter in group["params"])
 
 
 def make_moments(inner: torch.optim.Optimizer) -> None:

@@ -223,7 +223,16 @@ def _update(part: Sequence[_Slice]) -> None:
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=False,
+            fused=all(is_fused(one.weight) for one in slices),
         )
+
+
+def is_fused(parameter: torch.Tensor) -> bool:
+    """Whether torch's AdamW updates it in one pass over memory.
+
+    On CUDA its kernel wants step counters on the device, where megatron-core keeps none.
+    """
+    return parameter.device.type == "cpu"
 
 
 def _worked_on(kept: Mapping[str, torch.Tensor], weight: torch.Tensor) -> dict[str, torch.Tensor]:
