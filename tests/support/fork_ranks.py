@@ -32,6 +32,9 @@ def warm() -> None:
     patches = Patches()
     patch_cpu(patches)
     patch_gaps(patches)
+    # The last one torch imports in a pipeline's first backward, in a second of each rank's.
+    import torch.fx.experimental.symbolic_shapes
+
     import llm_train.edge.checkpoint
     import llm_train.train.loop  # noqa: F401
 

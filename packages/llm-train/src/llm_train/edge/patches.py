@@ -72,6 +72,7 @@ def patch_cpu(patches: Patches) -> None:
     _map_tensor_methods(patches)
     _map_factories(patches)
     _map_random_state(patches)
+    _fill_extension(patches)
     _fill_gloo(patches)
     _keep_to_oneself(patches)
 
@@ -217,6 +218,14 @@ def _map_random_state(patches: Patches) -> None:
     patches.set(torch.cuda, "set_rng_state", set_state)
     patches.set(megatron_random, "_get_cuda_rng_state", get_state)
     patches.set(megatron_random, "_set_cuda_rng_state", set_state)
+
+
+def _fill_extension(patches: Patches) -> None:
+    from megatron.core.tensor_parallel import layers
+
+    from llm_train.train.weight_gradients import Products
+
+    patches.set(layers, "fused_weight_gradient_mlp_cuda", Products)
 
 
 def _fill_gloo(patches: Patches) -> None:

@@ -30,6 +30,7 @@ from llm_train.train.not_finite import guard_updates
 from llm_train.train.optimizer import build_optimizer, build_schedule
 from llm_train.train.precision import DTYPES
 from llm_train.train.step import Trainable
+from llm_train.train.weight_gradients import add_in_products
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +140,9 @@ class Training:
         self._fill(chunks)
         offload_activations(chunks, config.memory.offload_activations, host=HOST)
         wrapped = (_shards if is_sharded else _wrap)(chunks, model_config, config)
+        if not is_sharded:
+            for chunk in chunks:
+                add_in_products(chunk, self.arch)
         optimizer = build_optimizer(
             config.optimizer,
             wrapped,
