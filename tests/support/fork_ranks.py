@@ -33,7 +33,7 @@ def warm() -> None:
     patch_cpu(patches)
     patch_gaps(patches)
     # The last one torch imports in a pipeline's first backward, in a second of each rank's.
-    import torch.fx.experimental.symbolic_shapes
+    from torch.fx.experimental import symbolic_shapes  # noqa: F401
 
     import llm_train.edge.checkpoint
     import llm_train.train.loop  # noqa: F401
