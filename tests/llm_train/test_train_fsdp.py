@@ -17,7 +17,7 @@ from tiny_archs import EXPERTS, SIGMOID_ROUTER
 from train_curves import curve_of, each_run, tiny_run, train_curves
 
 GOLDEN = Path(__file__).parents[1] / "contracts" / "arch" / "golden"
-STEPS = 20
+STEPS = 8
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,7 +53,7 @@ ARCHS = {"dense": dense, "untied": untied, "experts": experts}
 
 @pytest.fixture(scope="module")
 def run_of(toy_prefix, tmp_path_factory):
-    """`run_of(arch, folder, **sections)`: a run of 20 steps of 8 sequences."""
+    """`run_of(arch, folder, **sections)`: a run of 8 steps of 8 sequences."""
     root = tmp_path_factory.mktemp("fsdp")
     for name, make in ARCHS.items():
         arch = make(json.loads((GOLDEN / "qwen3_tiny.json").read_text()))

@@ -20,7 +20,7 @@ from tiny_archs import latent
 from train_curves import each_run, steps_of, tiny_run, train_steps
 
 GOLDEN = Path(__file__).parents[1] / "contracts" / "arch" / "golden"
-STEPS = 20
+STEPS = 8
 SCALE = 0.5
 TOP_K = 20
 PARTS = ["layernorm", "core_attention", "mla_up_proj"]

@@ -9,7 +9,7 @@ import mixer_archs
 from fork_ranks import run_ranks
 from train_curves import train_curves
 
-TOLERANCE, STEPS = 1e-5, 20
+TOLERANCE, STEPS = 1e-5, 8
 ARCHS = {
     "delta-net-experts": lambda d: mixer_archs.delta_net(d, has_experts=True),
     "delta-net": lambda d: mixer_archs.delta_net(d, has_experts=False),
@@ -31,7 +31,7 @@ def made():
 
 @pytest.fixture
 def runs(run_document, tmp_path):
-    """`runs(parallel, names)`: a run of 20 steps of each architecture."""
+    """`runs(parallel, names)`: a run of 8 steps of each architecture."""
     qwen3 = json.loads(Path(run_document["model"]["arch"]).read_text())
 
     def make(parallel, names):
@@ -69,7 +69,7 @@ def test_mixers_train_like_one_process(layout, runs, made):
             assert one[0] == pytest.approx(two[0], abs=TOLERANCE), f"{name}: loss of step {step}"
             assert one[1] == pytest.approx(two[1], rel=5e-4), f"{name}: norm of step {step}"
         losses = [loss for loss, _ in made[name]]
-        assert sum(losses[-5:]) < sum(losses[:5]), f"{name} learns"
+        assert sum(losses[-3:]) < sum(losses[:3]), f"{name} learns"
 
 
 def test_recurrences_computed_again_are_the_same_to_the_bit(runs):

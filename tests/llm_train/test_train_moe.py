@@ -12,6 +12,7 @@ from tiny_archs import EXPERTS, ROUTER, SIGMOID_ROUTER
 from train_curves import each_run, go, steps_of, train_steps
 
 STEPS = 20
+FEW = 8  # where the layout is proved by another model
 LOSSES = ("loss", "aux_loss", "seq_aux_loss", "z_loss")
 VALUES = (*LOSSES, "grad_norm")
 
@@ -89,7 +90,7 @@ def alone():
 
 
 def assert_same_curve(found, wanted):
-    assert len(found) == len(wanted) == STEPS
+    assert len(found) == len(wanted) > 0
     for step, (one, two) in enumerate(zip(found, wanted, strict=True), start=1):
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4), step
         for name in LOSSES:
@@ -132,14 +133,14 @@ BIASED_LAYOUTS = {
 
 @pytest.mark.parametrize("name", BIASED_LAYOUTS)
 def test_experts_with_biases_train_like_one_process(name, moe_run, alone):
-    document = moe_run(BIASED)
+    document = moe_run(BIASED, max_steps=FEW)
     wanted = alone(document, "biased", {})
     parallel, section = BIASED_LAYOUTS[name]
     assert_same_curve(train(document, 2, parallel, {name: section})[name], wanted)
 
 
 def test_filling_experts_up_to_their_capacity_changes_nothing_on_two_ranks(moe_run, alone):
-    document = moe_run(BIASED)
+    document = moe_run(BIASED, max_steps=FEW)
     # By position: weights near each other fall on either side of a capacity as rounding has it.
     limit = {"capacity_factor": 1.0, "drop_policy": "position"}
     wanted = alone(document, "capacity", {"dispatcher": "allgather", **limit})

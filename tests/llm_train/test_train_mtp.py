@@ -17,7 +17,7 @@ from tiny_archs import EXPERTS, SIGMOID_ROUTER, latent
 from train_curves import each_run, steps_of, tiny_run, train_steps
 
 GOLDEN = Path(__file__).parents[1] / "contracts" / "arch" / "golden"
-STEPS = 20
+STEPS = 8
 VALUES = ("loss", "mtp_loss", "grad_norm", "aux_loss")
 SCALE = 0.7
 

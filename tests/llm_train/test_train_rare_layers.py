@@ -11,7 +11,7 @@ from fork_ranks import run_ranks
 from tiny_archs import EXPERTS, LATENT, ZERO_ROUTER
 from train_curves import Recorder, each_run, go, train_curves
 
-TOLERANCE, STEPS, LAYERS, HIDDEN = 1e-5, 20, 4, 32
+TOLERANCE, STEPS, LAYERS, HIDDEN = 1e-5, 8, 4, 32
 BY_ID = {case.id: case for case in CASES}
 PAIR = [("mla", "dense_shortcut_moe"), ("mla", "dense")]
 MOE = {
@@ -74,7 +74,7 @@ BALANCED = {"bias_update_rate": 0.01, "aux_loss_coeff": 0.1, "z_loss_coeff": 0.0
 
 @pytest.fixture
 def runs(run_document, tmp_path):
-    """`runs(parallel, {name: (arch, sections)})`: a run of 20 steps of each."""
+    """`runs(parallel, {name: (arch, sections)})`: a run of 8 steps of each."""
     qwen3 = json.loads(Path(run_document["model"]["arch"]).read_text())
 
     def make(parallel, wanted, *, steps=STEPS):
@@ -135,7 +135,7 @@ def test_rare_layers_train_like_one_process(layout, runs, made):
             assert one[0] == pytest.approx(two[0], abs=TOLERANCE), f"{name}: loss of step {step}"
             assert one[1] == pytest.approx(two[1], rel=5e-4), f"{name}: norm of step {step}"
         losses = [loss for loss, _ in made[name]]
-        assert sum(losses[-5:]) < sum(losses[:5]), f"{name} learns"
+        assert sum(losses[-3:]) < sum(losses[:3]), f"{name} learns"
 
 
 PARTS = {

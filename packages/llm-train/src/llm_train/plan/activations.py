@@ -7,7 +7,7 @@ or as one kernel keeps them (the input and one number a token) where the device 
 
 from __future__ import annotations
 
-from llm_train.arch import Arch
+from llm_train.arch import Arch, Mlp, Moe
 from llm_train.config import RecomputeConfig, RecomputeKind, RecomputeMethod, RecomputeModule
 from llm_train.handover import SHORTCUT
 from llm_train.plan.layers import Layer, prediction_layer
@@ -167,7 +167,7 @@ def _attention_bytes(
         inside = tokens * heads * FP32
         if arch.position.kind == "alibi":
             inside += heads * shapes.seq_length**2 * width
-        if one.softcap is not None or one.sinks:
+        if one.softcap is not None or one.sinks or shapes.exchange is not None:
             inside += out  # our own kernel's, which is copied for the projection
     return projected + turned + norms + gate + out + inside
 
@@ -204,15 +204,21 @@ def _mask_bytes(arch: Arch, layer: Layer, shapes: Shapes) -> float:
 def _mlp_bytes(arch: Arch, shapes: Shapes, parts: tuple[RecomputeModule, ...]) -> float:
     assert arch.mlp is not None
     ffn = arch.mlp.ffn_hidden_size / shapes.tp
-    return shapes.tokens * ffn * _activation_copies(arch.mlp.gated, parts) * shapes.width
+    return shapes.tokens * ffn * _activation_copies(arch.mlp, parts) * shapes.width
 
 
-def _activation_copies(is_gated: bool, parts: tuple[RecomputeModule, ...]) -> int:
-    """Copies of the feed-forward width: up-projections, then activation, other half, product."""
-    is_again = RecomputeModule.ACTIVATION in parts
-    if is_gated:
-        return 2 if is_again else 5
-    return 1 if is_again else 2
+def _activation_copies(one: Mlp | Moe, parts: tuple[RecomputeModule, ...]) -> int:
+    """Copies of the feed-forward width: up-projections, then activation and product.
+
+    Bounds of both halves make two more, an offset of one half alone makes one.
+    """
+    projected = 2 if one.gated else 1
+    if RecomputeModule.ACTIVATION in parts:
+        return projected
+    if not one.gated:
+        return projected + 1
+    moved = 2 if one.clamp is not None else int(one.glu_offset != 0.0)
+    return projected + 2 + moved
 
 
 def _moe_bytes(arch: Arch, shapes: Shapes, parts: tuple[RecomputeModule, ...]) -> float:
@@ -221,11 +227,11 @@ def _moe_bytes(arch: Arch, shapes: Shapes, parts: tuple[RecomputeModule, ...]) -
     one, hidden, width = arch.moe, arch.hidden_size, shapes.width
     choices = one.experts + one.router.zero_experts
     sent = shapes.tokens * one.top_k * one.experts / choices / shapes.tp
-    copies = _activation_copies(one.gated, parts) + 1  # and one times the router's weight
+    copies = _activation_copies(one, parts) + 1  # and one times the router's weight
     routed = sent * (2 * hidden + one.ffn_hidden_size * copies) * width
     scores = shapes.tokens_outside * choices * 3 * FP32
     shared = 0.0
     if one.shared is not None and RecomputeModule.SHARED_EXPERTS not in parts:
         ffn = one.shared.ffn_hidden_size / shapes.tp
-        shared = shapes.tokens * ffn * _activation_copies(one.gated, parts) * width
+        shared = shapes.tokens * ffn * _activation_copies(one, parts) * width
     return routed + scores + shared
