@@ -101,6 +101,12 @@ LAYOUTS = {
         },
         ("dense",),
     ),
+    # Nothing is sent, and all that waits for it must go on.
+    "dp1-overlap": (
+        1,
+        {"parallel.overlap_grad_reduce": True, "parallel.overlap_param_gather": True},
+        ("dense",),
+    ),
     "dp2-replicated-optimizer": (
         2,
         {"optimizer.distributed": False, "train.micro_batch_size": 4},
