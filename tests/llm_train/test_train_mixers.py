@@ -48,7 +48,7 @@ def runs(run_document, tmp_path):
                     "global_batch_size": 4,
                     "micro_batch_size": 2 if "pp" in parallel else 4,
                 },
-                "optimizer": {"lr": 1e-3, "warmup_steps": 2},
+                "optimizer": {"lr": 4e-3, "warmup_steps": 2},
                 "parallel": parallel,
             }
         return found
