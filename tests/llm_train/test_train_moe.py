@@ -145,7 +145,7 @@ def test_filling_experts_up_to_their_capacity_changes_nothing_on_two_ranks(moe_r
     limit = {"capacity_factor": 1.0, "drop_policy": "position"}
     wanted = alone(document, "capacity", {"dispatcher": "allgather", **limit})
     unlimited = alone(document, "biased", {})
-    assert wanted[-1]["loss"] != pytest.approx(unlimited[-1]["loss"], abs=1e-3)
+    assert wanted[-1]["loss"] != pytest.approx(unlimited[-1]["loss"], abs=1e-4)
     filled = {"pad_to_capacity": True, "grouped_gemm": True, **limit}
     found = train(document, 2, {"ep": 2}, {"filled": filled})["filled"]
     assert_same_curve(found, wanted)
