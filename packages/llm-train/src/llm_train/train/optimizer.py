@@ -54,8 +54,6 @@ def build_optimizer(
     )
     if not memory.changes_state:
         optimizer = get_megatron_optimizer(wanted, list(chunks))
-        for inner in inner_optimizers(optimizer):
-            update_in_one_pass(inner)
         if is_sharded:
             _count_every_rank(optimizer)
         return optimizer
@@ -171,10 +169,14 @@ def inner_optimizers(optimizer: MegatronOptimizer) -> Iterator[torch.optim.Optim
     return (part.optimizer for part in _parts(optimizer))
 
 
-def update_in_one_pass(inner: torch.optim.Optimizer) -> None:
-    """Have torch's AdamW read and write each of its arrays once, where it can."""
-    for group in inner.param_groups:
-        group["fused"] = all(is_fused(parameter) for parameter in group["params"])
+def update_in_one_pass(optimizer: MegatronOptimizer) -> None:
+    """Have torch's AdamW read and write each of its arrays once, where it can.
+
+    After a load: a checkpoint may bring the choice of another device with it.
+    """
+    for inner in inner_optimizers(optimizer):
+        for group in inner.param_groups:
+            group["fused"] = all(is_fused(parameter) for parameter in group["params"])
 
 
 def make_moments(inner: torch.optim.Optimizer) -> None:

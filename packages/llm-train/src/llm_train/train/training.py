@@ -27,7 +27,7 @@ from llm_train.train.fsdp import ShardedModel, Sharding, round_rows, shard_weigh
 from llm_train.train.memory.activations import offload_activations
 from llm_train.train.memory.attach import HOST
 from llm_train.train.not_finite import guard_updates
-from llm_train.train.optimizer import build_optimizer, build_schedule
+from llm_train.train.optimizer import build_optimizer, build_schedule, update_in_one_pass
 from llm_train.train.precision import DTYPES
 from llm_train.train.step import Trainable
 from llm_train.train.weight_gradients import add_in_products
@@ -102,6 +102,7 @@ class Training:
         self.device = device
         self.chunks, self.trainable = self._build()
         self.restored = store.restore(self.chunks, self.trainable.optimizer)
+        update_in_one_pass(self.trainable.optimizer)
         self.trainable.schedule.step(increment=self.restored.schedule_steps)
 
     def save(self, *, iteration: int, consumed_samples: int, is_last: bool) -> None:
