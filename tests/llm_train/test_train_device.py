@@ -43,6 +43,29 @@ def test_session_maps_cuda_onto_the_cpu_and_back():
     assert run_ranks(rank, 1) == [(("cpu", "torch.cuda.FloatTensor"), True)]
 
 
+def test_a_lone_rank_gathers_and_reduces_without_sending():
+    """Sent through gloo it would still be right, and every step slower."""
+
+    def rank(_rank):
+        from megatron.core.distributed import param_and_grad_buffer as buffers
+
+        def sent(*_args, **_kwargs):
+            raise AssertionError("a lone rank sent something")
+
+        buffers.dist_all_gather_func = buffers.dist_reduce_scatter_func = sent
+        with device.device_session(device.DeviceKind.CPU):
+            group, values = torch.distributed.group.WORLD, torch.arange(4.0)
+            found = []
+            with buffers._coalescing_manager(group, async_ops=True) as handle:
+                for name in ("dist_all_gather_func", "dist_reduce_scatter_func"):
+                    found.append(torch.zeros(4))
+                    getattr(buffers, name)(found[-1], values, group=group, async_op=True)
+            handle.wait()
+            return [one.tolist() for one in found]
+
+    assert run_ranks(rank, 1) == [[[0.0, 1.0, 2.0, 3.0]] * 2]
+
+
 def test_importing_llm_train_patches_nothing():
     code = (
         "import torch; before = (torch.tensor, torch.Tensor.to, torch.compile)\n"

@@ -32,7 +32,7 @@ def warm() -> None:
     patches = Patches()
     patch_cpu(patches)
     patch_gaps(patches)
-    # The last one torch imports in a pipeline's first backward, in a second of each rank's.
+    # torch imports it in the first backward of a pipeline, which would cost each rank a second.
     from torch.fx.experimental import symbolic_shapes  # noqa: F401
 
     import llm_train.edge.checkpoint
