@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from llm_kernels_npu.cases import rope_tables
 from llm_kernels_npu.ops.attention.reference import attention, visible
 from llm_kernels_npu.ops.cross_entropy.reference import cross_entropy
 from llm_kernels_npu.ops.linear_cross_entropy.reference import linear_cross_entropy
 from llm_kernels_npu.ops.rms_norm.reference import rms_norm
+from llm_kernels_npu.ops.rope.cases import tables
 from llm_kernels_npu.ops.rope.reference import rope
 from llm_kernels_npu.ops.swiglu.reference import swiglu
 
@@ -76,7 +76,7 @@ def test_rope_tables_equal_transformers_llama():
 
     config = LlamaConfig(hidden_size=48, num_attention_heads=3)
     theirs = LlamaRotaryEmbedding(config)(torch.zeros(1), torch.arange(11)[None])
-    for ours, other in zip(rope_tables(11, 16, interleaved=False), theirs, strict=True):
+    for ours, other in zip(tables(11, 16, interleaved=False), theirs, strict=True):
         torch.testing.assert_close(ours[:, :, 0], other, rtol=1e-5, atol=1e-5)
 
 
@@ -87,7 +87,7 @@ def test_rope_interleaved_and_partial_equal_transformers_gptj(seed):
     table = gptj.create_sinusoidal_positions(11, 12)
     sin, cos = table[None].chunk(2, dim=-1)
     theirs = torch.cat((gptj.apply_rotary_pos_emb(x[..., :12], sin, cos), x[..., 12:]), dim=-1)
-    ours_cos, ours_sin = rope_tables(11, 12, interleaved=True)
+    ours_cos, ours_sin = tables(11, 12, interleaved=True)
     found = rope(x, ours_cos, ours_sin, interleaved=True)
     torch.testing.assert_close(found, theirs, rtol=1e-5, atol=1e-5)
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from llm_kernels_npu import kernels
+from llm_kernels_npu.cases import check_cases
 from llm_kernels_npu.errors import BackendMissingError, UnknownNameError
+from llm_kernels_npu.parity import arguments, make
 from llm_kernels_npu.registry import AUTO_ORDER, OPERATORS
 from llm_kernels_npu.select import Choice, bind, choose, load
 
@@ -31,8 +33,10 @@ def without_torch_npu(monkeypatch):
     )
 
 
-def test_auto_on_cpu_is_torch():
-    assert {choose(name, device="cpu").backend for name in OPERATORS} == {"torch"}
+def test_auto_on_cpu_is_torch_where_it_is_written():
+    for name, entry in OPERATORS.items():
+        has_torch = any(backend.name == "torch" for backend in entry.backends)
+        assert choose(name, device="cpu").backend == ("torch" if has_torch else "reference")
 
 
 @pytest.mark.usefixtures("with_torch_npu")
@@ -120,20 +124,14 @@ def test_help_imports_no_torch():
 
 def test_dispatch_adds_one_wrapper_and_the_check_of_limits():
     """What it costs in time is `benchmarks/kernel_dispatch.py`'s to say."""
-    q = torch.ones(1, 1, 1, 2)
-    rows, targets = torch.ones(1, 2), torch.zeros(1, dtype=torch.int64)
-    cases = {
-        "rms_norm": ((rows, torch.ones(2)), {"eps": 1e-6}),
-        "swiglu": ((rows,), {}),
-        "cross_entropy": ((rows, targets), {}),
-        "linear_cross_entropy": ((rows, torch.ones(3, 2), targets), {}),
-        "rope": ((q, q, q), {}),
-        "attention": ((q, q, q), {"causal": True}),
-    }
-    assert cases.keys() == OPERATORS.keys()
-    for name, (args, options) in cases.items():
-        run, limit = load(name, "torch")
-        bound = bind(Choice(operator=name, backend="torch"))
+    for name, entry in OPERATORS.items():
+        backend = entry.backends[min(1, len(entry.backends) - 1)].name
+        if entry.backend(backend).package is not None:
+            continue
+        case = check_cases(name)[0]
+        args, options = arguments(case, make(case, device="cpu", dtype=torch.float32))
+        run, limit = load(name, backend)
+        bound = bind(Choice(operator=name, backend=backend))
         added = _python_calls(bound, args, options) - _python_calls(run, args, options)
         assert added == 1 + _python_calls(limit, args, options), name
         assert added <= 10, name

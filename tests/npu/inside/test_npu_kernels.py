@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from fake_npu.device import active
 from llm_kernels_npu import kernels
-from llm_kernels_npu.cases import CHECK_CASES
+from llm_kernels_npu.cases import check_cases
 from llm_kernels_npu.cli import main
 from llm_kernels_npu.errors import CallRefusedError
 from llm_kernels_npu.parity import make
@@ -35,7 +35,7 @@ GRADIENT = {**FUSED, "attention": "npu_fusion_attention_grad"} | {
 TAKEN = [
     pytest.param(name, case, id=f"{name}-{case.name}")
     for name in FUSED
-    for case in CHECK_CASES[name]
+    for case in check_cases(name)
     if "softcap" not in case.features
 ]
 

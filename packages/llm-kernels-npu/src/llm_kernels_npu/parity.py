@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_kernels_npu.cases import Case
+from llm_kernels_npu.case import Case
 from llm_kernels_npu.select import load
+
+Outputs = Tensor | tuple[Tensor, ...]
 
 TOLERANCE: Mapping[torch.dtype, float] = MappingProxyType(
     {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -57,7 +59,7 @@ def compare(
     *,
     device: str,
     dtype: torch.dtype,
-    run: Callable[..., Tensor] | None = None,
+    run: Callable[..., Outputs] | None = None,
 ) -> Result | str:
     """Compare outputs and gradients; or the reason the backend's limits refuse the case.
 
@@ -66,7 +68,8 @@ def compare(
     """
     loaded, limit = load(name, backend)
     tensors = make(case, device=device, dtype=dtype)
-    refusal = limit(*tensors, **case.options)
+    args, options = arguments(case, tensors)
+    refusal = limit(*args, **options)
     if refusal is not None:
         return refusal
     exact = torch.float64 if dtype is torch.float64 else torch.float32
@@ -89,16 +92,38 @@ def make(case: Case, *, device: str, dtype: torch.dtype) -> list[Tensor]:
     tensors: list[Tensor] = []
     for index, tensor in enumerate(built):
         moved = tensor.to(device=device)
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and index not in case.stay_float32:
             moved = moved.to(dtype)
         tensors.append(moved.requires_grad_(index < case.differentiable))
     return tensors
 
 
+def arguments(case: Case, tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    """What to call an operator with: tensors by position, tensors and options by name."""
+    by_position = len(tensors) - len(case.keywords)
+    named = zip(case.keywords, tensors[by_position:], strict=True)
+    return tuple(tensors[:by_position]), {**dict(named), **case.options}
+
+
 def difference(name: str, found: Tensor, expected: Tensor) -> Difference:
-    """The largest difference, absolute and as a part of the largest expected value."""
-    if found.shape != expected.shape or not bool(found.isfinite().all()):
-        return Difference(tensor=name, absolute=float("inf"), relative=float("inf"))
+    """The largest difference, absolute and as a part of the largest expected value.
+
+    Infinite where shapes differ, where something is infinite or NaN in one alone, and where
+    integers differ at all.
+    """
+    unlike = Difference(tensor=name, absolute=float("inf"), relative=float("inf"))
+    if found.shape != expected.shape:
+        return unlike
+    if not found.is_floating_point():
+        return Difference(tensor=name, absolute=0, relative=0) if found.equal(expected) else unlike
+    finite = expected.isfinite()
+    if not bool((found.isfinite() == finite).all()):
+        return unlike
+    if not bool((found[~finite].double() == expected[~finite].double()).all()):
+        return unlike
+    found, expected = found[finite], expected[finite]
+    if not found.numel():
+        return Difference(tensor=name, absolute=0, relative=0)
     absolute = float((found.double() - expected.double()).abs().max())
     largest = float(expected.double().abs().max())
     relative = absolute / largest if largest else (0.0 if absolute == 0.0 else float("inf"))
@@ -127,17 +152,33 @@ def _leaf(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _forward_backward(
-    run: Callable[..., Tensor], tensors: Sequence[Tensor], case: Case
+    run: Callable[..., Outputs], tensors: Sequence[Tensor], case: Case
 ) -> dict[str, Tensor]:
     leaves = [
         tensor.detach().clone().requires_grad_(index < case.differentiable)
         for index, tensor in enumerate(tensors)
     ]
-    out = run(*leaves, **case.options)
-    found: dict[str, Tensor] = {"output": out.detach()}
-    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
-    out.backward(weights.to(device=out.device, dtype=out.dtype))
+    args, options = arguments(case, leaves)
+    outputs = as_tuple(run(*args, **options))
+    names = ("output",) if len(outputs) == 1 else tuple(f"output {i}" for i in range(len(outputs)))
+    found = {name: out.detach() for name, out in zip(names, outputs, strict=True)}
+    found |= {f"tensor {index} after": leaves[index].detach() for index in case.mutated}
+    if not case.differentiable:
+        return found
+    with_gradient = [out for out in outputs if out.requires_grad]
+    upstream = [_weights(out, seed) for seed, out in enumerate(with_gradient)]
+    torch.autograd.backward(with_gradient, upstream)
     for index, leaf in enumerate(leaves[: case.differentiable]):
         gradient = leaf.grad
         found[f"gradient {index}"] = torch.zeros_like(leaf) if gradient is None else gradient
     return found
+
+
+def as_tuple(outputs: Outputs) -> tuple[Tensor, ...]:
+    """An operator's outputs, one or several, as a tuple."""
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+
+def _weights(out: Tensor, seed: int) -> Tensor:
+    drawn = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed + 1))
+    return drawn.to(device=out.device, dtype=out.dtype)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import cast
+from typing import Any
 
 from llm_kernels_npu.errors import UnknownNameError
 from llm_kernels_npu.registry import OPERATORS
@@ -60,13 +60,5 @@ def kernels(
         )
         for name in OPERATORS
     }
-    return Kernels(
-        device=device,
-        choices=tuple(choices.values()),
-        rms_norm=cast(RmsNorm, bind(choices["rms_norm"])),
-        swiglu=cast(Swiglu, bind(choices["swiglu"])),
-        rope=cast(Rope, bind(choices["rope"])),
-        cross_entropy=cast(CrossEntropy, bind(choices["cross_entropy"])),
-        linear_cross_entropy=cast(LinearCrossEntropy, bind(choices["linear_cross_entropy"])),
-        attention=cast(Attention, bind(choices["attention"])),
-    )
+    bound: dict[str, Any] = {name: bind(choice) for name, choice in choices.items()}
+    return Kernels(device=device, choices=tuple(choices.values()), **bound)

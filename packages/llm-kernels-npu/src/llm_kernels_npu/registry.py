@@ -12,8 +12,8 @@ from llm_kernels_npu.errors import UnknownNameError
 
 AUTO_ORDER: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "npu": ("npu", "torch", "reference"),
-        "cuda": ("torch", "reference"),
+        "npu": ("npu", "triton", "torch", "reference"),
+        "cuda": ("triton", "torch", "reference"),
         "cpu": ("torch", "reference"),
     }
 )
@@ -58,6 +58,16 @@ def _npu(*lacks: str) -> Backend:
         devices=frozenset({"npu"}),
         package="torch_npu",
         install="pip install torch-npu==2.9.1",
+        lacks=frozenset(lacks),
+    )
+
+
+def _triton(*lacks: str) -> Backend:
+    return Backend(
+        name="triton",
+        devices=frozenset({"cuda", "npu"}),
+        package="triton",
+        install="pip install triton (on Ascend: triton-ascend)",
         lacks=frozenset(lacks),
     )
 

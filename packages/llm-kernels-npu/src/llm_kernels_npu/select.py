@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -54,11 +55,11 @@ def choose(
     raise AssertionError(f"{name}: the reference serves everything")
 
 
-def bind(choice: Choice) -> Callable[..., Tensor]:
+def bind(choice: Choice) -> Callable[..., Any]:
     """The chosen backend as one callable that checks its limits and then runs."""
     run, limit = load(choice.operator, choice.backend)
 
-    def call(*args: object, **kwargs: object) -> Tensor:
+    def call(*args: object, **kwargs: object) -> Any:
         reason = limit(*args, **kwargs)
         if reason is not None:
             raise CallRefusedError(
@@ -69,7 +70,7 @@ def bind(choice: Choice) -> Callable[..., Tensor]:
     return call
 
 
-def load(name: str, backend: str) -> tuple[Callable[..., Tensor], Callable[..., str | None]]:
+def load(name: str, backend: str) -> tuple[Callable[..., Any], Callable[..., str | None]]:
     """A backend's function and its limits, its package imported first."""
     package = operator(name).backend(backend).package
     if package is not None:

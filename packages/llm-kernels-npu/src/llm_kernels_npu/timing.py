@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from llm_kernels_npu.cases import Case
-from llm_kernels_npu.parity import make
+from llm_kernels_npu.case import Case
+from llm_kernels_npu.parity import arguments, as_tuple, make
 from llm_kernels_npu.select import load
 
 
@@ -23,7 +22,8 @@ class Timing:
     device: str
     dtype: str
     forward_us: float
-    forward_backward_us: float
+    forward_backward_us: float | None
+    """None for an operator without gradients."""
     repeats: int
 
 
@@ -33,19 +33,22 @@ def measure(
     """Median over as many runs as fit in `seconds`, at least five, after two to warm up."""
     run = load(name, backend)[0]
     tensors = make(case, device=device, dtype=dtype)
-    with torch.no_grad():
-        upstream = torch.ones_like(run(*tensors, **case.options))
+    args, options = arguments(case, tensors)
 
     def forward() -> None:
         with torch.no_grad():
-            run(*tensors, **case.options)
+            run(*args, **options)
 
     def forward_backward() -> None:
-        out: Tensor = run(*tensors, **case.options)
-        torch.autograd.grad(out, tensors[: case.differentiable], upstream)
+        outputs = [out for out in as_tuple(run(*args, **options)) if out.requires_grad]
+        upstream = [torch.ones_like(out) for out in outputs]
+        torch.autograd.grad(outputs, tensors[: case.differentiable], upstream)
 
     forward_times = _times(forward, device=device, seconds=seconds / 2)
-    both_times = _times(forward_backward, device=device, seconds=seconds / 2)
+    both_us = None
+    if case.differentiable:
+        both_times = _times(forward_backward, device=device, seconds=seconds / 2)
+        both_us = round(statistics.median(both_times) * 1e6, 2)
     return Timing(
         operator=name,
         backend=backend,
@@ -53,8 +56,8 @@ def measure(
         device=device,
         dtype=str(dtype).removeprefix("torch."),
         forward_us=round(statistics.median(forward_times) * 1e6, 2),
-        forward_backward_us=round(statistics.median(both_times) * 1e6, 2),
-        repeats=len(both_times),
+        forward_backward_us=both_us,
+        repeats=len(forward_times),
     )
 
 

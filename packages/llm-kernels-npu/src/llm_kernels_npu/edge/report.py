@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from llm_kernels_npu.cases import CHECK_CASES, bench_cases
+from llm_kernels_npu.cases import bench_cases, check_cases
 from llm_kernels_npu.edge import report_file
 from llm_kernels_npu.edge.device import pick, present
 from llm_kernels_npu.parity import TOLERANCE, Result, compare
@@ -89,7 +89,11 @@ def run_bench(
         for case in bench_cases(name, device=device):
             timing = measure(name, backend, case, device=device, dtype=dtype, seconds=seconds)
             timings.append(timing)
-            times = (f"{timing.forward_us:,.0f}", f"{timing.forward_backward_us:,.0f}")
+            both = timing.forward_backward_us
+            times = (
+                f"{timing.forward_us:,.0f}",
+                "no gradients" if both is None else f"{both:,.0f}",
+            )
             table.add_row(name, backend, timing.dtype, timing.case, *times)
     _console().print(table)
     if output is not None:
@@ -115,7 +119,7 @@ def _compare_all(
 ) -> tuple[list[Result], list[str]]:
     results: list[Result] = []
     refusals: list[str] = []
-    for case in CHECK_CASES[name]:
+    for case in check_cases(name):
         outcome = compare(name, backend, case, device=device, dtype=dtype)
         if isinstance(outcome, Result):
             results.append(outcome)

@@ -1,0 +1,34 @@
+"""Calls of linear_cross_entropy to compare and to time."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from llm_kernels_npu.case import BenchSize, Case, label
+from llm_kernels_npu.ops.cross_entropy.cases import targets
+
+
+def case(rows: int, hidden: int, vocab: int, *, ignore_every: int = 3, **options: int) -> Case:
+    """Hidden states [N, H] and an output layer [V, H]; every n-th target is the ignored one."""
+
+    def build(seed: torch.Generator) -> tuple[Tensor, ...]:
+        x = torch.randn(rows, hidden, generator=seed)
+        weight = torch.randn(vocab, hidden, generator=seed) / math.sqrt(hidden)
+        return x, weight, targets(rows, vocab, ignore_every=ignore_every, seed=seed, **options)
+
+    name = label((rows, hidden, vocab), ignore_every=ignore_every, **options)
+    return Case(name=name, build=build, options=options, differentiable=2)
+
+
+CHECK = (
+    case(7, 16, 33),
+    case(130, 24, 211),
+    case(5, 8, 17, ignore_every=1),
+    case(8, 4, 17, ignore_index=5),
+)
+
+
+def bench(size: BenchSize) -> Case:
+    """The output layer of a batch."""
+    return case(size.tokens, size.hidden, size.vocab)
