@@ -16,7 +16,7 @@ from llm_kernels_npu import kernels
 from llm_kernels_npu.cases import check_cases
 from llm_kernels_npu.cli import main
 from llm_kernels_npu.errors import CallRefusedError
-from llm_kernels_npu.parity import make
+from llm_kernels_npu.parity import arguments, as_tuple, make
 from llm_kernels_npu.registry import OPERATORS
 from llm_kernels_npu.select import load
 
@@ -27,16 +27,28 @@ FUSED = {
     "swiglu": "npu_swiglu",
     "rope": "npu_rotary_mul",
     "cross_entropy": "npu_cross_entropy_loss",
+    "add_rms_norm": "npu_add_rms_norm",
+    "geglu": "npu_geglu",
     "attention": "npu_fusion_attention",
 }
-GRADIENT = {**FUSED, "attention": "npu_fusion_attention_grad"} | {
-    name: f"{fused}_backward" for name, fused in FUSED.items() if name != "attention"
+"""What each operator's forward calls."""
+
+GRADIENT = {
+    "rms_norm": "npu_rms_norm_backward",
+    "swiglu": "npu_swiglu_backward",
+    "rope": "npu_rotary_mul_backward",
+    "cross_entropy": "npu_cross_entropy_loss_backward",
+    "add_rms_norm": "npu_rms_norm_backward",
+    "geglu": "npu_geglu_grad",
+    "attention": "npu_fusion_attention_grad",
 }
+"""What its backward calls, where it has one."""
+
 TAKEN = [
     pytest.param(name, case, id=f"{name}-{case.name}")
     for name in FUSED
     for case in check_cases(name)
-    if "softcap" not in case.features
+    if not case.features & OPERATORS[name].backend("npu").lacks
 ]
 
 
@@ -50,30 +62,31 @@ def test_every_npu_backend_is_in_these_tests():
 def test_call_fits_the_real_schema_and_meta_kernel(name, case, dtype):
     """Shapes and dtypes as torch_npu infers them are those of the reference."""
     run, limit = load(name, "npu")
-    expected = load(name, "reference")[0](
-        *(x.detach() for x in make(case, device="cpu", dtype=dtype)), **case.options
-    )
+    built = [x.detach() for x in make(case, device="cpu", dtype=dtype)]
+    args, options = arguments(case, [x.clone() for x in built])
+    expected = as_tuple(load(name, "reference")[0](*args, **options))
     mask = importlib.import_module("llm_kernels_npu.ops.attention.npu")._compressed_mask
     mask.cache_clear()
     with _disable_current_modes(), FakeTensorMode():
-        tensors = [
-            torch.empty(x.shape, dtype=x.dtype, device="npu")
-            for x in make(case, device="cpu", dtype=dtype)
-        ]
-        assert limit(*tensors, **case.options) is None
-        found = run(*tensors, **case.options)
+        tensors = [torch.empty(x.shape, dtype=x.dtype, device="npu") for x in built]
+        args, options = arguments(case, tensors)
+        assert limit(*args, **options) is None
+        found = as_tuple(run(*args, **options))
     mask.cache_clear()
-    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
-    assert found.device.type == "npu"
+    assert [(x.shape, x.dtype) for x in found] == [(x.shape, x.dtype) for x in expected]
+    assert {x.device.type for x in found} == {"npu"}
 
 
 @pytest.mark.parametrize(("name", "case"), TAKEN)
 def test_fused_operator_is_what_runs_forward_and_backward(name, case):
     tensors = make(case, device="npu", dtype=torch.float32)
+    args, options = arguments(case, tensors)
     active().calls.clear()
-    getattr(kernels(device="npu"), name)(*tensors, **case.options).sum().backward()
+    outputs = as_tuple(getattr(kernels(device="npu"), name)(*args, **options))
+    if case.differentiable:
+        sum(out.sum() for out in outputs if out.requires_grad).backward()
     called = [call.removeprefix("npu::") for call in active().calls if call.startswith("npu::")]
-    assert called == [FUSED[name], GRADIENT[name]]
+    assert called == [FUSED[name], GRADIENT[name]][: 1 + bool(case.differentiable)]
 
 
 def test_auto_prints_what_serves_the_npu():

@@ -22,6 +22,11 @@ def rms_norm_backward(dy, input, gamma, rstd):  # noqa: A002
     return dx.to(input.dtype), (dy.float() * normed).flatten(0, -2).sum(0)
 
 
+def add_rms_norm(x1, x2, gamma, epsilon):
+    total = (x1.float() + x2.float()).to(x1.dtype)
+    return *rms_norm(total, gamma, epsilon), total
+
+
 def swiglu(input, dim):  # noqa: A002
     gate, up = input.float().chunk(2, dim)
     return (gate * torch.sigmoid(gate) * up).to(input.dtype)
@@ -32,6 +37,32 @@ def swiglu_backward(grad_output, input, dim):  # noqa: A002
     dy, s = grad_output.float(), torch.sigmoid(gate)
     d_gate = dy * up * s * (1 + gate * (1 - s))
     return torch.cat((d_gate, dy * gate * s), dim).to(input.dtype)
+
+
+def geglu(input, dim, approximate, activate_left):  # noqa: A002
+    gate, up = _gate_and_up(input, dim, activate_left)
+    gelu = torch.nn.functional.gelu(gate, approximate="tanh" if approximate else "none")
+    return (gelu * up).to(input.dtype), gelu.to(input.dtype)
+
+
+def geglu_grad(grad_output, input, gelu, dim, approximate, activate_left):  # noqa: A002
+    gate, up = _gate_and_up(input, dim, activate_left)
+    if approximate:
+        steepness = (2 / torch.pi) ** 0.5
+        t = torch.tanh(steepness * (gate + 0.044715 * gate**3))
+        bend = steepness * (1 + 3 * 0.044715 * gate**2)
+        slope = 0.5 * (1 + t) + 0.5 * gate * (1 - t * t) * bend
+    else:
+        density = torch.exp(-0.5 * gate**2) / (2 * torch.pi) ** 0.5
+        slope = 0.5 * (1 + torch.erf(gate / 2**0.5)) + gate * density
+    dy = grad_output.float()
+    halves = (dy * up * slope, dy * gelu.float())
+    return torch.cat(halves if activate_left else halves[::-1], dim).to(input.dtype)
+
+
+def _gate_and_up(x: Tensor, dim: int, activate_left: bool):
+    first, second = x.float().chunk(2, dim)
+    return (first, second) if activate_left else (second, first)
 
 
 def rotary_mul(input, r1, r2, rotary_mode, rotate):  # noqa: A002
@@ -213,6 +244,9 @@ def dtype_cast_backward(grad, dtype):
 FUSED = {
     "npu_rms_norm": rms_norm,
     "npu_rms_norm_backward": rms_norm_backward,
+    "npu_add_rms_norm": add_rms_norm,
+    "npu_geglu": geglu,
+    "npu_geglu_grad": geglu_grad,
     "npu_swiglu": swiglu,
     "npu_swiglu_backward": swiglu_backward,
     "npu_rotary_mul": rotary_mul,

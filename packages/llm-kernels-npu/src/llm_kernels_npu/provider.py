@@ -9,8 +9,11 @@ from llm_kernels_npu.errors import UnknownNameError
 from llm_kernels_npu.registry import OPERATORS
 from llm_kernels_npu.select import AUTO, Choice, bind, choose
 from llm_kernels_npu.signatures import (
+    AddRmsNorm,
     Attention,
     CrossEntropy,
+    Geglu,
+    LayerNorm,
     LinearCrossEntropy,
     RmsNorm,
     Rope,
@@ -29,6 +32,9 @@ class Kernels:
     rope: Rope
     cross_entropy: CrossEntropy
     linear_cross_entropy: LinearCrossEntropy
+    add_rms_norm: AddRmsNorm
+    layer_norm: LayerNorm
+    geglu: Geglu
     attention: Attention
 
     def __str__(self) -> str:

@@ -105,6 +105,22 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
                 backends=(_REFERENCE, _TORCH),
             ),
             Operator(
+                name="add_rms_norm",
+                summary="residual sum and its rms_norm",
+                backends=(_REFERENCE, _TORCH, _npu()),
+            ),
+            Operator(
+                name="layer_norm",
+                summary="layer normalisation, with or without bias",
+                # On an NPU too PyTorch's own operator is the fused one.
+                backends=(_REFERENCE, _TORCH),
+            ),
+            Operator(
+                name="geglu",
+                summary="gelu(gate) * up, exact or tanh",
+                backends=(_REFERENCE, _TORCH, _npu()),
+            ),
+            Operator(
                 name="attention",
                 summary="dense attention: causal, grouped queries, window, softcap",
                 backends=(

@@ -3,9 +3,12 @@
 Shapes and formulas are in each operator's `reference.py`, which is the specification.
 """
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
+
+GeluFormula = Literal["none", "tanh"]
+"""Which gelu: exact, or its tanh approximation (torch's names)."""
 
 
 class RmsNorm(Protocol):
@@ -46,6 +49,40 @@ class LinearCrossEntropy(Protocol):
     def __call__(
         self, hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100
     ) -> Tensor:
+        """Compute it; see the class."""
+        ...
+
+
+class AddRmsNorm(Protocol):
+    """The norm of `x + residual`, and that sum."""
+
+    def __call__(
+        self, x: Tensor, residual: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Compute it; see the class."""
+        ...
+
+
+class LayerNorm(Protocol):
+    """`(x - mean) / deviation * (weight + offset) + bias` over the last dimension."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        eps: float,
+        offset: float = 0.0,
+    ) -> Tensor:
+        """Compute it; see the class."""
+        ...
+
+
+class Geglu(Protocol):
+    """`gelu(gate) * up` of a last dimension that holds gate, then up."""
+
+    def __call__(self, x: Tensor, *, approximate: GeluFormula = "none") -> Tensor:
         """Compute it; see the class."""
         ...
 

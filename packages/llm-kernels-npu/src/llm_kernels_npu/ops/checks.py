@@ -28,6 +28,13 @@ def npu_floating(name: str, x: Tensor) -> str | None:
     return None
 
 
+def even(x: Tensor) -> str | None:
+    """Refuse a last dimension that cannot be gate and up side by side."""
+    if x.dim() == 0 or x.shape[-1] % 2:
+        return f"x of shape {tuple(x.shape)}, want an even last dimension: gate, then up"
+    return None
+
+
 def on_npu(name: str, x: Tensor) -> str | None:
     """Refuse a tensor that is not on an NPU."""
     if x.device.type == "npu":

@@ -5,23 +5,17 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import floating, npu_floating, on_npu
-
-
-def _even(x: Tensor) -> str | None:
-    if x.dim() == 0 or x.shape[-1] % 2:
-        return f"x of shape {tuple(x.shape)}, want an even last dimension: gate, then up"
-    return None
+from llm_kernels_npu.ops.checks import even, floating, npu_floating, on_npu
 
 
 def _any_device(x: Tensor) -> str | None:
-    return _even(x) or floating("x", x)
+    return even(x) or floating("x", x)
 
 
 def _npu(x: Tensor) -> str | None:
     if x.dim() > 8:
         return f"x has {x.dim()} dimensions, want 1 to 8"
-    return on_npu("x", x) or _even(x) or npu_floating("x", x)
+    return on_npu("x", x) or even(x) or npu_floating("x", x)
 
 
 LIMITS: Mapping[str, Callable[..., str | None]] = MappingProxyType(

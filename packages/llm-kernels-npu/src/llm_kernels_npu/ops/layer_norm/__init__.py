@@ -1,0 +1,1 @@
+"""Layer normalisation (Ba et al. 2016, arXiv:1607.06450)."""

@@ -1,0 +1,30 @@
+"""What each backend of layer_norm takes."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from torch import Tensor
+
+from llm_kernels_npu.ops.checks import floating, together
+
+
+def _vector(name: str, vector: Tensor, x: Tensor) -> str | None:
+    if vector.shape != x.shape[-1:]:
+        return f"{name} of shape {tuple(vector.shape)}, want {tuple(x.shape[-1:])} as x ends in it"
+    return floating(name, vector) or together("x", x, name, vector)
+
+
+def _any_device(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float, offset: float = 0.0
+) -> str | None:
+    del eps, offset
+    return (
+        floating("x", x)
+        or _vector("weight", weight, x)
+        or (None if bias is None else _vector("bias", bias, x))
+    )
+
+
+LIMITS: Mapping[str, Callable[..., str | None]] = MappingProxyType(
+    {"reference": _any_device, "torch": _any_device}
+)
