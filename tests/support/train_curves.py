@@ -101,25 +101,42 @@ def each_run(documents, look):
     from llm_train.edge.arch_facts import read_document
     from llm_train.edge.device import DeviceKind, device_session
     from llm_train.edge.groups import model_parallel
-    from llm_train.edge.inputs import read_datasets
+    from llm_train.edge.inputs import with_boundaries
     from llm_train.train.bench import NoCheckpoints
-    from llm_train.train.data import build_splits
     from llm_train.train.training import Training
+    from llm_train.weights import arch_of, open_source
 
-    configs = {name: parse(document, [], name) for name, document in documents.items()}
+    configs = {
+        name: with_boundaries(parse(document, [], name)) for name, document in documents.items()
+    }
     first = next(iter(configs.values()))
     with (
         device_session(DeviceKind.CPU) as device,
         model_parallel(first.parallel, seed=first.train.seed),
     ):
         for name, config in configs.items():
-            arch = parse_arch(read_document(config.model.arch), where=name)
-            training = Training(config, arch, source=None, store=NoCheckpoints(), device=device)
-            splits = build_splits(
-                config.data,
-                config.train,
-                facts=read_datasets(config.data, arch),
-                vocab_size=arch.vocab_size,
-                cache_dir=Path(first.save.path) / "data_cache",
-            )
-            yield name, look(training, splits)
+            source = None if config.model.load is None else open_source(config.model.load)
+            if source is None:
+                arch = parse_arch(read_document(config.model.arch), where=name)
+            else:
+                arch = arch_of(source, where=config.model.load)
+            training = Training(config, arch, source=source, store=NoCheckpoints(), device=device)
+            cache_dir = Path(first.save.path) / "data_cache"
+            yield name, look(training, _splits(config, arch, source, cache_dir))
+
+
+def _splits(config, arch, source, cache_dir):
+    from llm_train.config import Stage
+    from llm_train.edge.inputs import read_datasets
+    from llm_train.edge.samples import open_samples
+    from llm_train.train.data import build_splits
+
+    if config.stage is Stage.SFT:
+        return open_samples(config, arch, source=source, say=lambda _text: None)
+    return build_splits(
+        config.data,
+        config.train,
+        facts=read_datasets(config.data, arch),
+        vocab_size=arch.vocab_size,
+        cache_dir=cache_dir,
+    )

@@ -16,6 +16,7 @@ from llm_train.check.pipeline import pipeline
 from llm_train.check.positions import positions
 from llm_train.check.prediction import prediction, prediction_notes
 from llm_train.check.schedule import overlap, ramp, schedule
+from llm_train.check.sft import samples
 from llm_train.check.tensor import tensor
 from llm_train.config import Device, Precision, RunConfig
 
@@ -28,6 +29,7 @@ def problems(config: RunConfig, arch: Arch, world_size: int) -> list[str]:
         *world(config, world_size),
         *batch(config, world_size),
         *schedule(config),
+        *samples(config),
         *ramp(config, world_size),
         *tensor(config, arch),
         *context(config, arch),

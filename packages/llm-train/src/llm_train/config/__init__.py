@@ -12,8 +12,9 @@ from llm_train.config.recompute import (
     RecomputeMethod,
     RecomputeModule,
 )
-from llm_train.config.run import Device, RunConfig
+from llm_train.config.run import Device, RunConfig, Stage
 from llm_train.config.save import LogConfig, Resume, SaveConfig
+from llm_train.config.sft import LossMean, SftConfig, TooLong, Unlearned
 from llm_train.config.train import BatchRamp, OnNan, Precision, TrainConfig
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "DropPolicy",
     "KeptType",
     "LogConfig",
+    "LossMean",
     "MemoryConfig",
     "ModelConfig",
     "MoeConfig",
@@ -43,6 +45,10 @@ __all__ = [
     "RouterDtype",
     "RunConfig",
     "SaveConfig",
+    "SftConfig",
+    "Stage",
+    "TooLong",
     "TrainConfig",
+    "Unlearned",
     "WsdDecay",
 ]

@@ -42,7 +42,9 @@ class DataConfig(Section):
     """What to train on: token datasets, named by the prefix of their `.bin` and `.idx`, or text."""
 
     train: tuple[Path, ...] = Field(
-        default=(), description="dataset prefixes to train on, at least one unless raw is set"
+        default=(),
+        description="dataset prefixes to train on, at least one unless raw is set; of sample "
+        "datasets (stage: sft) what llm-data was given as --output",
     )
     raw: RawConfig | None = Field(
         default=None, description="raw text instead of train and valid; needs llm-data"

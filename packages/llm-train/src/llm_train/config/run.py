@@ -16,6 +16,7 @@ from llm_train.config.parallel import ParallelConfig
 from llm_train.config.recompute import RecomputeConfig
 from llm_train.config.save import LogConfig, SaveConfig
 from llm_train.config.section import Section
+from llm_train.config.sft import SftConfig
 from llm_train.config.train import TrainConfig
 
 
@@ -26,6 +27,13 @@ class Device(StrEnum):
     CPU = "cpu"
     CUDA = "cuda"
     NPU = "npu"
+
+
+class Stage(StrEnum):
+    """What is learned from: token datasets, every token; or samples, those with a label."""
+
+    PRETRAIN = "pretrain"
+    SFT = "sft"
 
 
 class RunConfig(Section):
@@ -39,6 +47,11 @@ class RunConfig(Section):
     moe: MoeConfig = MoeConfig()
     recompute: RecomputeConfig = RecomputeConfig()
     memory: MemoryConfig = MemoryConfig()
+    stage: Stage = Field(
+        default=Stage.PRETRAIN,
+        description="pretrain on token datasets, or sft: fine-tune on llm-data's sample datasets",
+    )
+    sft: SftConfig = SftConfig()
     save: SaveConfig
     log: LogConfig = LogConfig()
     device: Device = Field(default=Device.AUTO, description="auto, cpu, cuda or npu")

@@ -1,6 +1,6 @@
 """A training run on this rank: everything checked, the device ready, then trained."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,8 @@ import click
 
 from llm_train import check
 from llm_train.arch import Arch, parse
-from llm_train.config import RunConfig
+from llm_train.config import RunConfig, Stage
+from llm_train.dataset import DatasetFacts
 from llm_train.edge import checkpoint_files
 from llm_train.edge.arch_facts import read_document
 from llm_train.edge.device import (
@@ -21,10 +22,11 @@ from llm_train.edge.device import (
     resolve,
 )
 from llm_train.edge.groups import model_parallel
-from llm_train.edge.inputs import one_tokenizer, read_datasets
+from llm_train.edge.inputs import one_tokenizer, read_inputs
 from llm_train.edge.metrics_log import MetricsLog
 from llm_train.edge.quiet import quiet_libraries
 from llm_train.edge.raw_data import with_datasets
+from llm_train.edge.samples import open_samples
 from llm_train.edge.signals import listening
 from llm_train.interfaces import WeightSource
 from llm_train.peaks import bf16_peak
@@ -32,6 +34,7 @@ from llm_train.weights import arch_of, hf_exporter, open_source
 
 if TYPE_CHECKING:
     from llm_train.edge.checkpoint import Checkpoints
+    from llm_train.train.data import Splits
 
 
 class RunError(RuntimeError):
@@ -49,7 +52,7 @@ def run(config: RunConfig) -> None:
     if problems := check.problems(config, arch, rank_environment().world_size):
         raise RunError("\n".join(problems))
     config = with_datasets(config, say=_say)
-    facts = read_datasets(config.data, arch)
+    facts = read_inputs(config, arch)
     tokenizer_digest = one_tokenizer(config.data, facts, source)
     kind = resolve(config.device.value)
     quiet_libraries()
@@ -61,19 +64,12 @@ def run(config: RunConfig) -> None:
         model_parallel(config.parallel, seed=train.seed, timeout_s=train.timeout_s),
     ):
         # megatron-core may be imported only now that the device is ready for it.
-        from llm_train.train.data import build_splits
         from llm_train.train.loop import Loop, Surroundings
         from llm_train.train.training import Training
 
         store = _checkpoints(config, document, tokenizer_digest)
         training = Training(config, arch, source=source, store=store, device=device)
-        splits = build_splits(
-            config.data,
-            config.train,
-            facts=facts[: len(config.data.train)],
-            vocab_size=arch.vocab_size,
-            cache_dir=config.data.cache_dir or config.save.path / "data_cache",
-        )
+        splits = _splits(config, arch, source, facts)
         is_first = rank_environment().rank == 0
         if is_first:
             _write_companions(config.save.path, document, source)
@@ -86,6 +82,23 @@ def run(config: RunConfig) -> None:
                 peak_flops=bf16_peak(device_name(device)),
             )
             Loop(training, splits, surroundings).go()
+
+
+def _splits(
+    config: RunConfig, arch: Arch, source: WeightSource | None, facts: Sequence[DatasetFacts]
+) -> "Splits":
+    """What the run's stage trains on."""
+    if config.stage is Stage.SFT:
+        return open_samples(config, arch, source=source, say=_say)
+    from llm_train.train.data import build_splits
+
+    return build_splits(
+        config.data,
+        config.train,
+        facts=facts[: len(config.data.train)],
+        vocab_size=arch.vocab_size,
+        cache_dir=config.data.cache_dir or config.save.path / "data_cache",
+    )
 
 
 def _checkpoints(

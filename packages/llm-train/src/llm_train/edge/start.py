@@ -18,7 +18,7 @@ from llm_train.check import Layout, layout, notes, problems
 from llm_train.config import Device, RunConfig
 from llm_train.edge.arch_facts import read_arch
 from llm_train.edge.config_file import load
-from llm_train.edge.inputs import read_datasets
+from llm_train.edge.inputs import read_inputs
 from llm_train.edge.launch import run_local
 from llm_train.edge.raw_data import overrides_for_ranks, with_datasets
 from llm_train.overrides import ConfigError
@@ -46,7 +46,7 @@ def start(path: Path, overrides: Sequence[str], *, nproc: int | None) -> None:
     arch = checked(config, path, world_size)
     # Both now, not after every rank has loaded megatron-core.
     resolved = with_datasets(config, say=_say)
-    read_datasets(resolved.data, arch)
+    read_inputs(resolved, arch)
     for note in notes(config, arch):
         _say(f"note: {note}")
     if world_size == 1:

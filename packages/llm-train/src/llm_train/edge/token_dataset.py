@@ -12,6 +12,16 @@ from llm_train.dataset import DatasetFacts
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 ITEM_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 8, 7: 4, 8: 2}
+DTYPES = {
+    1: "uint8",
+    2: "int8",
+    3: "int16",
+    4: "int32",
+    5: "int64",
+    6: "float64",
+    7: "float32",
+    8: "uint16",
+}
 
 
 class DataError(ValueError):
@@ -51,6 +61,22 @@ def _neighbours(prefix: Path) -> str:
 
 def _read_header(index: Path) -> tuple[int, int]:
     """Number of sequences and bytes a token; the file is as long as it says."""
+    sequences, _, code = _unpack_header(index)
+    if sequences == 0:
+        raise DataError(f"{index}: holds no sequence")
+    return sequences, ITEM_BYTES[code]
+
+
+def read_index(index: Path) -> tuple[int, int, str]:
+    """Sequences, boundaries of documents (one more than there are) and numpy's name of the type.
+
+    Raises DataError unless the file is as long as it says.
+    """
+    sequences, documents, code = _unpack_header(index)
+    return sequences, documents, DTYPES[code]
+
+
+def _unpack_header(index: Path) -> tuple[int, int, int]:
     with index.open("rb") as file:
         head = file.read(HEADER.size)
     if len(head) < HEADER.size:
@@ -66,9 +92,7 @@ def _read_header(index: Path) -> tuple[int, int]:
     wanted = HEADER.size + sequences * (4 + 8) + documents * 8
     if (found := index.stat().st_size) < wanted:
         raise DataError(f"{index}: found {found} bytes, want {wanted}: the file is cut short")
-    if sequences == 0:
-        raise DataError(f"{index}: holds no sequence")
-    return sequences, ITEM_BYTES[code]
+    return sequences, documents, code
 
 
 def _check_bin_size(index: Path, tokens: Path, sequences: int, item_bytes: int) -> None:

@@ -54,10 +54,12 @@ class Model(GPTModel):
         *,
         labels: torch.Tensor | None = None,
         packed_seq_params: PackedRows | None = None,
+        padding_mask: torch.Tensor | None = None,
         ahead: Sequence[Ahead] = (),
     ) -> torch.Tensor:
         """Hidden states for the next stage [T, B, hidden]; on the last one logits [B, T, V / tp].
 
+        Tokens of `padding_mask` [B, T] balance no experts.
         With labels [B, T] token losses [B, T], and with what prediction layers are given
         [1 + layers, B, T], theirs behind the main one.
         """
@@ -68,6 +70,7 @@ class Model(GPTModel):
             "attention_mask": attention_mask,
             "rotary_pos_emb": table,
             "packed_seq_params": packed_seq_params,
+            "padding_mask": self._own_slice(padding_mask),
         }
         hidden = self.decoder(hidden_states=hidden, **shared)
         if not self.post_process:
@@ -95,6 +98,13 @@ class Model(GPTModel):
         is_tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if is_tied else None
         return self.output_layer(hidden, weight=weight)[0]
+
+    def _own_slice(self, mask: torch.Tensor | None) -> torch.Tensor | None:
+        """What of [B, T] this rank's layers see: a slice of T under sequence parallel."""
+        if mask is None or not self.config.sequence_parallel:
+            return mask
+        group = self.pg_collection.tp
+        return mask.chunk(group.size(), dim=1)[group.rank()].contiguous()
 
     def _preprocess(
         self,

@@ -1,20 +1,23 @@
 """Token datasets as micro-batches: megatron-core's GPTDataset under one global sample order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from torch.utils.data import DataLoader, Dataset
 
-from llm_train.batches import BatchSizes
+from llm_train.batches import Batch, BatchSizes
 from llm_train.config import DataConfig, TrainConfig
 from llm_train.dataset import DatasetFacts
 from llm_train.train.documents import DocumentRows
 
 _BATCH_KEYS = ("tokens", "labels", "position_ids", "loss_mask")
+# Of sequences that end before their row does.
+_PADDING = "padding"
 
 Samples = Dataset[dict[str, torch.Tensor]]
 
@@ -97,17 +100,30 @@ class MicroBatches:
         return samples // (self.micro_batch_size * self.dp_size)
 
     def __iter__(self) -> Iterator[list[int]]:
+        for _, micro_batches in self.by_step():
+            yield from micro_batches
+
+    def by_step(self) -> Iterator[tuple[Batch, list[list[int]]]]:
+        """Every step's samples over all ranks, and this rank's micro-batches of them."""
         stride = self.micro_batch_size * self.dp_size
         for batch in self.sizes.steps(self.first_step, self.last_step):
             start = batch.first + self.dp_rank * self.micro_batch_size
-            for first in range(start, batch.first + batch.size, stride):
-                yield list(range(first, first + self.micro_batch_size))
+            yield (
+                batch,
+                [
+                    list(range(first, first + self.micro_batch_size))
+                    for first in range(start, batch.first + batch.size, stride)
+                ],
+            )
 
 
 def iterate(
-    dataset: Samples, indices: MicroBatches, *, num_workers: int = 0
+    dataset: Samples, indices: Iterable[list[Any]], *, num_workers: int = 0
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Micro-batches of tokens, labels, position_ids [B, T] int64 and loss_mask [B, T] fp32."""
+    """Micro-batches of tokens, labels, position_ids [B, T] int64 and loss_mask [B, T] fp32.
+
+    Of padded sequences also padding [B, T], true behind their end.
+    """
     loader = DataLoader(
         dataset,
         batch_sampler=indices,  # pyright: ignore[reportArgumentType]  # a sampler by shape
@@ -120,4 +136,5 @@ def iterate(
 
 def _stack(samples: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     # A blend adds the number of the dataset, which nothing here asks for.
-    return {key: torch.stack([sample[key] for sample in samples]) for key in _BATCH_KEYS}
+    keys = (*_BATCH_KEYS, *((_PADDING,) if _PADDING in samples[0] else ()))
+    return {key: torch.stack([sample[key] for sample in samples]) for key in keys}

@@ -1,4 +1,4 @@
-"""The random draws of one step: dropout."""
+"""The random draws of one step: dropout, noise on embeddings."""
 
 import hashlib
 
@@ -6,10 +6,10 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-from llm_train.config import TrainConfig
+from llm_train.config import RunConfig
 
 
-def seed_draws(train: TrainConfig, step: int) -> None:
+def seed_draws(config: RunConfig, step: int) -> None:
     """Start the generators of this rank anew for step number `step`.
 
     What a step drops follows from the seed, its number and the rank's place: a resume needs no
@@ -17,7 +17,8 @@ def seed_draws(train: TrainConfig, step: int) -> None:
     they hold the same, and apart (megatron-core's tracker) where each has heads or slices of its
     own; stages, and ranks with other tokens, draw apart.
     """
-    if not train.attention_dropout and not train.hidden_dropout:
+    train = config.train
+    if not (train.attention_dropout or train.hidden_dropout or config.sft.neftune_alpha):
         return
     stage = parallel_state.get_pipeline_model_parallel_rank()
     share = parallel_state.get_data_parallel_rank(with_context_parallel=True)

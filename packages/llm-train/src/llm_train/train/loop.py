@@ -20,6 +20,7 @@ from llm_train.train.ahead import Batch
 from llm_train.train.data import MicroBatches, Samples, Splits, iterate
 from llm_train.train.draws import seed_draws
 from llm_train.train.not_finite import NotFiniteError, describe
+from llm_train.train.samples import SampleRows
 from llm_train.train.step import StepResult, eval_loss, train_step
 from llm_train.train.training import Training
 
@@ -73,7 +74,12 @@ class Loop:
         self.splits = splits
         self.around = surroundings
         self.sizes = BatchSizes.of(training.config.train)
-        self.meter = Meter(training.config, training.arch, peak_flops=surroundings.peak_flops)
+        self.meter = Meter(
+            training.config,
+            training.arch,
+            peak_flops=surroundings.peak_flops,
+            tokens=splits.train.tokens if isinstance(splits.train, SampleRows) else None,
+        )
         self.saved_s = time.monotonic()
 
     def go(self) -> None:
@@ -108,7 +114,7 @@ class Loop:
         trainable, train = self.training.trainable, self.training.config.train
         dp = parallel_state.get_data_parallel_world_size()
         trainable = replace(trainable, micro_batches=batch.size // (train.micro_batch_size * dp))
-        seed_draws(train, step)
+        seed_draws(self.training.config, step)
         began_s = time.perf_counter()
         result = train_step(trainable, drawn)
         metrics = self.meter.measure(step, batch, result, time.perf_counter() - began_s)
@@ -191,7 +197,8 @@ class Loop:
             dp_size=parallel_state.get_data_parallel_world_size(),
         )
         workers = config.data.num_workers
-        return [iterate(dataset, indices, num_workers=workers) for _ in self.training.chunks]
+        drawn = dataset.padded(indices) if isinstance(dataset, SampleRows) else indices
+        return [iterate(dataset, drawn, num_workers=workers) for _ in self.training.chunks]
 
     def _say(self, text: str) -> None:
         if self.around.log is not None:
@@ -199,9 +206,20 @@ class Loop:
 
 
 class Meter:
-    """Turns steps into metrics: speed, use of the devices' peak, time left."""
+    """Turns steps into metrics: speed, use of the devices' peak, time left.
 
-    def __init__(self, config: RunConfig, arch: Arch, *, peak_flops: float | None) -> None:
+    `tokens(first, stop)` counts those of some samples where they are not all `seq_length` long.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        arch: Arch,
+        *,
+        peak_flops: float | None,
+        tokens: Callable[[int, int], int] | None = None,
+    ) -> None:
+        self._tokens = tokens or _whole_sequences(config.train.seq_length)
         self._train = config.train
         self._sizes = BatchSizes.of(config.train)
         self._all_samples = self._sizes.consumed(config.train.max_steps)
@@ -224,11 +242,11 @@ class Meter:
         if self._started_s is None:
             self._started_s, self._samples_before = now_s - seconds, batch.first
         per_sample_s = (now_s - self._started_s) / (consumed - self._samples_before)
-        speed = batch.size * self._train.seq_length / seconds
+        speed = self._tokens(batch.first, consumed) / seconds
         return StepMetrics(
             step=step,
             consumed_samples=consumed,
-            consumed_tokens=consumed * self._train.seq_length,
+            consumed_tokens=self._tokens(0, consumed),
             loss=result.loss,
             lr=result.lr,
             grad_norm=result.grad_norm,
@@ -248,3 +266,10 @@ class Meter:
         if self._peak_flops is None:
             return None
         return tokens_per_second * self._token_flops / (self._peak_flops * dist.get_world_size())
+
+
+def _whole_sequences(seq_length: int) -> Callable[[int, int], int]:
+    def tokens(first: int, stop: int) -> int:
+        return (stop - first) * seq_length
+
+    return tokens

@@ -9,6 +9,7 @@ from megatron.core import parallel_state
 from llm_train import batches
 from llm_train.metrics import StepMetrics
 from llm_train.train.data import Samples
+from llm_train.train.samples import SampleRows
 from llm_train.train.step import StepResult
 
 _SHOWN = 16
@@ -95,7 +96,12 @@ def _named(samples: list[int], dataset: Samples) -> str:
 
 
 def _with_origin(index: int, dataset: Any) -> str:
-    """`index (document D of PREFIX)` for megatron-core's datasets, `index` for any other."""
+    """`index (document D of PREFIX)` for megatron-core's datasets, `index` for any other.
+
+    A dataset of samples says so itself.
+    """
+    if isinstance(dataset, SampleRows):
+        return f"{index} ({dataset.origin(index)})"
     dataset[index]  # its indices are read when a sample is
     inner, place = dataset, index
     if hasattr(inner, "dataset_sample_index"):

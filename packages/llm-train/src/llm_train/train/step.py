@@ -1,7 +1,7 @@
 """One optimizer step and one evaluation, over megatron-core's forward-backward schedules."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -15,6 +15,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from llm_train.config import LossMean
 from llm_train.model.context_parallel.zigzag import take
 from llm_train.model.mtp import Ahead
 from llm_train.model.packed_rows import packed_rows
@@ -52,9 +53,8 @@ class Trainable:
     optimizer: MegatronOptimizer
     schedule: OptimizerParamScheduler
     micro_batches: int
-    micro_batch_size: int
-    seq_length: int
     is_packed: bool
+    loss_mean: LossMean
     mtp_layers: int
     indexers: int
     mtp_loss_scale: float
@@ -117,13 +117,16 @@ def _forward_backward(
     parts: Trainable, batches: Sequence[Iterator[Batch]], *, is_forward_only: bool
 ) -> list[dict[str, torch.Tensor]]:
     is_virtual = len(parts.chunks) > 1
+    # Stages must know the shape of what they exchange before the first of it is drawn.
+    drawn = [[next(each) for _ in range(parts.micro_batches)] for each in batches]
+    micro_batch_size, seq_length = drawn[0][0]["tokens"].shape
     return get_forward_backward_func()(
         forward_step_func=partial(_forward, parts, 0 if is_forward_only else parts.mtp_layers),
-        data_iterator=list(batches) if is_virtual else batches[0],
+        data_iterator=[iter(each) for each in drawn] if is_virtual else iter(drawn[0]),
         model=list(parts.chunks) if is_virtual else parts.chunks[0],
         num_microbatches=parts.micro_batches,
-        seq_length=parts.seq_length,
-        micro_batch_size=parts.micro_batch_size,
+        seq_length=seq_length,
+        micro_batch_size=micro_batch_size,
         forward_only=is_forward_only,
     )
 
@@ -149,13 +152,16 @@ def _forward(
         None,
         labels=batch["labels"],
         packed_seq_params=documents,
+        padding_mask=batch.get("padding"),
         ahead=[
             Ahead(tokens=one["tokens"], position_ids=one["position_ids"], labels=one["labels"])
             for one in ahead
         ],
     )
     masks = torch.stack([one["loss_mask"] for one in (batch, *ahead)])
-    return losses, partial(_sum_loss, masks, parts.mtp_loss_scale)
+    total = partial(_sum_loss, masks, parts.mtp_loss_scale)
+    is_mean = parts.loss_mean is LossMean.MICRO_BATCHES and model.training
+    return losses, partial(_mean_loss, total) if is_mean else total
 
 
 def _sum_loss(
@@ -174,6 +180,24 @@ def _sum_loss(
         total = total + mtp_loss_scale * sums[1:].mean()
     report = torch.stack([sums.detach(), counts], dim=1)
     return total, counts[0].to(torch.int), {"losses": report}
+
+
+def _mean_loss(
+    total: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]],
+    losses: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """The same as the mean over a micro-batch's own tokens, which counts as one token.
+
+    Over all its tokens: every rank of context parallel has a part of the mean, the first counts.
+    """
+    loss, count, reports = total(losses)
+    whole = count.clone()
+    dist.all_reduce(whole, group=parallel_state.get_context_parallel_group())
+    is_first = parallel_state.get_context_parallel_rank() == 0
+    means = torch.stack(
+        [reports["losses"][:, 0] / whole, torch.full_like(reports["losses"][:, 1], is_first)], dim=1
+    )
+    return loss / whole, torch.full_like(count, is_first), {"losses": means}
 
 
 def _not_finite(reports: Sequence[dict[str, torch.Tensor]]) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from llm_train.config import KeptType, Precision, RunConfig
 from llm_train.interfaces import WeightSource
 from llm_train.model.build import Model, build_chunks, padded_vocab_size, transformer_config
 from llm_train.model.fill import fill_from_source, fill_randomly
+from llm_train.model.noise import add_noise
 from llm_train.model.unfilled import unfilled_matrices
 from llm_train.train.fsdp import ShardedModel, Sharding, round_rows, shard_weights
 from llm_train.train.memory.activations import offload_activations
@@ -139,6 +140,9 @@ class Training:
             chunks = build_chunks(self.arch, model_config)
         self._place(chunks, dtype)
         self._fill(chunks)
+        if config.sft.neftune_alpha is not None:
+            for chunk in chunks:
+                add_noise(chunk, config.sft.neftune_alpha)
         offload_activations(chunks, config.memory.offload_activations, host=HOST)
         wrapped = (_shards if is_sharded else _wrap)(chunks, model_config, config)
         if not is_sharded:
@@ -161,8 +165,7 @@ class Training:
             optimizer=optimizer,
             schedule=build_schedule(config.optimizer, optimizer),
             micro_batches=layout.micro_batches,
-            micro_batch_size=config.train.micro_batch_size,
-            seq_length=config.train.seq_length,
+            loss_mean=config.sft.loss_mean,
             is_packed=config.data.reset_documents,
             indexers=self.arch.num_indexers if config.train.indexer_loss_coeff > 0.0 else 0,
             mtp_layers=model_config.mtp_num_layers or 0,
