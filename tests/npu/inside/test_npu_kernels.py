@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from fake_npu.device import active
+from fake_npu.operators_experts import CALLED as EXPERTS
 from llm_kernels_npu import kernels
 from llm_kernels_npu.cases import check_cases
 from llm_kernels_npu.cli import main
@@ -54,7 +55,7 @@ TAKEN = [
 
 def test_every_npu_backend_is_in_these_tests():
     with_npu = {n for n, entry in OPERATORS.items() if any(b.name == "npu" for b in entry.backends)}
-    assert set(FUSED) == with_npu
+    assert {*FUSED, *EXPERTS} == with_npu
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -111,5 +112,5 @@ def test_check_command_covers_the_npu_backends():
     result = CliRunner().invoke(main, ["check", "--device", "npu", "--dtype", "float32"])
     assert result.exit_code == 0, result.output
     lines = [line for line in result.output.splitlines() if " npu " in line]
-    assert len(lines) == len(FUSED)
+    assert len(lines) == len(FUSED) + len(EXPERTS)
     assert all(" ok " in line for line in lines)

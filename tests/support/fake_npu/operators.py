@@ -7,6 +7,8 @@ not through autograd, so that they check the autograd nodes of torch_npu which c
 import torch
 from torch import Tensor
 
+from fake_npu.operators_experts import EXPERTS
+
 _STATISTICS_WIDTH = 8
 
 
@@ -242,6 +244,7 @@ def dtype_cast_backward(grad, dtype):
 
 
 FUSED = {
+    **EXPERTS,
     "npu_rms_norm": rms_norm,
     "npu_rms_norm_backward": rms_norm_backward,
     "npu_add_rms_norm": add_rms_norm,

@@ -11,13 +11,20 @@ from llm_kernels_npu.select import AUTO, Choice, bind, choose
 from llm_kernels_npu.signatures import (
     AddRmsNorm,
     Attention,
+    CausalConv1d,
     CrossEntropy,
+    GatedDeltaRule,
     Geglu,
+    GroupedMatmul,
     LayerNorm,
     LinearCrossEntropy,
+    Mamba2Scan,
+    Permute,
     RmsNorm,
     Rope,
+    RouterTopk,
     Swiglu,
+    Unpermute,
 )
 
 
@@ -36,6 +43,13 @@ class Kernels:
     layer_norm: LayerNorm
     geglu: Geglu
     attention: Attention
+    router_topk: RouterTopk
+    permute: Permute
+    grouped_matmul: GroupedMatmul
+    unpermute: Unpermute
+    causal_conv1d: CausalConv1d
+    gated_delta_rule: GatedDeltaRule
+    mamba2_scan: Mamba2Scan
 
     def __str__(self) -> str:
         """One line for the caller to print once: the device and each operator's backend."""

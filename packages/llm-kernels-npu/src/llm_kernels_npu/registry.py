@@ -130,6 +130,44 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
                 ),
                 features=frozenset({"window", "softcap"}),
             ),
+            Operator(
+                name="router_topk",
+                summary="experts of each token: softmax, sigmoid with bias, group-limited",
+                backends=(_REFERENCE, _npu("unnormalized_sigmoid")),
+                features=frozenset({"unnormalized_sigmoid"}),
+            ),
+            Operator(
+                name="permute",
+                summary="tokens copied and sorted by expert",
+                backends=(_REFERENCE, _npu()),
+            ),
+            Operator(
+                name="grouped_matmul",
+                summary="one product a group of rows, groups may be empty",
+                backends=(_REFERENCE, _TORCH, _npu()),
+            ),
+            Operator(
+                name="unpermute",
+                summary="experts' outputs weighted, summed, in the order of tokens",
+                backends=(_REFERENCE, _npu()),
+            ),
+            Operator(
+                name="causal_conv1d",
+                summary="depthwise convolution over tokens, with state and silu",
+                # npu_fused_causal_conv1d has kernels of 3 taps and no gradient.
+                backends=(_REFERENCE, _TORCH),
+            ),
+            Operator(
+                name="gated_delta_rule",
+                summary="linear attention by the gated delta rule, in chunks",
+                # npu_recurrent_gated_delta_rule is for decoding: 8 tokens, no gradient.
+                backends=(_REFERENCE, _TORCH),
+            ),
+            Operator(
+                name="mamba2_scan",
+                summary="Mamba-2's state space, in chunks",
+                backends=(_REFERENCE, _TORCH),
+            ),
         )
     }
 )

@@ -3,6 +3,7 @@
 Shapes and formulas are in each operator's `reference.py`, which is the specification.
 """
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from torch import Tensor
@@ -101,5 +102,100 @@ class Attention(Protocol):
         window: int | None = None,
         softcap: float | None = None,
     ) -> Tensor:
+        """Compute it; see the class."""
+        ...
+
+
+class RouterTopk(Protocol):
+    """Weights float32 and experts int64 of each token, both [N, K], highest score first."""
+
+    def __call__(
+        self,
+        logits: Tensor,
+        *,
+        top_k: int,
+        score: str = "softmax",
+        bias: Tensor | None = None,
+        groups: int = 1,
+        top_groups: int = 1,
+        group_score: str = "top2",
+        normalize: bool = False,
+        scaling: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Compute it; see the class."""
+        ...
+
+
+class Permute(Protocol):
+    """Copies of the tokens sorted by expert, and the row in which each copy lies."""
+
+    def __call__(self, tokens: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute it; see the class."""
+        ...
+
+
+class GroupedMatmul(Protocol):
+    """Each group of rows of `x` times a matrix of its own; the sizes sum to the rows."""
+
+    def __call__(self, x: Tensor, weight: Tensor, group_sizes: Tensor | Sequence[int]) -> Tensor:
+        """Compute it; see the class."""
+        ...
+
+
+class Unpermute(Protocol):
+    """The copies of each token weighted and summed; the inverse of Permute for weights of 1 / K."""
+
+    def __call__(self, copies: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+        """Compute it; see the class."""
+        ...
+
+
+class CausalConv1d(Protocol):
+    """A depthwise convolution over tokens, and the tokens the next call starts from."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        initial_state: Tensor | None = None,
+        *,
+        activation: str | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Compute it; see the class."""
+        ...
+
+
+class GatedDeltaRule(Protocol):
+    """Outputs of the gated delta rule, and its state after the last token."""
+
+    def __call__(
+        self,
+        q_BTGK: Tensor,
+        k_BTGK: Tensor,
+        v_BTHV: Tensor,
+        log_decay_BTH: Tensor,
+        beta_BTH: Tensor,
+        initial_state: Tensor | None = None,
+        *,
+        scale: float | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Compute it; see the class."""
+        ...
+
+
+class Mamba2Scan(Protocol):
+    """Outputs of Mamba-2's state space, and its state after the last token."""
+
+    def __call__(
+        self,
+        x_BTHP: Tensor,
+        dt_BTH: Tensor,
+        a_H: Tensor,
+        b_BTGN: Tensor,
+        c_BTGN: Tensor,
+        d_H: Tensor | None = None,
+        initial_state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Compute it; see the class."""
         ...

@@ -5,6 +5,7 @@ from torch import Tensor
 
 FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 NPU_FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16})
+INTEGERS = frozenset({torch.int32, torch.int64})
 
 
 def wide(x: Tensor) -> Tensor:

@@ -1,0 +1,57 @@
+"""What each backend of unpermute takes."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from torch import Tensor
+
+from llm_kernels_npu.ops.checks import (
+    INTEGERS,
+    floating,
+    npu_floating,
+    on_npu,
+    short,
+    together,
+)
+
+_NPU_MAX_TOP_K = 512
+
+
+def _shapes(copies: Tensor, rows: Tensor, weights: Tensor) -> str | None:
+    if (
+        copies.dim() != 2
+        or weights.dim() != 2
+        or copies.shape[0] != weights.numel()
+        or rows.shape != copies.shape[:1]
+    ):
+        return (
+            f"copies of shape {tuple(copies.shape)}, rows {tuple(rows.shape)}, weights "
+            f"{tuple(weights.shape)}, want [N · K, H], [N · K], [N, K]"
+        )
+    if rows.dtype not in INTEGERS:
+        return f"rows are {short(rows.dtype)}, want int32 or int64"
+    return together("copies", copies, "rows", rows) or together(
+        "copies", copies, "weights", weights
+    )
+
+
+def _any_device(copies: Tensor, rows: Tensor, weights: Tensor) -> str | None:
+    return (
+        _shapes(copies, rows, weights) or floating("copies", copies) or floating("weights", weights)
+    )
+
+
+def _npu(copies: Tensor, rows: Tensor, weights: Tensor) -> str | None:
+    if weights.dim() == 2 and weights.shape[1] > _NPU_MAX_TOP_K:
+        return f"{weights.shape[1]} experts a token, want at most {_NPU_MAX_TOP_K}"
+    return (
+        on_npu("copies", copies)
+        or _shapes(copies, rows, weights)
+        or npu_floating("copies", copies)
+        or npu_floating("weights", weights)
+    )
+
+
+LIMITS: Mapping[str, Callable[..., str | None]] = MappingProxyType(
+    {"reference": _any_device, "npu": _npu}
+)
