@@ -139,6 +139,72 @@ WRONG = {
         {"causal": True, "window": 0},
         "window is 0",
     ),
+    "attention-no-keys": (
+        "attention",
+        (ones(1, 4, 2, 8), ones(1, 0, 2, 8), ones(1, 0, 2, 8)),
+        {"causal": False},
+        "has no keys",
+    ),
+    "attention-sinks": (
+        "attention",
+        (ones(1, 4, 2, 8),) * 3,
+        {"causal": True, "sinks": ones(3)},
+        r"sinks of shape \(3,\), want \(2,\)",
+    ),
+    "attention-mask": (
+        "attention",
+        (ones(3, 4, 2, 8),) * 3,
+        {"causal": True, "mask": ones(2, 1, 4, 4).bool()},
+        r"want \(4, 4\) or \(3, 2, 4, 4\) or 1 for B and H",
+    ),
+    "attention-mask-integers": (
+        "attention",
+        (ones(1, 4, 2, 8),) * 3,
+        {"causal": True, "mask": ones(4, 4).long()},
+        "mask is int64, want",
+    ),
+    "attention-mask-and-documents": (
+        "attention",
+        (ones(1, 4, 2, 8),) * 3,
+        {"causal": True, "mask": ones(4, 4).bool(), "cu_seqlens": (0, 4)},
+        "a mask and cu_seqlens",
+    ),
+    "attention-documents-end": (
+        "attention",
+        (ones(2, 4, 2, 8),) * 3,
+        {"causal": True, "cu_seqlens": (0, 3, 7)},
+        r"cu_seqlens is \(0, 3, 7\), want 0 to 8",
+    ),
+    "attention-documents-fall": (
+        "attention",
+        (ones(2, 4, 2, 8),) * 3,
+        {"causal": True, "cu_seqlens": (0, 5, 3, 8)},
+        "without falling",
+    ),
+    "attention-documents-on-a-device": (
+        "attention",
+        (ones(2, 4, 2, 8),) * 3,
+        {"causal": True, "cu_seqlens": torch.tensor([0, 8])},
+        "is a tensor, want integers of the host",
+    ),
+    "attention-documents-few-keys": (
+        "attention",
+        (ones(1, 4, 2, 8),) * 3,
+        {"causal": True, "cu_seqlens": (0, 3, 4), "cu_seqlens_k": (0, 2, 4)},
+        "document 0: causal with 3 queries and only 2 keys",
+    ),
+    "attention-documents-unpaired": (
+        "attention",
+        (ones(1, 4, 2, 8),) * 3,
+        {"causal": False, "cu_seqlens": (0, 3, 4), "cu_seqlens_k": (0, 4)},
+        "has 3 numbers but cu_seqlens_k 2",
+    ),
+    "attention-key-documents-alone": (
+        "attention",
+        (ones(1, 4, 2, 8),) * 3,
+        {"causal": False, "cu_seqlens_k": (0, 4)},
+        "cu_seqlens_k without cu_seqlens",
+    ),
     "attention-window-not-causal": (
         "attention",
         (ones(1, 4, 2, 8),) * 3,
@@ -209,6 +275,24 @@ class OnNpu:
             "v has 6 features a head, want q's 8",
         ),
         ("attention", [(0, 4, 2, 8)] * 3, {"causal": True}, "is empty"),
+        (
+            "attention",
+            [(1, 4, 2, 8)] * 3,
+            {"causal": True, "mask": ones(4, 4)},
+            "mask is float32, want bool",
+        ),
+        (
+            "attention",
+            [(1, 4, 2, 8)] * 3,
+            {"causal": True, "cu_seqlens": (0, *[4] * 1025)},
+            "1025 documents, want at most 1024",
+        ),
+        (
+            "attention",
+            [(1, 4, 2, 8)] * 3,
+            {"causal": False, "cu_seqlens": (0, 2, 4), "cu_seqlens_k": (0, 4, 4)},
+            "document 1 has 2 queries and no keys",
+        ),
     ],
 )
 def test_npu_limits(operator, shapes, options, match):

@@ -7,9 +7,8 @@ not through autograd, so that they check the autograd nodes of torch_npu which c
 import torch
 from torch import Tensor
 
+from fake_npu.operators_attention import ATTENTION
 from fake_npu.operators_experts import EXPERTS
-
-_STATISTICS_WIDTH = 8
 
 
 def rms_norm(input, gamma, epsilon):  # noqa: A002  # the schema's name
@@ -122,91 +121,6 @@ def cross_entropy_loss_backward(grad_loss, log_prob, target, ignore_index, **_un
     return slope.masked_fill(ignored[:, None], 0.0).to(log_prob.dtype)
 
 
-def fusion_attention(
-    query, key, value, head_num, input_layout, atten_mask, scale, keep_prob, sparse_mode,
-    pre_tockens, next_tockens, pse, padding_mask, sink, dropout_mask=None, **_unused,
-):  # fmt: skip
-    given = (pse, padding_mask, sink, dropout_mask)
-    if any(option is not None for option in given) or keep_prob != 1.0:
-        raise NotImplementedError("npu_fusion_attention with pse, sink or dropout")
-    q, k, v = _heads_first(query, key, value, input_layout, head_num)
-    scores = q @ k.mT * scale
-    hidden = _hidden(scores, atten_mask, sparse_mode, pre_tockens, next_tockens)
-    scores = scores.masked_fill(hidden, float("-inf"))
-    top = scores.amax(-1, keepdim=True)
-    weights = (scores - top).exp()
-    total = weights.sum(-1, keepdim=True)
-    out = ((weights / total) @ v).to(query.dtype)
-    width = (*top.shape[:-1], _STATISTICS_WIDTH)
-    statistics = (top.expand(width).contiguous(), total.expand(width).contiguous())
-    return _from_heads_first(out, input_layout), *statistics, query.new_empty(0), 0, 0, 0
-
-
-def fusion_attention_grad(
-    query, key, value, dy, head_num, input_layout, atten_mask, softmax_max, softmax_sum,
-    attention_in, scale_value, sparse_mode, pre_tockens, next_tockens, **_unused,
-):  # fmt: skip
-    q, k, v = _heads_first(query, key, value, input_layout, head_num)
-    d, out = (_to_heads_first(x, input_layout).float() for x in (dy, attention_in))
-    scores = q @ k.mT * scale_value
-    hidden = _hidden(scores, atten_mask, sparse_mode, pre_tockens, next_tockens)
-    scores = scores.masked_fill(hidden, float("-inf"))
-    p = (scores - softmax_max[..., :1]).exp() / softmax_sum[..., :1]
-    ds = p * (d @ v.mT - (d * out).sum(-1, keepdim=True)) * scale_value
-    groups = _to_heads_first(key, input_layout).shape[1]
-    grads = (ds @ k, _sum_groups(ds.mT @ q, groups), _sum_groups(p.mT @ d, groups))
-    moved = (_from_heads_first(grad.to(query.dtype), input_layout) for grad in grads)
-    return *moved, query.new_empty(0), query.new_empty(0)
-
-
-def fusion_attention_v3(**arguments):
-    """What scaled_dot_product_attention becomes on an NPU; seed and offset are tensors here."""
-    *results, _seed, _offset, _count = fusion_attention(**arguments)
-    return *results, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-
-
-def _to_heads_first(x: Tensor, layout: str) -> Tensor:
-    if layout == "BSND":
-        return x.transpose(1, 2)
-    assert layout == "BNSD", layout
-    return x
-
-
-def _from_heads_first(x: Tensor, layout: str) -> Tensor:
-    return _to_heads_first(x, layout).contiguous()
-
-
-def _heads_first(query, key, value, layout, head_num):
-    q, k, v = (_to_heads_first(x, layout).float() for x in (query, key, value))
-    assert q.shape[1] == head_num
-    repeats = head_num // k.shape[1]
-    return q, k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
-
-
-def _sum_groups(grad: Tensor, groups: int) -> Tensor:
-    return grad.unflatten(1, (groups, -1)).sum(2)
-
-
-def _hidden(scores, mask, sparse_mode, pre_tockens, next_tockens) -> Tensor:
-    """True where a query must not look, per the table of sparse modes in torch_npu's docs."""
-    queries, keys = scores.shape[-2:]
-    if sparse_mode == 0 and mask is None:
-        return torch.zeros(queries, keys, dtype=torch.bool)
-    if sparse_mode in (0, 1):
-        return mask.bool()
-    assert mask.shape == (2048, 2048), "the compressed modes take the 2048 x 2048 triangle"
-    assert torch.equal(mask.bool(), torch.ones(2048, 2048, dtype=torch.bool).triu(1))
-    query, key = torch.arange(queries)[:, None], torch.arange(keys)[None, :]
-    if sparse_mode == 2:
-        return key > query
-    # Modes 3 and 4 count from the lower right corner.
-    distance = query + (keys - queries) - key
-    if sparse_mode == 3:
-        return distance < 0
-    assert sparse_mode == 4, sparse_mode
-    return (distance > pre_tockens) | (distance < -next_tockens)
-
-
 def repeat_interleave_backward_int(grad, input, repeats, dim):  # noqa: A002
     if dim is None:
         return grad.reshape(input.numel(), repeats).sum(1).reshape(input.shape)
@@ -244,6 +158,7 @@ def dtype_cast_backward(grad, dtype):
 
 
 FUSED = {
+    **ATTENTION,
     **EXPERTS,
     "npu_rms_norm": rms_norm,
     "npu_rms_norm_backward": rms_norm_backward,
@@ -256,10 +171,6 @@ FUSED = {
     "npu_rotary_mul_backward": rotary_mul_backward,
     "npu_cross_entropy_loss": cross_entropy_loss,
     "npu_cross_entropy_loss_backward": cross_entropy_loss_backward,
-    "npu_fusion_attention": fusion_attention,
-    "npu_fusion_attention_grad": fusion_attention_grad,
-    "npu_fusion_attention_v3": fusion_attention_v3,
-    "npu_fusion_attention_grad_v3": fusion_attention_grad,
     "npu_gather_backward": gather_backward,
     "npu_format_cast": format_cast,
     "_npu_format_cast": format_cast,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 Build = Callable[[torch.Generator], tuple[Tensor, ...]]
-Option = float | int | bool | str | None
+Option = float | int | bool | str | tuple[int, ...] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,6 +42,7 @@ class Operator:
     summary: str
     backends: tuple[Backend, ...]
     features: frozenset[str] = frozenset()
+    """What calls may use that not every backend has; a caller may name what it will use."""
 
     def backend(self, name: str) -> Backend:
         """The backend of that name; UnknownNameError lists those there are."""
@@ -122,13 +123,13 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
             ),
             Operator(
                 name="attention",
-                summary="dense attention: causal, grouped queries, window, softcap",
+                summary="attention: causal, grouped queries, window, softcap, sinks, packed rows",
                 backends=(
                     _REFERENCE,
                     Backend(name="torch", lacks=frozenset({"softcap"})),
-                    _npu("softcap"),
+                    _npu("softcap", "bias"),
                 ),
-                features=frozenset({"window", "softcap"}),
+                features=frozenset({"window", "softcap", "sinks", "mask", "bias", "documents"}),
             ),
             Operator(
                 name="router_topk",

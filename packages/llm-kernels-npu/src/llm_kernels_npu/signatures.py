@@ -89,7 +89,10 @@ class Geglu(Protocol):
 
 
 class Attention(Protocol):
-    """Softmax attention with grouped queries; a causal mask ends at the last key."""
+    """Softmax attention with grouped queries; a causal mask ends at the last key.
+
+    `cu_seqlens` are the boundaries of packed documents: integers of the host.
+    """
 
     def __call__(
         self,
@@ -101,6 +104,10 @@ class Attention(Protocol):
         scale: float | None = None,
         window: int | None = None,
         softcap: float | None = None,
+        sinks: Tensor | None = None,
+        mask: Tensor | None = None,
+        cu_seqlens: Sequence[int] | None = None,
+        cu_seqlens_k: Sequence[int] | None = None,
     ) -> Tensor:
         """Compute it; see the class."""
         ...

@@ -1,24 +1,103 @@
 """What each backend of attention takes."""
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Required, TypedDict, Unpack
 
+import torch
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import alike, floating, npu_floating, on_npu
+from llm_kernels_npu.ops.checks import alike, floating, npu_floating, on_npu, short, together
 
 # npu_fusion_attention's documented ranges.
 _NPU_MAX_HEAD_DIM = 512
 _NPU_MAX_HEADS = 256
 _NPU_MAX_LENGTH = 1 << 20
+_NPU_MAX_DOCUMENTS = 1024
 
 
-def _shapes(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, window: int | None) -> str | None:
+class Options(TypedDict, total=False):
+    """The keyword arguments of attention."""
+
+    causal: Required[bool]
+    scale: float | None
+    window: int | None
+    softcap: float | None
+    sinks: Tensor | None
+    mask: Tensor | None
+    cu_seqlens: Sequence[int] | None
+    cu_seqlens_k: Sequence[int] | None
+
+
+def _reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    mask: Tensor | None = None,
+    cu_seqlens: Sequence[int] | None = None,
+    cu_seqlens_k: Sequence[int] | None = None,
+) -> str | None:
+    del scale
+    if softcap is not None and softcap <= 0:
+        return f"softcap is {softcap}, want more than 0"
+    if window is not None and not causal:
+        return "a window needs causal=True"
+    if window is not None and window < 1:
+        return f"window is {window}, want at least 1"
+    reason = _shapes(q, k, v) or floating("q", q)
+    if reason is not None:
+        return reason
+    if cu_seqlens is not None:
+        reason = _documents(q, k, cu_seqlens, cu_seqlens_k, causal=causal, mask=mask)
+    elif cu_seqlens_k is not None:
+        reason = "cu_seqlens_k without cu_seqlens"
+    elif causal and k.shape[1] < q.shape[1]:
+        reason = f"causal with {q.shape[1]} queries and only {k.shape[1]} keys"
+    if reason is None and sinks is not None:
+        reason = _sinks(q, sinks)
+    if reason is None and mask is not None:
+        reason = _mask(q, k, mask)
+    return reason
+
+
+def _torch(q: Tensor, k: Tensor, v: Tensor, **options: Unpack[Options]) -> str | None:
+    softcap, mask = options.get("softcap"), options.get("mask")
+    if softcap is not None:
+        return f"softcap={softcap}: scaled_dot_product_attention has no softcap"
+    if mask is not None and mask.dtype not in (torch.bool, q.dtype):
+        return f"mask is {short(mask.dtype)}, want bool or q's {short(q.dtype)}"
+    return _reference(q, k, v, **options)
+
+
+def _npu(q: Tensor, k: Tensor, v: Tensor, **options: Unpack[Options]) -> str | None:
+    softcap, mask = options.get("softcap"), options.get("mask")
+    if softcap is not None:
+        return f"softcap={softcap}: npu_fusion_attention has no softcap"
+    if mask is not None and mask.dtype is not torch.bool:
+        return f"mask is {short(mask.dtype)}, want bool: npu_fusion_attention adds none"
+    return (
+        on_npu("q", q)
+        or _reference(q, k, v, **options)
+        or npu_floating("q", q)
+        or npu_floating("k", k)
+        or _npu_sizes(q, k, v)
+        or _npu_documents(options.get("cu_seqlens"), options.get("cu_seqlens_k"))
+    )
+
+
+def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     # Each shape is fetched once: this runs at every call.
     q_shape, k_shape, v_shape = q.shape, k.shape, v.shape
     if not len(q_shape) == len(k_shape) == len(v_shape) == 4:
         return f"q, k, v have {q.dim()}, {k.dim()}, {v.dim()} dimensions, want 4 each"
-    batch, queries, heads, head_dim = q_shape
+    batch, _, heads, head_dim = q_shape
     key_batch, keys, groups, key_dim = k_shape
     value_batch, values, value_groups, _ = v_shape
     if (key_batch, key_dim) != (batch, head_dim) or (value_batch, values, value_groups) != (
@@ -32,73 +111,69 @@ def _shapes(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, window: int | None
         )
     if heads % groups:
         return f"{heads} query heads are not a multiple of {groups} key heads"
-    return _mask(queries, keys, causal=causal, window=window) or (
-        alike("q", q, "k", k) or alike("q", q, "v", v)
-    )
+    if keys == 0:
+        return f"k of shape {tuple(k_shape)} has no keys"
+    return alike("q", q, "k", k) or alike("q", q, "v", v)
 
 
-def _mask(queries: int, keys: int, *, causal: bool, window: int | None) -> str | None:
-    if causal and keys < queries:
-        return f"causal with {queries} queries and only {keys} keys"
-    if window is not None and not causal:
-        return "a window needs causal=True"
-    if window is not None and window < 1:
-        return f"window is {window}, want at least 1"
+def _sinks(q: Tensor, sinks: Tensor) -> str | None:
+    if sinks.shape != q.shape[2:3]:
+        return f"sinks of shape {tuple(sinks.shape)}, want ({q.shape[2]},): one a query head"
+    return floating("sinks", sinks) or together("q", q, "sinks", sinks)
+
+
+def _mask(q: Tensor, k: Tensor, mask: Tensor) -> str | None:
+    batch, queries, heads, _ = q.shape
+    fits = mask.shape[-2:] == (queries, k.shape[1])
+    if mask.dim() == 4:
+        fits = fits and mask.shape[0] in (1, batch) and mask.shape[1] in (1, heads)
+    if not fits or mask.dim() not in (2, 4):
+        full = (batch, heads, queries, k.shape[1])
+        return f"mask of shape {tuple(mask.shape)}, want {full[2:]} or {full} or 1 for B and H"
+    reason = None if mask.dtype is torch.bool else floating("mask", mask)
+    return reason or together("q", q, "mask", mask)
+
+
+def _documents(
+    q: Tensor,
+    k: Tensor,
+    cu_seqlens: Sequence[int],
+    cu_seqlens_k: Sequence[int] | None,
+    *,
+    causal: bool,
+    mask: Tensor | None,
+) -> str | None:
+    if mask is not None:
+        return "a mask and cu_seqlens: want one of them"
+    key_bounds = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
+    reason = _bounds("cu_seqlens", cu_seqlens, q) or _bounds("cu_seqlens_k", key_bounds, k)
+    if reason is not None:
+        return reason
+    if len(cu_seqlens) != len(key_bounds):
+        return f"cu_seqlens has {len(cu_seqlens)} numbers but cu_seqlens_k {len(key_bounds)}"
+    if not causal or cu_seqlens_k is None:
+        return None
+    for document, (queries, keys) in enumerate(
+        zip(_lengths(cu_seqlens), _lengths(key_bounds), strict=True)
+    ):
+        if keys < queries:
+            return f"document {document}: causal with {queries} queries and only {keys} keys"
     return None
 
 
-def _reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    causal: bool,
-    scale: float | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
-) -> str | None:
-    del scale
-    if softcap is not None and softcap <= 0:
-        return f"softcap is {softcap}, want more than 0"
-    return _shapes(q, k, v, causal=causal, window=window) or floating("q", q)
+def _bounds(name: str, bounds: Sequence[int] | Tensor, x: Tensor) -> str | None:
+    if isinstance(bounds, Tensor):
+        return f"{name} is a tensor, want integers of the host: take its tolist() once a batch"
+    tokens = x.shape[0] * x.shape[1]
+    falls = any(length < 0 for length in _lengths(bounds))
+    if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != tokens or falls:
+        shown = ", ".join(map(str, bounds[:8])) + (", …" if len(bounds) > 8 else "")
+        return f"{name} is ({shown}), want 0 to {tokens} (B * T) without falling"
+    return None
 
 
-def _torch(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    causal: bool,
-    scale: float | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
-) -> str | None:
-    del scale
-    if softcap is not None:
-        return f"softcap={softcap}: scaled_dot_product_attention has no softcap"
-    return _shapes(q, k, v, causal=causal, window=window) or floating("q", q)
-
-
-def _npu(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    causal: bool,
-    scale: float | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
-) -> str | None:
-    del scale
-    if softcap is not None:
-        return f"softcap={softcap}: npu_fusion_attention has no softcap"
-    return (
-        on_npu("q", q)
-        or _shapes(q, k, v, causal=causal, window=window)
-        or npu_floating("q", q)
-        or npu_floating("k", k)
-        or _npu_sizes(q, k, v)
-    )
+def _lengths(bounds: Sequence[int]) -> list[int]:
+    return [stop - start for start, stop in itertools.pairwise(bounds)]
 
 
 def _npu_sizes(q: Tensor, k: Tensor, v: Tensor) -> str | None:
@@ -111,6 +186,24 @@ def _npu_sizes(q: Tensor, k: Tensor, v: Tensor) -> str | None:
         return f"{heads} heads, want at most {_NPU_MAX_HEADS}"
     if max(length, k.shape[1]) > _NPU_MAX_LENGTH:
         return f"{max(length, k.shape[1])} tokens, want at most {_NPU_MAX_LENGTH}"
+    return None
+
+
+def _npu_documents(
+    cu_seqlens: Sequence[int] | None, cu_seqlens_k: Sequence[int] | None
+) -> str | None:
+    if cu_seqlens is None:
+        return None
+    documents, tokens = len(cu_seqlens) - 1, max((cu_seqlens[-1], (cu_seqlens_k or (0,))[-1]))
+    if documents > _NPU_MAX_DOCUMENTS:
+        return f"{documents} documents, want at most {_NPU_MAX_DOCUMENTS}"
+    if tokens > _NPU_MAX_LENGTH:
+        return f"{tokens} tokens in all documents, want at most {_NPU_MAX_LENGTH}"
+    if cu_seqlens_k is not None:
+        pairs = zip(_lengths(cu_seqlens), _lengths(cu_seqlens_k), strict=True)
+        for document, (queries, keys) in enumerate(pairs):
+            if queries and not keys:
+                return f"document {document} has {queries} queries and no keys"
     return None
 
 

@@ -1,14 +1,19 @@
 """attention by `torch_npu.npu_fusion_attention`."""
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from llm_kernels_npu.ops.attention.reference import visible
+
+_FULL_MASK = 1
 _CAUSAL_ENDING_AT_LAST_KEY = 3
 _BAND_ENDING_AT_LAST_KEY = 4
-_UNLIMITED = 2147483647
 _MASK_SIZE = 2048
+# Rows that see no key give zeros only when asked for.
+_ROWS_WITHOUT_KEYS = 2
 
 
 def attention(
@@ -20,30 +25,54 @@ def attention(
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
+    mask: Tensor | None = None,
+    cu_seqlens: Sequence[int] | None = None,
+    cu_seqlens_k: Sequence[int] | None = None,
 ) -> Tensor:
-    """See `reference.attention`; the limits refuse softcap."""
+    """See `reference.attention`; the limits refuse softcap and floating masks.
+
+    Documents go in the layout TND, whose lengths are given by each document's end.
+    """
     assert softcap is None
+    options = _masking(q, k, causal=causal, window=window, mask=mask)
+    options["scale"] = q.shape[-1] ** -0.5 if scale is None else scale
+    if sinks is not None:
+        options["sink"] = sinks.float()
     fused = torch.ops.npu.npu_fusion_attention.default
-    heads, scale = q.shape[2], q.shape[-1] ** -0.5 if scale is None else scale
+    heads = q.shape[2]
+    if cu_seqlens is None:
+        return fused(q, k, v, heads, "BSND", **options)[0]
+    options["actual_seq_qlen"] = list(cu_seqlens[1:])
+    options["actual_seq_kvlen"] = list((cu_seqlens_k or cu_seqlens)[1:])
+    flat = (x.flatten(0, 1) for x in (q, k, v))
+    return fused(*flat, heads, "TND", **options)[0].view(q.shape)
+
+
+def _masking(
+    q: Tensor, k: Tensor, *, causal: bool, window: int | None, mask: Tensor | None
+) -> dict[str, object]:
+    query_length, key_length = q.shape[1], k.shape[1]
+    if mask is not None:
+        seen = mask
+        if causal:
+            seen = mask & visible(query_length, key_length, window=window, device=q.device)
+        if seen.dim() == 4 and seen.shape[0] < q.shape[0] and seen.shape[1] > 1:
+            seen = seen.expand(q.shape[0], -1, -1, -1)
+        # The fused operator's masks are true where a key is hidden.
+        return {
+            "atten_mask": ~seen,
+            "sparse_mode": _FULL_MASK,
+            "inner_precise": _ROWS_WITHOUT_KEYS,
+        }
     if not causal:
-        return fused(q, k, v, heads, "BSND", scale=scale)[0]
-    mask = _compressed_mask(q.device)
-    if window is None or window >= k.shape[1]:
-        mode = _CAUSAL_ENDING_AT_LAST_KEY
-        return fused(q, k, v, heads, "BSND", atten_mask=mask, scale=scale, sparse_mode=mode)[0]
-    return fused(
-        q,
-        k,
-        v,
-        heads,
-        "BSND",
-        atten_mask=mask,
-        scale=scale,
-        # The query's own position is not counted among the tokens before it.
-        pre_tockens=window - 1,
-        next_tockens=0,
-        sparse_mode=_BAND_ENDING_AT_LAST_KEY,
-    )[0]
+        return {}
+    triangle: dict[str, object] = {"atten_mask": _compressed_mask(q.device)}
+    if window is None or window >= q.shape[0] * key_length:
+        return {**triangle, "sparse_mode": _CAUSAL_ENDING_AT_LAST_KEY}
+    # The query's own position is not counted among the tokens before it.
+    band = {"pre_tockens": window - 1, "next_tockens": 0}
+    return {**triangle, **band, "sparse_mode": _BAND_ENDING_AT_LAST_KEY}
 
 
 @functools.lru_cache(maxsize=16)
