@@ -1,4 +1,4 @@
-"""The NPU backends of a mixture of experts' operators, as test_npu_kernels.py does the others."""
+"""The NPU backends of experts and sparse attention, as test_npu_kernels.py does the others."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from fake_npu.device import active
-from fake_npu.operators_experts import CALLED
+from fake_npu.operators_experts import CALLED as EXPERTS
+from fake_npu.operators_sparse import CALLED as SPARSE
 from llm_kernels_npu import kernels
 from llm_kernels_npu.cases import check_cases
 from llm_kernels_npu.parity import arguments, as_tuple, make
@@ -15,6 +16,7 @@ from llm_kernels_npu.select import load
 
 pytestmark = pytest.mark.npu
 
+CALLED = {**EXPERTS, **SPARSE}
 TAKEN = [
     pytest.param(name, case, id=f"{name}-{case.name}")
     for name in CALLED
@@ -26,6 +28,8 @@ TAKEN = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("name", "case"), TAKEN)
 def test_call_fits_the_real_schema_and_meta_kernel(name, case, dtype):
+    if str(dtype)[6:] in OPERATORS[name].backend("npu").lacks_dtypes:
+        pytest.skip(f"no {dtype} by its declaration")
     run, limit = load(name, "npu")
     tensors = [x.detach() for x in make(case, device="cpu", dtype=dtype)]
     args, options = arguments(case, tensors)
@@ -43,7 +47,9 @@ def test_call_fits_the_real_schema_and_meta_kernel(name, case, dtype):
 
 @pytest.mark.parametrize(("name", "case"), TAKEN)
 def test_fused_operators_are_what_runs_forward_and_backward(name, case):
-    tensors = make(case, device="npu", dtype=torch.float32)
+    lacks_dtypes = OPERATORS[name].backend("npu").lacks_dtypes
+    dtype = torch.bfloat16 if "float32" in lacks_dtypes else torch.float32
+    tensors = make(case, device="npu", dtype=dtype)
     args, options = arguments(case, tensors)
     active().calls.clear()
     out = as_tuple(getattr(kernels(device="npu"), name)(*args, **options))[0]

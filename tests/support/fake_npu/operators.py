@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fake_npu.operators_attention import ATTENTION
 from fake_npu.operators_experts import EXPERTS
+from fake_npu.operators_sparse import SPARSE
 
 
 def rms_norm(input, gamma, epsilon):  # noqa: A002  # the schema's name
@@ -160,6 +161,7 @@ def dtype_cast_backward(grad, dtype):
 FUSED = {
     **ATTENTION,
     **EXPERTS,
+    **SPARSE,
     "npu_rms_norm": rms_norm,
     "npu_rms_norm_backward": rms_norm_backward,
     "npu_add_rms_norm": add_rms_norm,

@@ -13,6 +13,7 @@ from llm_kernels_npu.signatures import (
     Attention,
     CausalConv1d,
     CrossEntropy,
+    DsaIndexer,
     GatedDeltaRule,
     Geglu,
     GroupedMatmul,
@@ -23,6 +24,7 @@ from llm_kernels_npu.signatures import (
     RmsNorm,
     Rope,
     RouterTopk,
+    SparseAttention,
     Swiglu,
     Unpermute,
 )
@@ -50,6 +52,8 @@ class Kernels:
     causal_conv1d: CausalConv1d
     gated_delta_rule: GatedDeltaRule
     mamba2_scan: Mamba2Scan
+    dsa_indexer: DsaIndexer
+    sparse_attention: SparseAttention
 
     def __str__(self) -> str:
         """One line for the caller to print once: the device and each operator's backend."""

@@ -4,7 +4,7 @@ Code follows the table by name: backend `b` of operator `o` is function `o` of m
 `ops.o.b`, and its limits are `LIMITS["b"]` of `ops.o.limits`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -32,6 +32,8 @@ class Backend:
     """The command that brings that package."""
     lacks: frozenset[str] = frozenset()
     """Features of the operator it never takes; `auto` passes it over when one is asked for."""
+    lacks_dtypes: frozenset[str] = frozenset()
+    """Floating dtypes that others take and it does not, by torch's names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,13 +55,14 @@ class Operator:
         raise UnknownNameError(f"backend of {self.name}", name, choices)
 
 
-def _npu(*lacks: str) -> Backend:
+def _npu(*lacks: str, lacks_dtypes: Collection[str] = ()) -> Backend:
     return Backend(
         name="npu",
         devices=frozenset({"npu"}),
         package="torch_npu",
         install="pip install torch-npu==2.9.1",
         lacks=frozenset(lacks),
+        lacks_dtypes=frozenset(lacks_dtypes),
     )
 
 
@@ -168,6 +171,18 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
                 name="mamba2_scan",
                 summary="Mamba-2's state space, in chunks",
                 backends=(_REFERENCE, _TORCH),
+            ),
+            Operator(
+                name="dsa_indexer",
+                summary="keys that a query attends to, by a lightning indexer",
+                backends=(_REFERENCE, _TORCH, _npu("other_sizes", lacks_dtypes=["float32"])),
+                features=frozenset({"other_sizes"}),
+            ),
+            Operator(
+                name="sparse_attention",
+                summary="attention over chosen keys, one latent for all heads",
+                backends=(_REFERENCE, _TORCH, _npu("other_sizes", lacks_dtypes=["float32"])),
+                features=frozenset({"other_sizes"}),
             ),
         )
     }

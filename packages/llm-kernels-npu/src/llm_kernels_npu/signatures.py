@@ -206,3 +206,23 @@ class Mamba2Scan(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Compute it; see the class."""
         ...
+
+
+class DsaIndexer(Protocol):
+    """The keys [B, T, top_k] int32 of highest score, in ascending order, -1 behind the last."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, weights: Tensor, *, top_k: int, causal: bool = True
+    ) -> Tensor:
+        """Compute it; see the class."""
+        ...
+
+
+class SparseAttention(Protocol):
+    """Attention of all heads over the chosen ones of latents that are key and value."""
+
+    def __call__(
+        self, q: Tensor, kv: Tensor, keys: Tensor, *, value_dim: int, scale: float | None = None
+    ) -> Tensor:
+        """Compute it; see the class."""
+        ...

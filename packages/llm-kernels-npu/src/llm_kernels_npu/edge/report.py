@@ -37,8 +37,9 @@ def show_backends(device: str) -> None:
             for backend, reason in availability(name, device=device)
         }
         for backend in entry.backends:
-            if backend.lacks and state[backend.name] in ("auto", "yes"):
-                state[backend.name] += f", no {_join(sorted(backend.lacks))}"
+            lacks = sorted(backend.lacks | backend.lacks_dtypes)
+            if lacks and state[backend.name] in ("auto", "yes"):
+                state[backend.name] += f", no {_join(lacks)}"
         table.add_row(name, *(state.get(column, "none written") for column in names))
     console = _console()
     console.print(table)
@@ -110,7 +111,8 @@ def _combinations(
         for backend, reason in availability(name, device=device):
             if reason is None:
                 for dtype in _DTYPES:
-                    if not dtypes or _short(dtype) in dtypes:
+                    is_wanted = not dtypes or _short(dtype) in dtypes
+                    if is_wanted and _short(dtype) not in backend.lacks_dtypes:
                         yield name, backend.name, dtype
 
 

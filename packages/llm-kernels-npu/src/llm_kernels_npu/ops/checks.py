@@ -5,6 +5,7 @@ from torch import Tensor
 
 FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 NPU_FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16})
+NPU_HALVES = frozenset({torch.bfloat16, torch.float16})
 INTEGERS = frozenset({torch.int32, torch.int64})
 
 
@@ -34,6 +35,13 @@ def even(x: Tensor) -> str | None:
     if x.dim() == 0 or x.shape[-1] % 2:
         return f"x of shape {tuple(x.shape)}, want an even last dimension: gate, then up"
     return None
+
+
+def npu_half(name: str, x: Tensor) -> str | None:
+    """Refuse what fused operators for 16-bit numbers do not take: float32 too, empty tensors."""
+    if x.dtype not in NPU_HALVES:
+        return f"{name} is {short(x.dtype)}, want one of {_names(NPU_HALVES)}"
+    return npu_floating(name, x)
 
 
 def on_npu(name: str, x: Tensor) -> str | None:

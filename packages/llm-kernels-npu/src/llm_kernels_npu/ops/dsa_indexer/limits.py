@@ -1,0 +1,61 @@
+"""What each backend of dsa_indexer takes."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from torch import Tensor
+
+from llm_kernels_npu.ops.checks import alike, floating, npu_half, on_npu, together
+
+# npu_lightning_indexer's documented sizes: DeepSeek-V3.2's own.
+_NPU_HEADS = 64
+_NPU_HEAD_DIM = 128
+_NPU_TOP_K = frozenset({*range(1, 2049), 3072, 4096, 5120, 6144, 7168, 8192})
+
+
+def _shapes(q: Tensor, k: Tensor, weights: Tensor, *, top_k: int, causal: bool) -> str | None:
+    if (
+        q.dim() != 4
+        or k.dim() != 3
+        or (k.shape[0], k.shape[2]) != (q.shape[0], q.shape[3])
+        or weights.shape != q.shape[:3]
+    ):
+        return (
+            f"q {tuple(q.shape)}, k {tuple(k.shape)}, weights {tuple(weights.shape)}, "
+            "want [B, T, H, D], [B, S, D], [B, T, H]"
+        )
+    if top_k < 1:
+        return f"top_k is {top_k}, want at least 1"
+    if causal and k.shape[1] < q.shape[1]:
+        return f"causal with {q.shape[1]} queries and only {k.shape[1]} keys"
+    if not q.numel() or not k.numel():
+        return f"q {tuple(q.shape)} or k {tuple(k.shape)} is empty"
+    return alike("q", q, "k", k) or together("q", q, "weights", weights)
+
+
+def _any_device(
+    q: Tensor, k: Tensor, weights: Tensor, *, top_k: int, causal: bool = True
+) -> str | None:
+    return _shapes(q, k, weights, top_k=top_k, causal=causal) or floating("q", q)
+
+
+def _npu(q: Tensor, k: Tensor, weights: Tensor, *, top_k: int, causal: bool = True) -> str | None:
+    return (
+        on_npu("q", q)
+        or _shapes(q, k, weights, top_k=top_k, causal=causal)
+        or npu_half("q", q)
+        or _npu_sizes(q, top_k)
+    )
+
+
+def _npu_sizes(q: Tensor, top_k: int) -> str | None:
+    if q.shape[2:] != (_NPU_HEADS, _NPU_HEAD_DIM):
+        return f"q of shape {tuple(q.shape)}, want {_NPU_HEADS} heads of {_NPU_HEAD_DIM} features"
+    if top_k not in _NPU_TOP_K:
+        return f"top_k is {top_k}, want 1 to 2048, or a multiple of 1024 up to 8192"
+    return None
+
+
+LIMITS: Mapping[str, Callable[..., str | None]] = MappingProxyType(
+    {"reference": _any_device, "torch": _any_device, "npu": _npu}
+)
