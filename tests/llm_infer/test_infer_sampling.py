@@ -15,6 +15,13 @@ from llm_infer.sampling import Sampling
         ({"top_p": 1.5}, "top_p: found 1.5"),
         ({"seed": -1}, "seed: found -1"),
         ({"stop": ("a", "")}, "stop: found"),
+        ({"min_p": 1.5}, "min_p: found 1.5"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty: found 0.0, want above 0"),
+        ({"presence_penalty": 2.5}, "presence_penalty: found 2.5"),
+        ({"frequency_penalty": -3.0}, "frequency_penalty: found -3.0"),
+        ({"logit_bias": ((3, 101.0),)}, "logit_bias: found 3: 101.0"),
+        ({"logit_bias": ((-1, 1.0),)}, "logit_bias: found -1: 1.0"),
+        ({"logprobs": 21}, "logprobs: found 21"),
     ],
 )
 def test_a_number_out_of_range_is_named(change, said):

@@ -1,12 +1,16 @@
 """What generates tokens, and what turns text into them: the two things a model must bring."""
 
 from collections.abc import Generator, Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
 
 from llm_infer.sampling import Sampling
 
 Message = Mapping[str, str]
 """`role` (system, user, assistant) and `content`."""
+
+EndReason = Literal["end", "length", "context"]
+"""The model's end token, `max_new_tokens`, or a full context window."""
 
 
 class Engine(Protocol):
@@ -24,6 +28,47 @@ class Engine(Protocol):
 
     def generate(self, prompt: Sequence[int], sampling: Sampling) -> Generator[int, None, None]:
         """Tokens as they come, without the end token; closing it ends the computation."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One token of one request, or (token None) the end of one without a token."""
+
+    request: int
+    token: int | None
+    end: EndReason | None
+    """Why the request is over with this event; None while it goes on."""
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+@runtime_checkable
+class BatchEngine(Engine, Protocol):
+    """An engine that computes many requests together, a step at a time. Not thread-safe.
+
+    A request ends with an event whose `end` is set, unless it is cancelled. The end token itself is
+    not given. Stop strings are the caller's: it reads text, and cancels.
+    """
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has something to do."""
+        ...
+
+    def submit(self, prompt: Sequence[int], sampling: Sampling) -> int:
+        """Queue a request and return its number.
+
+        Raises ValueError for an empty prompt, one that leaves no room, or a token out of range.
+        """
+        ...
+
+    def step(self) -> Sequence[Event]:
+        """Compute once; what came of it, oldest request first. May be empty: long prompts."""
+        ...
+
+    def cancel(self, request: int) -> None:
+        """End a request at once; nothing happens when it is over already."""
         ...
 
 

@@ -1,0 +1,275 @@
+"""The native engine: requests through the scheduler, the decoder and the draw, a step at a time."""
+
+from collections import deque
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from llm_infer.blocks import BlockManager
+from llm_infer.engine import EndReason, Event
+from llm_infer.logits import Chosen, choose
+from llm_infer.model.decoder import Decoder
+from llm_infer.model.steps import Part, make_pools, make_step
+from llm_infer.sampling import Sampling
+from llm_infer.scheduler import Scheduler, Work
+from llm_infer.scheduler import Sequence as Text
+
+BLOCK_TOKENS = 64
+STEP_TOKENS = 512
+MAX_RUNNING = 64
+_LONG = b"long"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much is computed and kept at once, in tokens and requests."""
+
+    cache_tokens: int
+    block_tokens: int = BLOCK_TOKENS
+    step_tokens: int = STEP_TOKENS
+    max_running: int = MAX_RUNNING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Counters since the start, and how things are now."""
+
+    num_running: int
+    num_waiting: int
+    num_preempted: int
+    cache_blocks: int
+    cache_blocks_held: int
+    prompt_tokens: int
+    """Tokens of prompts that were started."""
+    shared_tokens: int
+    """Those of them found in the cache."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Request:
+    text: Text
+    sampling: Sampling
+    generator: torch.Generator
+    is_started: bool = False
+
+    @property
+    def answer(self) -> list[int]:
+        return self.text.tokens[self.text.num_prompt :]
+
+
+@dataclass(slots=True)
+class _Counts:
+    prompt_tokens: int = 0
+    shared_tokens: int = 0
+
+
+@dataclass(slots=True)
+class _State:
+    """What changes while the engine runs."""
+
+    next_number: int = 0
+    requests: dict[int, _Request] = field(default_factory=dict[int, _Request])
+    # Events for those who read one request's tokens, not the engine's steps.
+    inboxes: dict[int, deque[Event]] = field(default_factory=dict[int, "deque[Event]"])
+    counts: _Counts = field(default_factory=_Counts)
+
+
+class NativeEngine:
+    """A `BatchEngine`. Greedy tokens in float32 on a CPU do not depend on what else runs."""
+
+    def __init__(
+        self, decoder: Decoder, *, end_tokens: Sequence[int], limits: Limits, kernels: str
+    ) -> None:
+        """`kernels` is what the operators call themselves, for the description."""
+        size = limits.block_tokens
+        blocks = BlockManager(max(1, limits.cache_tokens // size), block_tokens=size)
+        self._decoder, self._end_tokens = decoder, frozenset(end_tokens)
+        self._blocks, self._kernels = blocks, kernels
+        self._scheduler = Scheduler(
+            blocks, step_tokens=limits.step_tokens, max_running=limits.max_running
+        )
+        self._pools = make_pools(decoder, num_slots=blocks.num_blocks * size)
+        self._state = _State()
+
+    @property
+    def description(self) -> str:
+        """Engine, device, number type, operators and cache."""
+        dtype = str(self._decoder.dtype).removeprefix("torch.")
+        cache = self._blocks.num_blocks * self._blocks.block_tokens
+        return (
+            f"native on {self._decoder.device}, {dtype}, kernels {self._kernels}, "
+            f"cache of {cache} tokens"
+        )
+
+    @property
+    def context_length(self) -> int:
+        """The positions the model was made for, or what the cache holds where that is less."""
+        return min(self._decoder.context, self._scheduler.capacity_tokens)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request is unfinished."""
+        return bool(self._state.requests)
+
+    @property
+    def stats(self) -> Stats:
+        """See `Stats`."""
+        return Stats(
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            num_preempted=self._scheduler.num_preempted,
+            cache_blocks=self._blocks.num_blocks,
+            cache_blocks_held=self._blocks.num_blocks - self._blocks.num_available,
+            prompt_tokens=self._state.counts.prompt_tokens,
+            shared_tokens=self._state.counts.shared_tokens,
+        )
+
+    def submit(self, prompt: Sequence[int], sampling: Sampling) -> int:
+        """Queue a request; see `BatchEngine`."""
+        self._check(prompt, sampling)
+        number = self._state.next_number
+        text = Text(id=number, tokens=list(prompt), num_prompt=len(prompt))
+        if self._is_long(text):
+            text.variant = _LONG
+        self._scheduler.add(text)
+        generator = torch.Generator(self._decoder.device).manual_seed(sampling.seed)
+        self._state.requests[number] = _Request(text=text, sampling=sampling, generator=generator)
+        self._state.next_number += 1
+        return number
+
+    def step(self) -> list[Event]:
+        """Compute once; see `BatchEngine`."""
+        works = self._scheduler.schedule()
+        if not works:
+            return []
+        logits_RV = self._compute(works)
+        self._scheduler.advance(works)
+        requests = [self._state.requests[work.sequence.id] for work in works]
+        self._count(requests)
+        ready = [one for one, work in zip(requests, works, strict=True) if work.is_last]
+        tokens = self._choose(logits_RV, ready)
+        events = [self._append(one, token) for one, token in zip(ready, tokens, strict=True)]
+        for event in events:
+            if event.request in self._state.inboxes:
+                self._state.inboxes[event.request].append(event)
+        return events
+
+    def cancel(self, request: int) -> None:
+        """End a request at once; see `BatchEngine`."""
+        found = self._state.requests.pop(request, None)
+        if found is not None:
+            self._scheduler.remove(found.text)
+
+    def generate(self, prompt: Sequence[int], sampling: Sampling) -> Generator[int, None, None]:
+        """One request's tokens as they come; others that were submitted go on with it."""
+        number = self.submit(prompt, sampling)
+        inbox = self._state.inboxes[number] = deque()
+        try:
+            while True:
+                while not inbox:
+                    self.step()
+                event = inbox.popleft()
+                if event.token is not None:
+                    yield event.token
+                if event.end is not None:
+                    return
+        finally:
+            del self._state.inboxes[number]
+            self.cancel(number)
+
+    def _compute(self, works: Sequence[Work]) -> Tensor:
+        """Logits [R, V] of those works after which a token is chosen."""
+        size = self._blocks.block_tokens
+        parts = [
+            Part(
+                tokens=work.sequence.tokens[work.start : work.stop],
+                first=work.start,
+                blocks=work.sequence.blocks,
+                wants_logits=work.is_last,
+                is_long=work.sequence.variant == _LONG,
+            )
+            for work in works
+        ]
+        for work in works:
+            opened = work.stop // size
+            if work.start <= opened * size < work.stop:
+                block = work.sequence.blocks[opened]
+                for pool in self._pools:
+                    if pool is not None:
+                        pool.clear(block * size, (block + 1) * size)
+        step = make_step(parts, block_tokens=size, decoder=self._decoder)
+        return self._decoder.forward(step, self._pools)
+
+    def _choose(self, logits_RV: Tensor, ready: Sequence[_Request]) -> list[Chosen]:
+        """A token for each row."""
+        plain = [
+            one.sampling.is_greedy
+            and not one.sampling.has_penalties
+            and one.sampling.logprobs is None
+            for one in ready
+        ]
+        best: list[int] = logits_RV.argmax(-1).tolist() if any(plain) else []
+        return [
+            Chosen(best[row])
+            if plain[row]
+            else choose(
+                logits_RV[row],
+                one.sampling,
+                prompt=one.text.tokens[: one.text.num_prompt],
+                answer=one.answer,
+                generator=one.generator,
+            )
+            for row, one in enumerate(ready)
+        ]
+
+    def _append(self, request: _Request, chosen: Chosen) -> Event:
+        """The chosen token joins its text, and may end it."""
+        text, sampling = request.text, request.sampling
+        if chosen.token in self._end_tokens and not sampling.ignores_end:
+            self.cancel(text.id)
+            return Event(request=text.id, token=None, end="end")
+        text.tokens.append(chosen.token)
+        end = self._end_of(request)
+        if end is not None:
+            self.cancel(text.id)
+        elif text.variant != _LONG and self._is_long(text):
+            self._scheduler.restart(text, variant=_LONG)
+        return Event(
+            request=text.id,
+            token=chosen.token,
+            end=end,
+            logprob=chosen.logprob,
+            top_logprobs=chosen.top_logprobs,
+        )
+
+    def _end_of(self, request: _Request) -> EndReason | None:
+        length = len(request.text.tokens)
+        if length - request.text.num_prompt >= request.sampling.max_new_tokens:
+            return "length"
+        return "context" if length >= self.context_length else None
+
+    def _count(self, requests: Sequence[_Request]) -> None:
+        for request in requests:
+            if not request.is_started:
+                request.is_started = True
+                self._state.counts.prompt_tokens += request.text.num_prompt
+                self._state.counts.shared_tokens += request.text.num_shared
+
+    def _is_long(self, text: Text) -> bool:
+        short = self._decoder.short_length
+        return short is not None and len(text.tokens) > short
+
+    def _check(self, prompt: Sequence[int], sampling: Sampling) -> None:
+        vocabulary = self._decoder.arch.vocab_size
+        if not prompt:
+            raise ValueError("the prompt is empty")
+        if len(prompt) >= self.context_length:
+            raise ValueError(
+                f"the prompt has {len(prompt)} tokens; the context of {self.context_length} "
+                "leaves no room for an answer"
+            )
+        for token in (*prompt, *(token for token, _ in sampling.logit_bias)):
+            if not 0 <= token < vocabulary:
+                raise ValueError(f"token {token}: want 0 <= token < {vocabulary} (the vocabulary)")

@@ -1,0 +1,128 @@
+"""Attention layers: projections, norms and rotation of queries and keys, around `attend`."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llm_infer.arch import Arch, LayerRun
+from llm_infer.kernels import Kernels
+from llm_infer.model.attend import Attend, Scores
+from llm_infer.model.cache import Pool, Step
+from llm_infer.model.parameters import Parameters
+from llm_infer.model.rope import RopeTables
+from llm_infer.model.rowwise import by_row
+
+Norm = Callable[[Tensor], Tensor]
+Turn = Callable[[Tensor], Tensor]
+
+
+@dataclass(slots=True)
+class Carry:
+    """What layers of one forward hand on: tables, borrowed keys and values, a pending shortcut."""
+
+    cos_sin: tuple[Tensor, Tensor] | None = None
+    borrowed: tuple[Tensor, Tensor] | None = None
+    shortcut: Tensor | None = None
+
+
+class Attention:
+    """Grouped-query attention with whatever arch.json's `attention` says."""
+
+    def __init__(
+        self,
+        arch: Arch,
+        run: LayerRun,
+        parameters: Parameters,
+        kernels: Kernels,
+        *,
+        block_tokens: int,
+    ) -> None:
+        facts = arch.attention
+        assert facts is not None, "arch.json: an attention layer without its facts"
+        self._facts, self._kernels = facts, kernels
+        self._queries = facts.heads // facts.query_groups
+        self._rotates = arch.position.kind == "rope" and run.rope
+        self._interleaved = arch.position.kind == "rope" and arch.position.interleaved
+        at = "self_attention."
+        self._owns_kv = parameters.has(at + "linear_qkv.weight")
+        self._in = parameters.linear(at + ("linear_qkv" if self._owns_kv else "linear_q"))
+        self._out = parameters.linear(at + "linear_proj")
+        self._norms: dict[str, Norm] = {}
+        if facts.qk_norm != "none":
+            self._norms = {part: parameters.norm(f"{at}{part}_layernorm") for part in "qk"}
+        sinks = None
+        if facts.sinks:
+            stored = parameters.tensor(at + "core_attention.softmax_offset").float()
+            sinks = stored.view(facts.query_groups, 1, self._queries)
+        slopes = None
+        if arch.position.kind == "alibi" and run.rope:
+            numbers = alibi_slopes(facts.heads).to(parameters.device)
+            slopes = numbers.view(facts.query_groups, self._queries, 1)
+        scores = Scores(
+            scale=facts.head_dim**-0.5 if facts.scale is None else facts.scale,
+            softcap=facts.softcap,
+            window=run.window,
+            sinks_G1R=sinks,
+            slopes_GR1=slopes,
+        )
+        self._attend = Attend(scores, queries=self._queries, block_tokens=block_tokens)
+
+    def __call__(self, x_TH: Tensor, pool: Pool, step: Step, carry: Carry) -> Tensor:
+        """[T, H] from [T, H], with the keys and values of the step put into the pool."""
+        # The rows of each group: its queries, their gates, then its key and value.
+        rows = self._in(x_TH).view(len(x_TH), self._facts.query_groups, -1, self._facts.head_dim)
+        q_TGRD = self._placed(rows[:, :, : self._queries], "q", carry)
+        if self._owns_kv:
+            carry.borrowed = rows[:, :, -2:-1], rows[:, :, -1]
+        assert carry.borrowed is not None, "arch.json: the first layer cannot borrow keys"
+        k_TG1D, v_TGD = carry.borrowed
+        pool.write(step.slots_T, self._placed(k_TG1D, "k", carry)[:, :, 0], v_TGD)
+        out_TGRD = self._attend(q_TGRD, pool, step)
+        if self._facts.output_gate:
+            gates = rows[:, :, self._queries : 2 * self._queries].flatten(1)
+            return self._out(out_TGRD.flatten(1) * by_row(torch.sigmoid, gates))
+        return self._out(out_TGRD.flatten(1))
+
+    def _placed(self, x_TGRD: Tensor, part: str, carry: Carry) -> Tensor:
+        """Queries or keys normed and rotated, in the model's order."""
+        kind = self._facts.qk_norm
+        if kind == "head":
+            x_TGRD = self._norms[part](x_TGRD)
+        elif kind == "full":
+            x_TGRD = self._norms[part](x_TGRD.flatten(1)).view(x_TGRD.shape)
+        if self._rotates:
+            assert carry.cos_sin is not None
+            cos, sin = (table[:, None] for table in carry.cos_sin)
+            x_TGRD = self._kernels.rope(x_TGRD, cos, sin, interleaved=self._interleaved)
+        return self._norms[part](x_TGRD) if kind == "head_after_rope" else x_TGRD
+
+
+def rotary_width(arch: Arch) -> int | None:
+    """Channels that rotate; None where none do."""
+    if arch.position.kind != "rope":
+        return None
+    if arch.mla is not None:
+        return arch.mla.qk_rope_head_dim
+    return int(arch.attention.head_dim * arch.position.fraction) if arch.attention else None
+
+
+def rotary_tables(arch: Arch, *, context: int, device: torch.device) -> RopeTables | None:
+    """Tables for the model's rotating channels; None where nothing rotates."""
+    width = rotary_width(arch)
+    if not width:
+        return None
+    return RopeTables(arch, width=width, context=context, device=device)
+
+
+def alibi_slopes(heads: int) -> Tensor:
+    """2^(-8i/n) for the largest power of two n ≤ heads; the rest from the odd ones of 2n.
+
+    https://arxiv.org/abs/2108.12409, and its authors' code for other numbers of heads.
+    """
+    n = 2 ** math.floor(math.log2(heads))
+    slopes = [2 ** (-8 * (i + 1) / n) for i in range(n)]
+    slopes += [2 ** (-8 * (2 * i + 1) / (2 * n)) for i in range(heads - n)]
+    return torch.tensor(slopes)

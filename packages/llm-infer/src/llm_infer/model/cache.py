@@ -1,0 +1,134 @@
+"""Keys and values of all texts, and the tokens of one step with their way into them.
+
+A layer keeps its keys as [groups, slots, channels]: a slot is a token's place, `block * block_tokens
++ offset`. Blocks in one run are therefore a view, which attention reads where it lies; only a
+scattered text is copied together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive tokens of one text inside one block: `start` to `stop` among the step's tokens.
+
+    `offset` is the first one's place in its block, `blocks` the text's blocks up to that one.
+    """
+
+    start: int
+    stop: int
+    offset: int
+    blocks: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """The tokens of one forward, of any texts, end to end."""
+
+    tokens_T: Tensor
+    positions_T: Tensor
+    slots_T: Tensor
+    variants_T: Tensor | None
+    """Which rope table a token's text uses; None where there is one."""
+    segments: tuple[Segment, ...]
+    last_rows: Tensor
+    """Rows whose logits are wanted."""
+    block_tokens: int
+    keys: dict[int | None, "list[Keys]"] = field(default_factory=dict["int | None", "list[Keys]"])
+    """Where segments find their keys, by window; the same in all layers of one window."""
+
+    def keys_of(self, window: int | None) -> "list[Keys]":
+        """Where each segment finds the keys it may see."""
+        if window not in self.keys:
+            made = [_keys(one, window, self.block_tokens) for one in self.segments]
+            self.keys[window] = made
+        return self.keys[window]
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The blocks a segment attends to: a run of slots, or an index of scattered ones."""
+
+    first_position: int
+    where: slice | Tensor
+
+    def of(self, pool_GSD: Tensor) -> Tensor:
+        """Their part of a pool; a view where they are one run."""
+        if isinstance(self.where, slice):
+            return pool_GSD[:, self.where]
+        return pool_GSD.index_select(1, self.where.to(pool_GSD.device))
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """What a layer keeps of a token: channels of keys and of values for each group.
+
+    `is_one`: the values are the first channels of the keys and not kept again.
+    """
+
+    groups: int
+    key_dim: int
+    value_dim: int
+    is_one: bool = False
+
+    @property
+    def num_elements(self) -> int:
+        """Numbers kept for one token."""
+        return self.groups * (self.key_dim + (0 if self.is_one else self.value_dim))
+
+
+class Pool:
+    """Keys and values of one layer. `values` None: they are the first channels of the keys."""
+
+    def __init__(self, keys: Tensor, values: Tensor | None, value_dim: int) -> None:
+        self.keys, self._values, self._value_dim = keys, values, value_dim
+
+    @property
+    def values(self) -> Tensor:
+        """[groups, slots, value channels]."""
+        return self.keys[..., : self._value_dim] if self._values is None else self._values
+
+    def write(self, slots_T: Tensor, k_TGD: Tensor, v_TGD: Tensor | None) -> None:
+        """Put tokens into their slots."""
+        self.keys.index_copy_(1, slots_T, k_TGD.transpose(0, 1))
+        if self._values is not None and v_TGD is not None:
+            self._values.index_copy_(1, slots_T, v_TGD.transpose(0, 1))
+
+    def clear(self, first: int, stop: int) -> None:
+        """Zero values, so that what a text left in a slot cannot reach the next one as NaN.
+
+        Weights of keys not yet written are 0, and 0 · NaN is NaN.
+        """
+        self.values[:, first:stop] = 0
+
+
+def segments(
+    start_row: int, first: int, stop: int, blocks: Sequence[int], block_tokens: int
+) -> list[Segment]:
+    """Tokens `first` to `stop` of a text, at rows from `start_row`, cut at borders of blocks."""
+    found = list[Segment]()
+    while first < stop:
+        index, offset = divmod(first, block_tokens)
+        count = min(stop - first, block_tokens - offset)
+        found.append(Segment(start_row, start_row + count, offset, blocks[: index + 1]))
+        start_row, first = start_row + count, first + count
+    return found
+
+
+def _keys(segment: Segment, window: int | None, block_tokens: int) -> Keys:
+    own = len(segment.blocks) - 1
+    first = 0
+    if window is not None:
+        # From the block's first token on, so that what a token sees does not depend on the step.
+        first = max(0, own * block_tokens - window + 1) // block_tokens
+    blocks = segment.blocks[first:]
+    position = first * block_tokens
+    if all(after == before + 1 for before, after in zip(blocks, blocks[1:], strict=False)):
+        return Keys(position, slice(blocks[0] * block_tokens, (blocks[-1] + 1) * block_tokens))
+    within = torch.arange(block_tokens)
+    starts = torch.tensor(blocks)[:, None] * block_tokens
+    return Keys(position, (starts + within).flatten())

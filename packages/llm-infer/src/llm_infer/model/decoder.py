@@ -1,0 +1,179 @@
+"""A decoder-only language model built from arch.json's primitives, one step at a time."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llm_infer.arch import Arch, LayerRun
+from llm_infer.errors import InferError
+from llm_infer.kernels import Kernels
+from llm_infer.model.attention import Attention, Carry, rotary_tables
+from llm_infer.model.cache import CacheShape, Pool, Step
+from llm_infer.model.experts import Experts
+from llm_infer.model.feed_forward import FeedForward
+from llm_infer.model.latent import LatentAttention
+from llm_infer.model.linear import MakeLinear
+from llm_infer.model.parameters import Parameters
+from llm_infer.model.rope import short_length
+from llm_infer.model.rowwise import by_row
+from llm_infer.model.support import reason_against
+from llm_infer.weights import WeightSource
+
+# T tokens of the step, H hidden size, V vocabulary, R rows whose logits are wanted
+_MIXERS = {"attention": Attention, "mla": LatentAttention}
+
+
+class Decoder:
+    """The weights of a model and what computes with them; keys and values are outside."""
+
+    def __init__(
+        self,
+        arch: Arch,
+        source: WeightSource,
+        kernels: Kernels,
+        *,
+        make_linear: MakeLinear,
+        device: torch.device,
+        dtype: torch.dtype,
+        context: int,
+        block_tokens: int,
+    ) -> None:
+        """`context` bounds positions. Raises InferError for a model with unsupported layers."""
+        if (reason := reason_against(arch)) is not None:
+            raise InferError(f"the native engine cannot run this model: {reason}")
+        parameters = Parameters(
+            source, arch, kernels, make_linear=make_linear, device=device, dtype=dtype
+        )
+        self.arch, self.device, self.dtype = arch, device, dtype
+        self.context = context
+        self.short_length = short_length(arch)
+        self._embedding_VH = parameters.tensor("embedding.word_embeddings.weight")
+        self._positions = None
+        if arch.position.kind == "learned":
+            self._positions = parameters.tensor("embedding.position_embeddings.weight")
+        self._embedding_norm = parameters.norm("embedding.norm") if arch.embedding_norm else None
+        self._rope = rotary_tables(arch, context=context, device=device)
+        self._layers = [
+            _Layer(arch, run, parameters.under(f"decoder.layers.{index}."), kernels, block_tokens)
+            for index, run in enumerate(arch.each_layer())
+        ]
+        self._final_norm = parameters.norm("decoder.final_layernorm")
+        self._output = parameters.linear(
+            "embedding.word_embeddings" if arch.tie_embeddings else "output_layer",
+            change=_unit_rows if arch.output_normalized else None,
+        )
+
+    @property
+    def cache_shapes(self) -> list[CacheShape | None]:
+        """What each layer keeps of a token."""
+        return [layer.cache_shape for layer in self._layers]
+
+    @torch.inference_mode()
+    def forward(self, step: Step, pools: list[Pool | None]) -> Tensor:
+        """float32 logits [R, V] of the step's `last_rows`."""
+        scalars, carry = self.arch.scalars, Carry()
+        if self._rope is not None:
+            carry.cos_sin = self._rope.at(step.positions_T, step.variants_T)
+        x_TH = F.embedding(step.tokens_T, self._embedding_VH)
+        if self._positions is not None:
+            x_TH = x_TH + self._positions[step.positions_T]
+        if scalars.embedding != 1.0:
+            x_TH = x_TH * scalars.embedding
+        if self._embedding_norm is not None:
+            x_TH = self._embedding_norm(x_TH)
+        for layer, pool in zip(self._layers, pools, strict=True):
+            x_TH = layer(x_TH, pool, step, carry)
+        return self._logits(x_TH[step.last_rows])
+
+    def _logits(self, x_RH: Tensor) -> Tensor:
+        scalars = self.arch.scalars
+        logits_RV = self._output(self._final_norm(x_RH)).float()
+        if scalars.logits != 1.0:
+            logits_RV = logits_RV * scalars.logits
+        cap = scalars.logit_softcap
+        return logits_RV if cap is None else by_row(torch.tanh, logits_RV / cap) * cap
+
+
+class _Layer:
+    """A mixer and a feed-forward, each between its norms, each added to what it read."""
+
+    def __init__(
+        self,
+        arch: Arch,
+        run: LayerRun,
+        parameters: Parameters,
+        kernels: Kernels,
+        block_tokens: int,
+    ) -> None:
+        self._residual = arch.scalars.residual
+        self.cache_shape = _cache_shape(arch, run)
+        self._mixer = None
+        if run.mixer != "none":
+            make = _MIXERS[run.mixer]
+            self._mixer = make(arch, run, parameters, kernels, block_tokens=block_tokens)
+        self._feed_forward: Callable[[Tensor], Tensor] | None = None
+        self._shortcut = None
+        if run.feed_forward in ("dense", "dense_shortcut_moe"):
+            assert arch.mlp is not None
+            self._feed_forward = FeedForward(arch.mlp, parameters, kernels, "mlp")
+        elif run.feed_forward == "moe":
+            self._feed_forward = Experts(arch, parameters, kernels, "mlp")
+        if run.feed_forward == "dense_shortcut_moe":
+            self._shortcut = Experts(arch, parameters, kernels, "shortcut_moe")
+        self._around_mixer = self._around_feed_forward = (_same, _same)
+        if self._mixer is not None:
+            self._around_mixer = _norms(
+                arch, parameters, "input_layernorm", "post_self_attn_layernorm"
+            )
+        if self._feed_forward is not None:
+            self._around_feed_forward = _norms(
+                arch, parameters, "pre_mlp_layernorm", "post_mlp_layernorm"
+            )
+
+    def __call__(self, x_TH: Tensor, pool: Pool | None, step: Step, carry: Carry) -> Tensor:
+        pending, carry.shortcut = carry.shortcut, None
+        if self._mixer is not None and pool is not None:
+            before, after = self._around_mixer
+            x_TH = self._added(x_TH, after(self._mixer(before(x_TH), pool, step, carry)))
+        if self._feed_forward is not None:
+            before, after = self._around_feed_forward
+            seen_TH = before(x_TH)
+            if self._shortcut is not None:
+                carry.shortcut = self._shortcut(seen_TH)
+            x_TH = self._added(x_TH, after(self._feed_forward(seen_TH)))
+        return x_TH if pending is None else x_TH + pending
+
+    def _added(self, x_TH: Tensor, change_TH: Tensor) -> Tensor:
+        return x_TH + (change_TH if self._residual == 1.0 else self._residual * change_TH)
+
+
+_Norm = Callable[[Tensor], Tensor]
+
+
+def _norms(arch: Arch, parameters: Parameters, before: str, after: str) -> tuple[_Norm, _Norm]:
+    """Norms of a block's input and output; `_same` where the model has none."""
+    placement = arch.norm.placement
+    return (
+        _same if placement == "post" else parameters.norm(before),
+        _same if placement == "pre" else parameters.norm(after),
+    )
+
+
+def _cache_shape(arch: Arch, run: LayerRun) -> CacheShape | None:
+    if run.mixer == "attention" and arch.attention is not None:
+        facts = arch.attention
+        return CacheShape(facts.query_groups, facts.head_dim, facts.head_dim)
+    if run.mixer == "mla" and arch.mla is not None:
+        rank = arch.mla.kv_lora_rank
+        return CacheShape(1, rank + arch.mla.qk_rope_head_dim, rank, is_one=True)
+    return None
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _unit_rows(weight_VH: Tensor) -> Tensor:
+    return F.normalize(weight_VH, dim=1)

@@ -1,0 +1,141 @@
+"""Rotary positions as tables of cosines and sines."""
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from llm_infer.arch import (
+    Arch,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    Rope,
+    RopeScaling,
+    YarnScaling,
+)
+
+Frequencies = tuple[Tensor, float]
+"""Inverse frequencies [width / 2] and what cosines and sines are multiplied by."""
+
+
+class RopeTables:
+    """Cosines and sines of every position; LongRoPE has a second variant for long texts."""
+
+    def __init__(self, arch: Arch, *, width: int, context: int, device: torch.device) -> None:
+        if not isinstance(arch.position, Rope):
+            raise TypeError(f"position.kind {arch.position.kind}: no rotary tables")
+        self.interleaved = arch.position.interleaved
+        self._context = context
+        variants = [frequencies(arch, width=width, is_long=False)]
+        if is_length_dependent(arch):
+            variants.append(frequencies(arch, width=width, is_long=True))
+        tables = [_tables(*one, context, interleaved=self.interleaved) for one in variants]
+        self._cos = torch.cat([cos for cos, _ in tables]).to(device)
+        self._sin = torch.cat([sin for _, sin in tables]).to(device)
+
+    def at(self, positions_T: Tensor, variants_T: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Both tables [T, 1, width] at positions; `variants_T` None means the first variant."""
+        rows = positions_T if variants_T is None else positions_T + variants_T * self._context
+        return self._cos[rows][:, None], self._sin[rows][:, None]
+
+
+def is_length_dependent(arch: Arch) -> bool:
+    """Whether texts beyond a length rotate otherwise."""
+    return isinstance(arch.position, Rope) and isinstance(arch.position.scaling, LongRopeScaling)
+
+
+def short_length(arch: Arch) -> int | None:
+    """The longest text of the first variant; None where there is one variant."""
+    if isinstance(arch.position, Rope) and isinstance(arch.position.scaling, LongRopeScaling):
+        return arch.position.scaling.original_max_position_embeddings
+    return None
+
+
+def frequencies(arch: Arch, *, width: int, is_long: bool) -> Frequencies:
+    """Frequencies of `width` rotating channels under the model's scaling.
+
+    Dynamic scaling changes them beyond `max_position_embeddings` only, where no text goes here.
+    """
+    if not isinstance(arch.position, Rope):
+        raise TypeError(f"position.kind {arch.position.kind}: nothing rotates")
+    base, scaling = arch.position.base, arch.position.scaling
+    if scaling is None or scaling.kind == "dynamic":
+        return _plain(base, width), 1.0
+    if isinstance(scaling, LongRopeScaling):
+        return _longrope(scaling, base, width, arch.max_position_embeddings, is_long=is_long)
+    return _SCALINGS[scaling.kind](scaling, base, width)
+
+
+def _tables(
+    inverse: Tensor, factor: float, context: int, *, interleaved: bool
+) -> tuple[Tensor, Tensor]:
+    angles = torch.arange(context).float()[:, None] * inverse
+    angles = angles.repeat_interleave(2, dim=-1) if interleaved else torch.cat((angles,) * 2, -1)
+    return angles.cos() * factor, angles.sin() * factor
+
+
+def _plain(base: float, width: int) -> Tensor:
+    return 1.0 / base ** (torch.arange(0, width, 2).float() / width)
+
+
+def _linear(scaling: RopeScaling, base: float, width: int) -> Frequencies:
+    assert isinstance(scaling, LinearScaling)
+    return _plain(base, width) / scaling.factor, 1.0
+
+
+def _llama3(scaling: RopeScaling, base: float, width: int) -> Frequencies:
+    """Slow channels by 1/factor, fast ones unchanged, a line in turns per context between."""
+    assert isinstance(scaling, Llama3Scaling)
+    plain, low = _plain(base, width), scaling.low_freq_factor
+    turns = scaling.original_max_position_embeddings * plain / (2 * math.pi)
+    kept = ((turns - low) / (scaling.high_freq_factor - low)).clamp(0, 1)
+    return kept * plain + (1 - kept) * plain / scaling.factor, 1.0
+
+
+def _yarn(scaling: RopeScaling, base: float, width: int) -> Frequencies:
+    """Channels that turn often are kept, those that turn rarely divided by factor (2309.00071)."""
+    assert isinstance(scaling, YarnScaling)
+    original = scaling.original_max_position_embeddings
+
+    def channel(turns: float) -> float:
+        return width * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = channel(scaling.beta_fast), channel(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    if low == high:
+        high += 0.001  # as in transformers: no division by zero
+    divided = ((torch.arange(width // 2).float() - low) / (high - low)).clamp(0, 1)
+    plain = _plain(base, width)
+    inverse = plain / scaling.factor * divided + plain * (1 - divided)
+    return inverse, _yarn_attention_factor(scaling)
+
+
+def _yarn_attention_factor(scaling: YarnScaling) -> float:
+    def mscale(weight: float) -> float:
+        return 1.0 if scaling.factor <= 1 else 0.1 * weight * math.log(scaling.factor) + 1.0
+
+    if scaling.mscale and scaling.mscale_all_dim:
+        return mscale(scaling.mscale) / mscale(scaling.mscale_all_dim)
+    return mscale(1.0)
+
+
+def _longrope(
+    scaling: LongRopeScaling, base: float, width: int, longest: int, *, is_long: bool
+) -> Frequencies:
+    """A divisor for each channel (2402.13753), one list up to the trained length, one beyond."""
+    original, factor = scaling.original_max_position_embeddings, scaling.attention_factor
+    divisors = torch.tensor(scaling.long_factor if is_long else scaling.short_factor)
+    if factor is None:
+        growth = longest / original
+        factor = 1.0 if growth <= 1 else math.sqrt(1 + math.log(growth) / math.log(original))
+    return _plain(base, width) / divisors, factor
+
+
+_SCALINGS: Mapping[str, Callable[[RopeScaling, float, int], Frequencies]] = MappingProxyType(
+    {"linear": _linear, "llama3": _llama3, "yarn": _yarn}
+)

@@ -1,0 +1,68 @@
+"""The tokens of one forward put together from parts of texts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from llm_infer.model.cache import Pool, Segment, Step, segments
+from llm_infer.model.decoder import Decoder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Tokens of one text from position `first` on; `blocks` are the text's, enough for them."""
+
+    tokens: Sequence[int]
+    first: int
+    blocks: Sequence[int]
+    wants_logits: bool
+    is_long: bool = False
+    """Whether the text uses the rope table for long ones."""
+
+
+def make_step(parts: Sequence[Part], *, block_tokens: int, decoder: Decoder) -> Step:
+    """One step of all parts, its tensors on the decoder's device."""
+    tokens, positions, slots, variants = list[int](), list[int](), list[int](), list[int]()
+    last_rows, cut = list[int](), list[Segment]()
+    for part in parts:
+        stop = part.first + len(part.tokens)
+        cut += segments(len(tokens), part.first, stop, part.blocks, block_tokens)
+        tokens += part.tokens
+        positions += range(part.first, stop)
+        for position in range(part.first, stop):
+            block, offset = divmod(position, block_tokens)
+            slots.append(part.blocks[block] * block_tokens + offset)
+        variants += [int(part.is_long)] * len(part.tokens)
+        if part.wants_logits:
+            last_rows.append(len(tokens) - 1)
+
+    def on_device(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.long, device=decoder.device)
+
+    return Step(
+        tokens_T=on_device(tokens),
+        positions_T=on_device(positions),
+        slots_T=on_device(slots),
+        variants_T=on_device(variants) if decoder.short_length is not None else None,
+        segments=tuple(cut),
+        last_rows=on_device(last_rows),
+        block_tokens=block_tokens,
+    )
+
+
+def make_pools(decoder: Decoder, *, num_slots: int) -> list[Pool | None]:
+    """A pool for each layer that has keys. Memory of a CPU is taken when it is first written."""
+
+    def zeros(groups: int, channels: int) -> torch.Tensor:
+        shape = (groups, num_slots, channels)
+        return torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
+
+    pools = list[Pool | None]()
+    for shape in decoder.cache_shapes:
+        if shape is None:
+            pools.append(None)
+            continue
+        values = None if shape.is_one else zeros(shape.groups, shape.value_dim)
+        pools.append(Pool(zeros(shape.groups, shape.key_dim), values, shape.value_dim))
+    return pools
