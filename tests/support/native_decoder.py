@@ -1,4 +1,4 @@
-"""The native decoder of llm-infer over a folder, and whole texts through it in one or many steps."""
+"""The native decoder and engine of llm-infer over a folder, and whole texts through them."""
 
 from dataclasses import replace
 

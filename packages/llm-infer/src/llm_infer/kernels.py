@@ -53,7 +53,7 @@ class TorchKernels:
         width = cos.shape[-1]
         turning = x[..., :width].float()
         if interleaved:
-            pairs = turning.unflatten(-1, (-1, 2))
+            pairs = turning.view(*turning.shape[:-1], width // 2, 2)
             partner = torch.stack((-pairs[..., 1], pairs[..., 0]), dim=-1).flatten(-2)
         else:
             first, second = turning.chunk(2, dim=-1)

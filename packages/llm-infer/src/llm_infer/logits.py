@@ -94,8 +94,8 @@ def described(logits_V: Tensor, token: int, num_top: int | None) -> Chosen:
         return Chosen(token)
     logprobs_V = logits_V.log_softmax(-1)
     best = logprobs_V.topk(num_top)
-    tokens: list[int] = best.indices.tolist()
-    values: list[float] = best.values.tolist()
+    tokens = [int(index) for index in best.indices]
+    values = [float(value) for value in best.values]
     return Chosen(token, float(logprobs_V[token]), tuple(zip(tokens, values, strict=True)))
 
 

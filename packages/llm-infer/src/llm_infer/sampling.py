@@ -45,7 +45,9 @@ class Sampling:
             _require(-2.0 <= value <= 2.0, name, value, "in [-2, 2]")
         for token, bias in self.logit_bias:
             is_met = token >= 0 and -100.0 <= bias <= 100.0
-            _require(is_met, "logit_bias", f"{token}: {bias}", "a token and a number in [-100, 100]")
+            _require(
+                is_met, "logit_bias", f"{token}: {bias}", "a token and a number in [-100, 100]"
+            )
         _require(0 <= self.seed < 1 << 63, "seed", self.seed, "in [0, 2**63)")
         _require(all(self.stop), "stop", self.stop, "strings of at least one character")
         shown = self.logprobs

@@ -6,7 +6,8 @@ are long. When blocks run out, the youngest gives its blocks back and later comp
 no longer in the cache, so the oldest always goes on and none starves.
 """
 
-from collections.abc import Iterator, Sequence as Seq
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from llm_infer.blocks import BlockManager, Digest, chain

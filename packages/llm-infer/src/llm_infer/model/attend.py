@@ -27,10 +27,10 @@ class Scores:
     scale: float
     softcap: float | None = None
     window: int | None = None
-    sinks_G1R: Tensor | None = None
-    """A logit a head that takes its part of the softmax and gives nothing."""
-    slopes_GR1: Tensor | None = None
-    """ALiBi: what a head adds for each position of a key."""
+    sinks: Tensor | None = None
+    """[G, 1, R]: a logit a head that takes its part of the softmax and gives nothing."""
+    slopes: Tensor | None = None
+    """[G, R, 1]. ALiBi: what a head adds for each position of a key."""
 
 
 class Attend:
@@ -69,17 +69,18 @@ class Attend:
         if facts.softcap is not None:
             flat = by_row(torch.tanh, scores.flatten(0, 1) / facts.softcap)
             scores = (flat * facts.softcap).view(scores.shape)
-        if facts.slopes_GR1 is not None:
+        if facts.slopes is not None:
             positions = torch.arange(num_keys, device=scores.device) + keys.first_position
-            slopes = _repeated(facts.slopes_GR1, rows, row)
-            scores = scores + slopes * positions
+            scores = scores + _repeated(facts.slopes, rows, row) * positions
         first = segment.offset * self._queries + row
         masked = self._mask(scores.device)[first : first + rows]
         width = min(num_keys, masked.shape[1])
-        scores[..., num_keys - width :].masked_fill_(masked[:, masked.shape[1] - width :], -math.inf)
-        if facts.sinks_G1R is None:
+        scores[..., num_keys - width :].masked_fill_(
+            masked[:, masked.shape[1] - width :], -math.inf
+        )
+        if facts.sinks is None:
             return scores.softmax(-1, dtype=torch.float32).to(q_GRD.dtype)
-        sinks = _repeated(facts.sinks_G1R.transpose(1, 2), rows, row)
+        sinks = _repeated(facts.sinks.transpose(1, 2), rows, row)
         weights = torch.cat([scores, sinks.to(scores.dtype)], dim=-1)
         return weights.softmax(-1, dtype=torch.float32)[..., :-1].to(q_GRD.dtype)
 

@@ -65,8 +65,8 @@ class Attention:
             scale=facts.head_dim**-0.5 if facts.scale is None else facts.scale,
             softcap=facts.softcap,
             window=run.window,
-            sinks_G1R=sinks,
-            slopes_GR1=slopes,
+            sinks=sinks,
+            slopes=slopes,
         )
         self._attend = Attend(scores, queries=self._queries, block_tokens=block_tokens)
 
@@ -79,7 +79,7 @@ class Attention:
             carry.borrowed = rows[:, :, -2:-1], rows[:, :, -1]
         assert carry.borrowed is not None, "arch.json: the first layer cannot borrow keys"
         k_TG1D, v_TGD = carry.borrowed
-        pool.write(step.slots_T, self._placed(k_TG1D, "k", carry)[:, :, 0], v_TGD)
+        pool.write(step.slots, self._placed(k_TG1D, "k", carry)[:, :, 0], v_TGD)
         out_TGRD = self._attend(q_TGRD, pool, step)
         if self._facts.output_gate:
             gates = rows[:, :, self._queries : 2 * self._queries].flatten(1)

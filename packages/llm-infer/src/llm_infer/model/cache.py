@@ -1,12 +1,13 @@
 """Keys and values of all texts, and the tokens of one step with their way into them.
 
-A layer keeps its keys as [groups, slots, channels]: a slot is a token's place, `block * block_tokens
-+ offset`. Blocks in one run are therefore a view, which attention reads where it lies; only a
-scattered text is copied together.
+A layer keeps its keys as [groups, slots, channels]: a slot is a token's place,
+`block * block_tokens + offset`. Blocks in one run are therefore a view, which attention reads where
+it lies; only a scattered text is copied together.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -29,10 +30,10 @@ class Segment:
 class Step:
     """The tokens of one forward, of any texts, end to end."""
 
-    tokens_T: Tensor
-    positions_T: Tensor
-    slots_T: Tensor
-    variants_T: Tensor | None
+    tokens: Tensor
+    positions: Tensor
+    slots: Tensor
+    variants: Tensor | None
     """Which rope table a token's text uses; None where there is one."""
     segments: tuple[Segment, ...]
     last_rows: Tensor
@@ -92,11 +93,11 @@ class Pool:
         """[groups, slots, value channels]."""
         return self.keys[..., : self._value_dim] if self._values is None else self._values
 
-    def write(self, slots_T: Tensor, k_TGD: Tensor, v_TGD: Tensor | None) -> None:
+    def write(self, slots: Tensor, k_TGD: Tensor, v_TGD: Tensor | None) -> None:
         """Put tokens into their slots."""
-        self.keys.index_copy_(1, slots_T, k_TGD.transpose(0, 1))
+        self.keys.index_copy_(1, slots, k_TGD.transpose(0, 1))
         if self._values is not None and v_TGD is not None:
-            self._values.index_copy_(1, slots_T, v_TGD.transpose(0, 1))
+            self._values.index_copy_(1, slots, v_TGD.transpose(0, 1))
 
     def clear(self, first: int, stop: int) -> None:
         """Zero values, so that what a text left in a slot cannot reach the next one as NaN.
@@ -127,7 +128,7 @@ def _keys(segment: Segment, window: int | None, block_tokens: int) -> Keys:
         first = max(0, own * block_tokens - window + 1) // block_tokens
     blocks = segment.blocks[first:]
     position = first * block_tokens
-    if all(after == before + 1 for before, after in zip(blocks, blocks[1:], strict=False)):
+    if all(after == before + 1 for before, after in pairwise(blocks)):
         return Keys(position, slice(blocks[0] * block_tokens, (blocks[-1] + 1) * block_tokens))
     within = torch.arange(block_tokens)
     starts = torch.tensor(blocks)[:, None] * block_tokens

@@ -75,10 +75,10 @@ class Decoder:
         """float32 logits [R, V] of the step's `last_rows`."""
         scalars, carry = self.arch.scalars, Carry()
         if self._rope is not None:
-            carry.cos_sin = self._rope.at(step.positions_T, step.variants_T)
-        x_TH = F.embedding(step.tokens_T, self._embedding_VH)
+            carry.cos_sin = self._rope.at(step.positions, step.variants)
+        x_TH = F.embedding(step.tokens, self._embedding_VH)
         if self._positions is not None:
-            x_TH = x_TH + self._positions[step.positions_T]
+            x_TH = x_TH + self._positions[step.positions]
         if scalars.embedding != 1.0:
             x_TH = x_TH * scalars.embedding
         if self._embedding_norm is not None:

@@ -63,7 +63,7 @@ class LatentAttention:
         latent, rope = self._kv_down(x_TH).split([facts.kv_lora_rank, facts.qk_rope_head_dim], -1)
         latent = self._kv_norm(latent) * facts.kv_scale
         rope = self._turned(rope[:, None], carry)[:, 0]
-        pool.write(step.slots_T, torch.cat([latent, rope], dim=-1)[:, None], None)
+        pool.write(step.slots, torch.cat([latent, rope], dim=-1)[:, None], None)
         q_THD = self._queries(x_TH).view(tokens, facts.heads, -1) * facts.q_scale
         nope, rope = q_THD.split([facts.qk_nope_head_dim, facts.qk_rope_head_dim], dim=-1)
         absorbed = multiply(nope.transpose(0, 1), self._k_up_HDL).transpose(0, 1)

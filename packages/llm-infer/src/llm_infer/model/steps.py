@@ -41,10 +41,10 @@ def make_step(parts: Sequence[Part], *, block_tokens: int, decoder: Decoder) -> 
         return torch.tensor(values, dtype=torch.long, device=decoder.device)
 
     return Step(
-        tokens_T=on_device(tokens),
-        positions_T=on_device(positions),
-        slots_T=on_device(slots),
-        variants_T=on_device(variants) if decoder.short_length is not None else None,
+        tokens=on_device(tokens),
+        positions=on_device(positions),
+        slots=on_device(slots),
+        variants=on_device(variants) if decoder.short_length is not None else None,
         segments=tuple(cut),
         last_rows=on_device(last_rows),
         block_tokens=block_tokens,
