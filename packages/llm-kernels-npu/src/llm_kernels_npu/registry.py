@@ -5,7 +5,7 @@ Code follows the table by name: backend `b` of operator `o` is function `o` of m
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from llm_kernels_npu.errors import UnknownNameError
@@ -28,6 +28,8 @@ class Backend:
     devices: frozenset[str] = frozenset(AUTO_ORDER)
     package: str | None = None
     """Importable package it needs beside torch."""
+    plugins: Mapping[str, str] = field(default_factory=dict[str, str])
+    """By device, a part of that package that serves it and is not in every build."""
     install: str | None = None
     """The command that brings that package."""
     lacks: frozenset[str] = frozenset()
@@ -71,6 +73,10 @@ def _triton(*lacks: str) -> Backend:
         name="triton",
         devices=frozenset({"cuda", "npu"}),
         package="triton",
+        # triton and triton-ascend are both the package `triton`.
+        plugins=MappingProxyType(
+            {"cuda": "triton.backends.nvidia", "npu": "triton.backends.ascend"}
+        ),
         install="pip install triton (on Ascend: triton-ascend)",
         lacks=frozenset(lacks),
     )
@@ -86,12 +92,12 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
             Operator(
                 name="rms_norm",
                 summary="root-mean-square normalisation",
-                backends=(_REFERENCE, _TORCH, _npu()),
+                backends=(_REFERENCE, _TORCH, _triton(), _npu()),
             ),
             Operator(
                 name="swiglu",
                 summary="silu(gate) * up",
-                backends=(_REFERENCE, _TORCH, _npu()),
+                backends=(_REFERENCE, _TORCH, _triton(), _npu()),
             ),
             Operator(
                 name="rope",

@@ -94,8 +94,10 @@ def _in_order(wanted: Operator, device: str) -> Iterator[Backend]:
 def _why_not(backend: Backend, *, device: str, features: Collection[str]) -> str | None:
     if device not in backend.devices:
         return f"serves {', '.join(sorted(backend.devices))}, not {device}"
-    if backend.package is not None and importlib.util.find_spec(backend.package) is None:
-        return f"needs {backend.package}: {backend.install}"
+    # The package first: to look for its part imports it.
+    for module in (backend.package, backend.plugins.get(device)):
+        if module is not None and importlib.util.find_spec(module) is None:
+            return f"needs {module}: {backend.install}"
     lacking = sorted(backend.lacks.intersection(features))
     if lacking:
         return f"has no {', '.join(lacking)}"

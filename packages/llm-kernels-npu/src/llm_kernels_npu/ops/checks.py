@@ -44,6 +44,19 @@ def npu_half(name: str, x: Tensor) -> str | None:
     return npu_floating(name, x)
 
 
+def triton_floating(name: str, x: Tensor) -> str | None:
+    """Refuse what no Triton kernel here takes: float64, integers, a CPU's memory, no features."""
+    if x.dtype not in NPU_FLOATS:
+        return f"{name} is {short(x.dtype)}, want one of {_names(NPU_FLOATS)}"
+    if x.shape[-1:] == (0,):
+        return f"{name} of shape {tuple(x.shape)} has no features"
+    if x.device.type in ("cuda", "npu"):
+        return None
+    from llm_kernels_npu.ops.launch import INTERPRETED  # imports triton, which only this one needs
+
+    return None if INTERPRETED else f"{name} is on {x.device}, want a cuda or npu device"
+
+
 def on_npu(name: str, x: Tensor) -> str | None:
     """Refuse a tensor that is not on an NPU."""
     if x.device.type == "npu":

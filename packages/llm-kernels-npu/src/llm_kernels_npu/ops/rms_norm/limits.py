@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import floating, npu_floating, on_npu, together
+from llm_kernels_npu.ops.checks import floating, npu_floating, on_npu, together, triton_floating
 
 
 def _shapes(x: Tensor, weight: Tensor) -> str | None:
@@ -31,6 +31,11 @@ def _npu(x: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0) -> str |
     )
 
 
+def _triton(x: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0) -> str | None:
+    del eps, offset
+    return _shapes(x, weight) or triton_floating("x", x) or triton_floating("weight", weight)
+
+
 LIMITS: Mapping[str, Callable[..., str | None]] = MappingProxyType(
-    {"reference": _any_device, "torch": _any_device, "npu": _npu}
+    {"reference": _any_device, "torch": _any_device, "triton": _triton, "npu": _npu}
 )

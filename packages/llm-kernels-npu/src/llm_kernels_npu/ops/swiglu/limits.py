@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import even, floating, npu_floating, on_npu
+from llm_kernels_npu.ops.checks import even, floating, npu_floating, on_npu, triton_floating
 
 
 def _any_device(x: Tensor) -> str | None:
@@ -18,6 +18,10 @@ def _npu(x: Tensor) -> str | None:
     return on_npu("x", x) or even(x) or npu_floating("x", x)
 
 
+def _triton(x: Tensor) -> str | None:
+    return even(x) or triton_floating("x", x)
+
+
 LIMITS: Mapping[str, Callable[..., str | None]] = MappingProxyType(
-    {"reference": _any_device, "torch": _any_device, "npu": _npu}
+    {"reference": _any_device, "torch": _any_device, "triton": _triton, "npu": _npu}
 )

@@ -1,0 +1,41 @@
+"""Every Triton kernel through the Ascend compiler."""
+
+import math
+
+import pytest
+import torch
+
+from llm_kernels_npu.ops import tiles
+from llm_kernels_npu.ops.launch import TARGET
+from triton_aot import ascend, calls
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def test_tiles_are_the_npus():
+    assert TARGET == "npu"
+
+
+@pytest.mark.parametrize("name", calls.CALLS)
+def test_each_kernel_compiles_to_hivm(name, tmp_path):
+    for launch in calls.first_of_each_kernel(name, torch.bfloat16):
+        outcome = ascend.compile_hivm(ascend.lower(launch), "Ascend910B3", tmp_path)
+        assert outcome.compiled, (str(launch), outcome.messages)
+
+
+# Last run 2026-11-27, two busy cores: @SECONDS@.
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", calls.CALLS)
+def test_every_tile_compiles_to_hivm_for_every_chip(name, dtype, tmp_path):
+    for launch in calls.launches(name, dtype):
+        linalg = ascend.lower(launch)
+        for chip in ascend.TARGETS:
+            outcome = ascend.compile_hivm(linalg, chip, tmp_path)
+            assert outcome.compiled, (str(launch), chip, outcome.messages)
+
+
+@pytest.mark.parametrize("name", calls.CALLS)
+def test_no_launch_has_more_programs_than_an_npu_takes(name):
+    for launch, grid in calls.launches(name, torch.bfloat16).items():
+        assert 0 < math.prod(grid) <= tiles.MAX_PROGRAMS, (str(launch), grid)

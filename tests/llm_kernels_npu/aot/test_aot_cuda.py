@@ -1,0 +1,46 @@
+"""Every Triton kernel compiled for NVIDIA devices not at hand."""
+
+import pytest
+import torch
+
+from llm_kernels_npu.registry import OPERATORS
+from triton_aot import calls, cuda
+
+DTYPES = (torch.float32, torch.bfloat16)
+WRITTEN = {
+    name
+    for name, entry in OPERATORS.items()
+    if any(backend.name == "triton" for backend in entry.backends)
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Nothing that a former run compiled."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+def compiles(launch, capability):
+    compiled = cuda.compile_cubin(launch, capability)
+    assert compiled.asm["cubin"][:4] == b"\x7fELF"
+    assert compiled.metadata.shared <= cuda.SHARED_BYTES[capability], str(launch)
+
+
+def test_every_triton_operator_has_calls():
+    assert set(calls.CALLS) == WRITTEN
+
+
+@pytest.mark.parametrize("name", calls.CALLS)
+def test_each_kernel_compiles_to_a_cubin(name):
+    for launch in calls.first_of_each_kernel(name, torch.bfloat16):
+        compiles(launch, 90)
+
+
+# Last run 2026-11-27, two busy cores: @SECONDS@.
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", sorted(cuda.SHARED_BYTES))
+@pytest.mark.parametrize("name", calls.CALLS)
+def test_every_tile_compiles_to_a_cubin(name, capability):
+    for dtype in DTYPES:
+        for launch in calls.launches(name, dtype):
+            compiles(launch, capability)

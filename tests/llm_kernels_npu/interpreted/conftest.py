@@ -1,0 +1,3 @@
+import triton_interpreter
+
+triton_interpreter.repair()

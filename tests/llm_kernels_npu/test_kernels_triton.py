@@ -1,0 +1,24 @@
+"""Triton's kernels interpreted on the CPU, in a process of their own."""
+
+import os
+import re
+import subprocess
+import sys
+
+INSIDE = "tests/llm_kernels_npu/interpreted"
+
+
+def test_interpreted_kernels_equal_their_references(pytestconfig):
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", INSIDE, "-p", "no:cacheprovider"],
+        cwd=pytestconfig.rootpath,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    found = re.search(r"(\d+) passed", done.stdout)
+    assert found is not None, done.stdout
+    assert int(found[1]) > 20

@@ -1,0 +1,69 @@
+"""What kernels an operator starts and how, noted instead of run: on meta tensors, no device."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.bool: "*i1",
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel with the types of its arguments: what a compiler needs to know."""
+
+    kernel: Any
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, Any], ...]
+    warps: int
+
+    @property
+    def name(self) -> str:
+        """`swiglu.forward_kernel`."""
+        return f"{self.kernel.fn.__module__.split('.')[-2]}.{self.kernel.fn.__name__}"
+
+    def __str__(self) -> str:
+        dtype = next(kind for _, kind in self.signature).lstrip("*")
+        constants = " ".join(f"{name}={value}" for name, value in self.constants)
+        return f"{self.name} {dtype} {constants}"
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[dict[Launch, tuple[int, ...]]]:
+    """The launches made inside, each with its grid; nothing runs."""
+    launches: dict[Launch, tuple[int, ...]] = {}
+
+    def note(kernel, *args, grid, warmup, num_warps=4, num_stages=None, **constants):
+        named = dict(zip(kernel.arg_names, args, strict=False)) | constants
+        absent = {name: value for name, value in named.items() if value is None}
+        fixed = {name: named[name] for name in named if name in constants} | absent
+        signature = tuple((n, _kind(v)) for n, v in named.items() if n not in fixed)
+        launch = Launch(kernel, signature, tuple(fixed.items()), num_warps)
+        launches.setdefault(launch, grid)
+
+    original = triton.JITFunction.run
+    triton.JITFunction.run = note
+    try:
+        yield launches
+    finally:
+        triton.JITFunction.run = original
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return POINTERS[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    assert isinstance(value, int), value
+    return "i32" if abs(value) < 2**31 else "i64"
