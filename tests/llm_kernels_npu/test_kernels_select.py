@@ -58,6 +58,17 @@ def test_named_backend_without_its_package_is_an_error_with_the_remedy():
         choose("rms_norm", device="npu", backend="npu")
 
 
+def test_triton_for_another_device_is_not_triton_for_this_one(monkeypatch):
+    find = importlib.util.find_spec
+    builds = {"triton": True, "triton.backends.nvidia": True, "triton.backends.ascend": None}
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: builds[name] if name in builds else find(name)
+    )
+    assert choose("rms_norm", device="cuda").backend == "triton"
+    with pytest.raises(BackendMissingError, match=r"triton.backends.ascend: .*triton-ascend"):
+        choose("rms_norm", device="npu", backend="triton")
+
+
 def test_named_backend_on_the_wrong_device_is_an_error():
     with pytest.raises(BackendMissingError, match="backend npu serves npu, not cpu"):
         kernels(device="cpu", backends={"rms_norm": "npu"})

@@ -51,6 +51,8 @@ def test_triton_equals_reference(name, case, dtype):
     equals_reference(name, case, dtype)
 
 
+NORMS = ("rms_norm", "add_rms_norm", "layer_norm")
+GATED = ("swiglu", "geglu")
 ROWS = st.integers(0, 5)
 # A norm of few features has a gradient of nothing but rounding.
 SIZES = st.integers(16, 300)
@@ -58,22 +60,22 @@ few = settings(max_examples=12, deadline=None, derandomize=True)
 
 
 @few
-@given(rows=ROWS, size=SIZES, dtype=st.sampled_from(DTYPES), offset=st.sampled_from((0.0, 1.0)))
-def test_rms_norm_of_any_shape(rows, size, dtype, offset):
-    equals_reference("rms_norm", cases_of("rms_norm").case(rows, size, offset=offset), dtype)
+@given(rows=ROWS, size=SIZES, dtype=st.sampled_from(DTYPES), name=st.sampled_from(NORMS))
+def test_norms_of_any_shape(rows, size, dtype, name):
+    equals_reference(name, cases_of(name).case(rows, size, offset=1.0), dtype)
 
 
 @few
-@given(rows=ROWS, size=SIZES, dtype=st.sampled_from(DTYPES))
-def test_swiglu_of_any_shape(rows, size, dtype):
-    equals_reference("swiglu", cases_of("swiglu").case(rows, 2 * size), dtype)
+@given(rows=ROWS, size=SIZES, dtype=st.sampled_from(DTYPES), name=st.sampled_from(GATED))
+def test_gated_units_of_any_shape(rows, size, dtype, name):
+    equals_reference(name, cases_of(name).case(rows, 2 * size), dtype)
 
 
 # Rows wider than the widest tile: loops over tiles, and the weight's gradient by its own kernel.
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rms_norm_of_rows_of_several_tiles(dtype):
-    equals_reference("rms_norm", cases_of("rms_norm").case(3, 16_384 + 77), dtype)
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_of_rows_of_several_tiles(name):
+    equals_reference(name, cases_of(name).case(3, 16_384 + 77), torch.bfloat16)
 
 
-def test_swiglu_of_rows_of_several_tiles():
+def test_gated_unit_of_rows_of_several_tiles():
     equals_reference("swiglu", cases_of("swiglu").case(3, 2 * (4096 + 77)), torch.float32)

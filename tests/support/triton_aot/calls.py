@@ -1,6 +1,7 @@
 """Calls that make every Triton kernel take every tile it ships with."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from triton_aot.recording import Launch, recorded
 WIDTHS = (64, 1024, 2048, 4096, 8192, 16_384, 20_480)
 """Features of a row: below every tile, at each, over the largest."""
 TOKENS = 4096
+TILES = frozenset({"TILE"})
+"""Constants that are sizes; the others choose what a kernel does."""
 
 
 def launches(operator: str, dtype: torch.dtype) -> dict[Launch, tuple[int, ...]]:
@@ -28,10 +31,11 @@ def launches(operator: str, dtype: torch.dtype) -> dict[Launch, tuple[int, ...]]
 
 
 def first_of_each_kernel(operator: str, dtype: torch.dtype) -> list[Launch]:
-    """One launch of every kernel of an operator: the one with its smallest tile."""
-    firsts: dict[str, Launch] = {}
+    """One launch of every kernel an operator has, of each of its variants: the smallest tile."""
+    firsts: dict[tuple[object, ...], Launch] = {}
     for launch in launches(operator, dtype):
-        firsts.setdefault(launch.name, launch)
+        flags = tuple(value for key, value in launch.constants if key not in TILES)
+        firsts.setdefault((launch.kernel, flags), launch)
     return list(firsts.values())
 
 
@@ -43,10 +47,11 @@ def leaf(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
 
 
-def _rms_norm(dtype: torch.dtype) -> Iterator[Call]:
+def _norm(dtype: torch.dtype, *, like_x: int = 1, vectors: int = 1) -> Iterator[Call]:
+    """Tensors like x, then vectors as wide as a row."""
     for width in WIDTHS:
-        x, weight = leaf(TOKENS, width, dtype=dtype), leaf(width, dtype=dtype)
-        yield (x, weight), {"eps": 1e-6}
+        shapes = [(TOKENS, width)] * like_x + [(width,)] * vectors
+        yield tuple(leaf(*shape, dtype=dtype) for shape in shapes), {"eps": 1e-6}
 
 
 def _gated(dtype: torch.dtype, **options: Any) -> Iterator[Call]:
@@ -54,7 +59,15 @@ def _gated(dtype: torch.dtype, **options: Any) -> Iterator[Call]:
         yield (leaf(TOKENS, 2 * width, dtype=dtype),), options
 
 
-CALLS = {
-    "rms_norm": _rms_norm,
+def _geglu(dtype: torch.dtype) -> Iterator[Call]:
+    for approximate in ("none", "tanh"):
+        yield from _gated(dtype, approximate=approximate)
+
+
+CALLS: Mapping[str, Callable[[torch.dtype], Iterable[Call]]] = {
+    "rms_norm": _norm,
+    "add_rms_norm": partial(_norm, like_x=2),
+    "layer_norm": partial(_norm, vectors=2),
     "swiglu": _gated,
+    "geglu": _geglu,
 }

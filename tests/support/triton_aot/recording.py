@@ -30,8 +30,8 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """`swiglu.forward_kernel`."""
-        return f"{self.kernel.fn.__module__.split('.')[-2]}.{self.kernel.fn.__name__}"
+        """`norm_kernels.forward_kernel`."""
+        return f"{self.kernel.fn.__module__.split('.')[-1]}.{self.kernel.fn.__name__}"
 
     def __str__(self) -> str:
         dtype = next(kind for _, kind in self.signature).lstrip("*")

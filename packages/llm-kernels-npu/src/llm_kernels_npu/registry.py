@@ -68,10 +68,10 @@ def _npu(*lacks: str, lacks_dtypes: Collection[str] = ()) -> Backend:
     )
 
 
-def _triton(*lacks: str) -> Backend:
+def _triton(*lacks: str, devices: tuple[str, ...] = ("cuda", "npu")) -> Backend:
     return Backend(
         name="triton",
-        devices=frozenset({"cuda", "npu"}),
+        devices=frozenset(devices),
         package="triton",
         # triton and triton-ascend are both the package `triton`.
         plugins=MappingProxyType(
@@ -117,18 +117,18 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
             Operator(
                 name="add_rms_norm",
                 summary="residual sum and its rms_norm",
-                backends=(_REFERENCE, _TORCH, _npu()),
+                backends=(_REFERENCE, _TORCH, _triton(), _npu()),
             ),
             Operator(
                 name="layer_norm",
                 summary="layer normalisation, with or without bias",
                 # On an NPU too PyTorch's own operator is the fused one.
-                backends=(_REFERENCE, _TORCH),
+                backends=(_REFERENCE, _TORCH, _triton(devices=("cuda",))),
             ),
             Operator(
                 name="geglu",
                 summary="gelu(gate) * up, exact or tanh",
-                backends=(_REFERENCE, _TORCH, _npu()),
+                backends=(_REFERENCE, _TORCH, _triton(), _npu()),
             ),
             Operator(
                 name="attention",

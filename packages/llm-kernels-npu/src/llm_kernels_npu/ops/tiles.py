@@ -20,8 +20,18 @@ ROW_COST: Mapping[str, tuple[int, int]] = MappingProxyType(
         "rms_norm.forward": (14, 12),
         "rms_norm.backward": (26, 24),
         "rms_norm.weight": (14, 12),
-        "swiglu.forward": (14, 12),
-        "swiglu.backward": (22, 20),
+        "add_rms_norm.forward": (18, 16),
+        "add_rms_norm.backward": (26, 24),
+        "add_rms_norm.weight": (14, 12),
+        "layer_norm.forward": (27, 25),
+        "layer_norm.backward": (32, 28),
+        "layer_norm.weight": (18, 16),
+        "silu.forward": (14, 12),
+        "silu.backward": (22, 20),
+        "gelu.forward": (22, 20),
+        "gelu.backward": (26, 24),
+        "gelu_tanh.forward": (16, 16),
+        "gelu_tanh.backward": (30, 28),
     }
 )
 """Bytes of Unified Buffer a feature of the tile takes, with 16-bit and with 32-bit tensors."""

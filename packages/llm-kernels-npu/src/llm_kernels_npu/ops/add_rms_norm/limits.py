@@ -27,6 +27,12 @@ def _npu(
     return _residual(x, residual) or NORM["npu"](x, weight, eps=eps, offset=offset)
 
 
+def _triton(
+    x: Tensor, residual: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0
+) -> str | None:
+    return _residual(x, residual) or NORM["triton"](x, weight, eps=eps, offset=offset)
+
+
 LIMITS: Mapping[str, Callable[..., str | None]] = MappingProxyType(
-    {"reference": _any_device, "torch": _any_device, "npu": _npu}
+    {"reference": _any_device, "torch": _any_device, "triton": _triton, "npu": _npu}
 )

@@ -6,7 +6,7 @@ from typing import get_args
 
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import even, floating, npu_floating, on_npu
+from llm_kernels_npu.ops.checks import even, floating, npu_floating, on_npu, triton_floating
 from llm_kernels_npu.signatures import GeluFormula
 
 _FORMULAS = get_args(GeluFormula)
@@ -28,6 +28,10 @@ def _npu(x: Tensor, *, approximate: GeluFormula = "none") -> str | None:
     return on_npu("x", x) or even(x) or npu_floating("x", x) or _formula(approximate)
 
 
+def _triton(x: Tensor, *, approximate: GeluFormula = "none") -> str | None:
+    return even(x) or triton_floating("x", x) or _formula(approximate)
+
+
 LIMITS: Mapping[str, Callable[..., str | None]] = MappingProxyType(
-    {"reference": _any_device, "torch": _any_device, "npu": _npu}
+    {"reference": _any_device, "torch": _any_device, "triton": _triton, "npu": _npu}
 )

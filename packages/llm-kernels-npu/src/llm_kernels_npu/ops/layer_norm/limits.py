@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import floating, together
+from llm_kernels_npu.ops.checks import floating, together, triton_floating
 
 
 def _vector(name: str, vector: Tensor, x: Tensor) -> str | None:
@@ -25,6 +25,17 @@ def _any_device(
     )
 
 
+def _triton(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float, offset: float = 0.0
+) -> str | None:
+    return (
+        _any_device(x, weight, bias, eps=eps, offset=offset)
+        or triton_floating("x", x)
+        or triton_floating("weight", weight)
+        or (None if bias is None else triton_floating("bias", bias))
+    )
+
+
 LIMITS: Mapping[str, Callable[..., str | None]] = MappingProxyType(
-    {"reference": _any_device, "torch": _any_device}
+    {"reference": _any_device, "torch": _any_device, "triton": _triton}
 )
