@@ -1,6 +1,7 @@
 """The `llm-infer` command: parses and calls."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def main() -> None:
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
-    """What both commands need to know about the model and the sampling."""
+    """What both commands need to know about the sampling and the model."""
     sampling = Sampling()
     options = (
         click.option("--max-new-tokens", type=int, default=sampling.max_new_tokens,
@@ -42,6 +43,15 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--seed", type=int, default=sampling.seed, show_default=True),
         click.option("--stop", multiple=True, metavar="TEXT",
                      help="End before this text; may be given more than once."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return _model_options(command)
+
+
+def _model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """How the model is run."""
+    options = (
         click.option("--engine", type=click.Choice(["auto", "transformers"]), default="auto",
                      show_default=True),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "npu"]), default="auto",
@@ -110,6 +120,68 @@ def chat(
     text = repl.read_template(template) if template else None
     conversation = Conversation(system=system, max_turns=history_turns)
     repl.chat(_load(model, options), conversation, sampling, template=text)
+
+
+@main.command(cls=_Command, epilog="Example: llm-infer serve hf-chat --port 8000")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; 0.0.0.0 lets other machines in.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="0 takes a free one.",
+)
+@click.option(
+    "--api-key",
+    envvar="LLM_INFER_API_KEY",
+    show_envvar=True,
+    help="Answer only requests that bring this key.",
+)
+@click.option("--name", help="What requests call the model; its folder's name if not given.")
+@click.option("--template", metavar="NAME|FILE", help="Chat template instead of the tokenizer's.")
+@click.option(
+    "--max-open",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Answers that run or wait; requests beyond get status 429.",
+)
+@click.option(
+    "--grace",
+    "grace_s",
+    type=click.IntRange(min=0),
+    default=30,
+    show_default=True,
+    metavar="SECONDS",
+    help="What runs may take so long after SIGTERM or Ctrl-C.",
+)
+@_model_options
+def serve(model: Path, **options: Any) -> None:
+    """Answer OpenAI's HTTP API, and show a page to chat in."""
+    _require_extra("serve", ("fastapi", "uvicorn", "prometheus_client"))
+    from llm_infer.edge.server import run
+    from llm_infer.edge.templates import chat_template
+
+    template = options["template"] and chat_template(options["template"])
+    names = ("host", "port", "api_key", "max_open", "grace_s")
+    settings = run.Options(
+        model_name=options["name"] or model.resolve().name,
+        template=template,
+        **{name: options[name] for name in names},
+    )
+    run.serve(_load(model, options), settings)
+
+
+def _require_extra(extra: str, modules: tuple[str, ...]) -> None:
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise InferError(f"{', '.join(missing)}: not installed; pip install 'llm-infer[{extra}]'")
 
 
 def _sampling(options: dict[str, Any]) -> Sampling:

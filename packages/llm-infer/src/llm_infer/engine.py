@@ -80,6 +80,11 @@ class Tokenizer(Protocol):
         """Whether `encode_chat` works without a template of its own."""
         ...
 
+    @property
+    def vocab_size(self) -> int:
+        """Tokens it knows; all are below."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Tokens of a prompt, with whatever the model wants at its start."""
         ...

@@ -20,6 +20,11 @@ class HfTokenizer:
         """Whether the folder brought a chat template."""
         return self._tokenizer.chat_template is not None
 
+    @property
+    def vocab_size(self) -> int:
+        """Added tokens included."""
+        return len(self._tokenizer)
+
     def encode(self, text: str) -> list[int]:
         """Tokens of a prompt."""
         return list(self._tokenizer.encode(text))

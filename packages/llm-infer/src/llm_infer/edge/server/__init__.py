@@ -1,0 +1,1 @@
+"""`llm-infer serve`: OpenAI's API over HTTP, and a page to chat in."""

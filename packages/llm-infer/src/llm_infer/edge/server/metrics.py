@@ -1,0 +1,53 @@
+"""What Prometheus may know: requests, tokens, times. Names follow its conventions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_FIRST_TOKEN_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_REQUEST_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """One server's counters."""
+
+    registry: CollectorRegistry
+    requests: Counter
+    prompt_tokens: Counter
+    new_tokens: Counter
+    first_token_s: Histogram
+    request_s: Histogram
+
+    def text(self) -> bytes:
+        """In Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+def metrics(*, num_open: Callable[[], float]) -> Metrics:
+    """Counters at zero; `num_open` tells how many answers are open now."""
+    registry = CollectorRegistry()
+    open_answers = Gauge(
+        "llm_infer_open_answers", "Answers that wait, run or are read", registry=registry
+    )
+    open_answers.set_function(num_open)
+    return Metrics(
+        registry=registry,
+        requests=Counter(
+            "llm_infer_requests", "Requests answered, by route and HTTP status; 499: client left",
+            ("route", "status"), registry=registry,
+        ),
+        prompt_tokens=Counter(
+            "llm_infer_prompt_tokens", "Tokens of prompts answered", registry=registry
+        ),
+        new_tokens=Counter("llm_infer_new_tokens", "Tokens generated", registry=registry),
+        first_token_s=Histogram(
+            "llm_infer_time_to_first_token_seconds", "From the request to its first token",
+            buckets=_FIRST_TOKEN_S, registry=registry,
+        ),
+        request_s=Histogram(
+            "llm_infer_request_seconds", "From the request to the end of its answer",
+            buckets=_REQUEST_S, registry=registry,
+        ),
+    )  # fmt: skip

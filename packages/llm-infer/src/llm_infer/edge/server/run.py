@@ -1,0 +1,107 @@
+"""Start, serve and stop: the socket, the engine's thread, the signals."""
+
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import click
+import uvicorn
+
+from llm_infer.edge.model_folder import Loaded
+from llm_infer.edge.server.app import Settings, create_app
+from llm_infer.engine import BatchEngine, Engine
+from llm_infer.errors import InferError
+from llm_infer.serving.runner import Runner
+from llm_infer.serving.serial import SerialEngine
+
+_BYTES_PER_TOKEN = 16
+"""No text has more a token, but for one nobody writes."""
+_MIN_BODY_BYTES = 1 << 20
+_SEND_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line says."""
+
+    host: str
+    port: int
+    model_name: str
+    api_key: str | None
+    template: str | None
+    max_open: int
+    grace_s: int
+    """After SIGTERM or Ctrl-C, answers under way may take so long."""
+
+
+def serve(loaded: Loaded, options: Options) -> None:
+    """Answer requests until SIGTERM or Ctrl-C."""
+    engine = batched(loaded.engine)
+    listener = _listen(options.host, options.port)
+    runner = Runner(engine, loaded.tokenizer.decode, max_open=options.max_open)
+    settings = Settings(
+        model_name=options.model_name,
+        api_key=options.api_key,
+        template=options.template,
+        max_body_bytes=max(_MIN_BODY_BYTES, _BYTES_PER_TOKEN * engine.context_length),
+        send_timeout_s=_SEND_TIMEOUT_S,
+    )
+    config = uvicorn.Config(
+        create_app(runner, engine, loaded.tokenizer, settings),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=options.grace_s,
+        ws="none",
+        lifespan="off",
+    )
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    runner.start()
+    try:
+        click.echo(f"serving {options.model_name} at {_address(listener)}", err=True)
+        with _quiet_signals():
+            uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        runner.stop()
+
+
+def batched(engine: Engine) -> BatchEngine:
+    """The engine itself where it takes many requests, else one that queues for it."""
+    return engine if isinstance(engine, BatchEngine) else SerialEngine(engine)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket whose connections end when a client takes nothing for a while."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Linux only; connections inherit it. Elsewhere such a connection lives until its client dies.
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        timeout_ms = int(_SEND_TIMEOUT_S * 1000)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise InferError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+    return listener
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextmanager
+def _quiet_signals() -> Iterator[None]:
+    """Uvicorn stops at a signal, then raises it again; to end when asked is no failure."""
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = {one: signal.signal(one, lambda *_: None) for one in signals}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)

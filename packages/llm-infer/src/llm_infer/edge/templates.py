@@ -1,0 +1,49 @@
+"""Chat templates: a name of an installed library, or a Jinja file."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol
+
+from llm_infer.errors import InferError
+
+ENTRY_POINT_GROUP = "llm_infer.chat_templates"
+
+
+class ChatTemplates(Protocol):
+    """What an entry point of the group makes when it is called."""
+
+    def names(self) -> Sequence[str]:
+        """Every template there is."""
+        ...
+
+    def jinja(self, name: str) -> str:
+        """The text of one, as transformers' `apply_chat_template` takes it."""
+        ...
+
+
+def chat_template(name_or_file: str) -> str:
+    """Its Jinja text: the file where there is one, else the template of that name."""
+    path = Path(name_or_file)
+    if path.is_file():
+        try:
+            return path.read_bytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InferError(f"{path}: not UTF-8 text at byte {error.start}") from None
+    libraries: list[ChatTemplates] = [
+        entry.load()() for entry in entry_points(group=ENTRY_POINT_GROUP)
+    ]
+    for library in libraries:
+        if name_or_file in library.names():
+            return library.jinja(name_or_file)
+    raise InferError(f"template {name_or_file}: no such file, {_no_name(name_or_file, libraries)}")
+
+
+def _no_name(name: str, libraries: Sequence[ChatTemplates]) -> str:
+    if not libraries:
+        return "and no library of templates is installed; pip install llm-data has one"
+    names = [known for library in libraries for known in library.names()]
+    near = get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+    return f"and no template of that name: {hint}"

@@ -1,0 +1,1 @@
+"""OpenAI's HTTP API as values: requests checked, answers and errors built; no server in here."""

@@ -1,0 +1,224 @@
+"""Answers of OpenAI's API: whole, or as the chunks of a stream.
+
+Shapes: https://platform.openai.com/docs/api-reference/chat/object and .../chat/streaming.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from llm_infer.stream import FinishReason
+
+Json = dict[str, object]
+ApiFinish = Literal["stop", "length"]
+
+_FINISH: dict[FinishReason, ApiFinish] = {
+    "end": "stop",
+    "stop": "stop",
+    "length": "length",
+    "context": "length",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenText:
+    """A chosen token as text, its log-probability, and those of the likeliest in its place."""
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+    offset: int = 0
+    """Characters of the answer before it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """What is new in one answer; `tokens` only where probabilities were asked for."""
+
+    index: int
+    text: str = ""
+    tokens: tuple[TokenText, ...] = ()
+    finish: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens counted: of the prompts, and of all answers together."""
+
+    num_prompt: int
+    num_new: int
+
+    def body(self) -> Json:
+        """As the API writes it."""
+        return {
+            "prompt_tokens": self.num_prompt,
+            "completion_tokens": self.num_new,
+            "total_tokens": self.num_prompt + self.num_new,
+        }
+
+
+@dataclass(slots=True, kw_only=True)
+class Collected:
+    """One answer put together from its pieces."""
+
+    index: int
+    text: str = ""
+    tokens: list[TokenText] = field(default_factory=list[TokenText])
+    finish: FinishReason | None = None
+
+    def add(self, piece: Piece) -> None:
+        """Append what is new."""
+        self.text += piece.text
+        self.tokens += piece.tokens
+        self.finish = piece.finish or self.finish
+
+
+class Format(Protocol):
+    """How one of the two endpoints writes."""
+
+    def whole(self, answers: Sequence[Collected], usage: Usage) -> Json:
+        """The answer to a request that is not streamed."""
+        ...
+
+    def opening(self, index: int) -> Json | None:
+        """What a stream says of an answer before its first piece."""
+        ...
+
+    def chunk(self, piece: Piece) -> Json:
+        """One piece of a stream."""
+        ...
+
+    def usage(self, usage: Usage) -> Json:
+        """The last chunk of a stream, where asked for."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """What every chunk of one answer repeats."""
+
+    id: str
+    created: int
+    model: str
+    has_logprobs: bool
+    includes_usage: bool
+
+    def wrap(self, kind: str, choices: Sequence[Json], usage: Usage | None = None) -> Json:
+        """A chunk or a whole answer around its choices."""
+        fields: Json = {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": list(choices),
+        }
+        if usage is not None or self.includes_usage:
+            fields["usage"] = None if usage is None else usage.body()
+        return fields
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """`/v1/chat/completions`."""
+
+    envelope: Envelope
+
+    def whole(self, answers: Sequence[Collected], usage: Usage) -> Json:
+        """`chat.completion`."""
+        choices = [
+            {
+                "index": one.index,
+                "message": {"role": "assistant", "content": one.text, "refusal": None},
+                "logprobs": self._logprobs(one.tokens),
+                "finish_reason": one.finish and _FINISH[one.finish],
+            }
+            for one in answers
+        ]
+        return self.envelope.wrap("chat.completion", choices, usage)
+
+    def opening(self, index: int) -> Json | None:
+        """Tells whose turn it is."""
+        return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
+
+    def chunk(self, piece: Piece) -> Json:
+        """`chat.completion.chunk`."""
+        delta: Json = {"content": piece.text} if piece.text or piece.tokens else {}
+        return self._chunk(piece.index, delta, self._logprobs(piece.tokens), piece.finish)
+
+    def usage(self, usage: Usage) -> Json:
+        """A chunk without choices."""
+        return self.envelope.wrap("chat.completion.chunk", [], usage)
+
+    def _chunk(
+        self, index: int, delta: Json, logprobs: Json | None, finish: FinishReason | None
+    ) -> Json:
+        choice: Json = {
+            "index": index,
+            "delta": delta,
+            "logprobs": logprobs,
+            "finish_reason": finish and _FINISH[finish],
+        }
+        return self.envelope.wrap("chat.completion.chunk", [choice])
+
+    def _logprobs(self, tokens: Sequence[TokenText]) -> Json | None:
+        if not self.envelope.has_logprobs:
+            return None
+        content = [
+            {
+                **_chat_token(token.text, token.logprob),
+                "top_logprobs": [_chat_token(*one) for one in token.top],
+            }
+            for token in tokens
+        ]
+        return {"content": content, "refusal": None}
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionFormat:
+    """`/v1/completions`."""
+
+    envelope: Envelope
+
+    def whole(self, answers: Sequence[Collected], usage: Usage) -> Json:
+        """`text_completion`."""
+        choices = [self._choice(one.index, one.text, one.tokens, one.finish) for one in answers]
+        return self.envelope.wrap("text_completion", choices, usage)
+
+    def opening(self, index: int) -> Json | None:  # noqa: ARG002  a Format's signature
+        """Nothing: a text has no roles."""
+        return None
+
+    def chunk(self, piece: Piece) -> Json:
+        """`text_completion` too."""
+        choice = self._choice(piece.index, piece.text, piece.tokens, piece.finish)
+        return self.envelope.wrap("text_completion", [choice])
+
+    def usage(self, usage: Usage) -> Json:
+        """A chunk without choices."""
+        return self.envelope.wrap("text_completion", [], usage)
+
+    def _choice(
+        self, index: int, text: str, tokens: Sequence[TokenText], finish: FinishReason | None
+    ) -> Json:
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": self._logprobs(tokens),
+            "finish_reason": finish and _FINISH[finish],
+        }
+
+    def _logprobs(self, tokens: Sequence[TokenText]) -> Json | None:
+        if not self.envelope.has_logprobs:
+            return None
+        return {
+            "tokens": [token.text for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [dict(token.top) or None for token in tokens],
+            "text_offset": [token.offset for token in tokens],
+        }
+
+
+def _chat_token(text: str, logprob: float) -> Json:
+    # A part of a character decodes to U+FFFD, whose bytes are not the token's.
+    is_whole = "\ufffd" not in text
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if is_whole else None}

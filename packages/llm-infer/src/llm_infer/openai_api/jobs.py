@@ -1,0 +1,87 @@
+"""From a checked request and its tokens to what the engine is asked for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from llm_infer.openai_api.errors import invalid, too_long
+from llm_infer.openai_api.requests import Common
+from llm_infer.sampling import Sampling
+
+_DEFAULT_TEMPERATURE = 1.0
+"""OpenAI's, where the command line's is 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One answer to compute."""
+
+    prompt: Sequence[int]
+    sampling: Sampling
+
+
+def jobs(
+    request: Common,
+    prompts: Sequence[Sequence[int]],
+    *,
+    context_length: int,
+    vocab_size: int,
+    seed: int,
+    param: str,
+) -> list[Job]:
+    """`n` answers a prompt, in the order of the prompts; answer i is drawn with `seed + i`.
+
+    `seed` is used where the request brings none. Raises `ApiError` for a prompt that cannot be
+    answered; `param` names the field it came in.
+    """
+    for prompt in prompts:
+        _check_prompt(prompt, context_length=context_length, vocab_size=vocab_size, param=param)
+    first = seed if request.seed is None else request.seed
+    bias = _logit_bias(request.logit_bias, vocab_size=vocab_size)
+    found: list[Job] = []
+    for prompt in prompts:
+        room = context_length - len(prompt)
+        for _ in range(request.num_choices):
+            sampling = _sampling(request, room=room, seed=first + len(found), bias=bias)
+            found.append(Job(prompt=prompt, sampling=sampling))
+    return found
+
+
+def _check_prompt(
+    prompt: Sequence[int], *, context_length: int, vocab_size: int, param: str
+) -> None:
+    if not prompt:
+        raise invalid("the prompt is empty and the tokenizer adds nothing to it", param=param)
+    if len(prompt) >= context_length:
+        raise too_long(num_prompt_tokens=len(prompt), context_length=context_length, param=param)
+    if strays := [token for token in prompt if not 0 <= token < vocab_size]:
+        raise invalid(f"{param}: found token {strays[0]}, want 0 to {vocab_size - 1}", param=param)
+
+
+def _sampling(request: Common, *, room: int, seed: int, bias: Mapping[int, float]) -> Sampling:
+    temperature = request.temperature
+    return Sampling(
+        max_new_tokens=min(request.token_limit or room, room),
+        temperature=_DEFAULT_TEMPERATURE if temperature is None else temperature,
+        # vLLM's -1 and 0 both mean off.
+        top_k=max(request.top_k or 0, 0),
+        top_p=1.0 if request.top_p is None else request.top_p,
+        min_p=request.min_p or 0.0,
+        repetition_penalty=request.repetition_penalty or 1.0,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        logit_bias=tuple(bias.items()),
+        seed=seed % (1 << 63),
+        stop=request.stops,
+        logprobs=request.num_logprobs,
+    )
+
+
+def _logit_bias(found: Mapping[str, float] | None, *, vocab_size: int) -> dict[int, float]:
+    """JSON's keys are texts."""
+    bias: dict[int, float] = {}
+    for key, value in (found or {}).items():
+        if not (key.isascii() and key.isdecimal() and int(key) < vocab_size):
+            wanted = f"want tokens from 0 to {vocab_size - 1}"
+            raise invalid(f"logit_bias: found {key!r}, {wanted}", param="logit_bias")
+        bias[int(key)] = value
+    return bias

@@ -1,0 +1,254 @@
+"""Requests of OpenAI's API, checked: every field means something here or is refused by name.
+
+Fields: https://platform.openai.com/docs/api-reference/chat/create and .../completions/create.
+Beyond them, as vLLM has them: `top_k`, `min_p`, `repetition_penalty`.
+"""
+
+import re
+from difflib import get_close_matches
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from llm_infer.engine import Message
+from llm_infer.openai_api.errors import ApiError, invalid
+
+MAX_CHOICES = 128
+MAX_STOPS = 16
+MAX_TOP_LOGPROBS = 20
+
+_NO_EFFECT = frozenset(
+    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+     "parallel_tool_calls"}
+)  # fmt: skip
+"""Fields that clients send for the bookkeeping of OpenAI's own service."""
+
+Stop = Annotated[str, Field(min_length=1, max_length=512)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TextPart(_Model):
+    """A part of a message; pictures and sound are not for this server."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(_Model):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+    def plain(self) -> Message:
+        """As chat templates want it; `developer` is OpenAI's later word for `system`."""
+        text = self.content
+        if not isinstance(text, str):
+            text = "".join(part.text for part in text)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class StreamOptions(_Model):
+    """What a stream carries beside the text."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class JsonSchema(_Model):
+    """A schema that the answer follows."""
+
+    name: str
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Model):
+    """Plain text, any JSON object, or JSON after a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class Common(_Model):
+    """What both kinds of request can say."""
+
+    # Unknown fields are looked at one by one in `parse`: some are harmless.
+    model_config = ConfigDict(extra="allow")
+
+    UNSUPPORTED: ClassVar[tuple[str, ...]] = ()
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    response_format: ResponseFormat | None = None
+
+    @property
+    def num_choices(self) -> int:
+        """Answers wanted for a prompt."""
+        return self.n or 1
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Texts at which an answer ends."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with the token counts."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Likeliest tokens to tell beside each chosen one; None tells no probabilities at all."""
+        raise NotImplementedError
+
+    @property
+    def token_limit(self) -> int | None:
+        """Tokens of an answer at most; None is as many as the context takes."""
+        raise NotImplementedError
+
+
+class ChatRequest(Common):
+    """`POST /v1/chat/completions`."""
+
+    UNSUPPORTED = ("tools", "tool_choice", "functions", "function_call", "modalities", "audio",
+                   "prediction", "reasoning_effort", "verbosity", "web_search_options")  # fmt: skip
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Likeliest tokens to tell beside each chosen one; None tells no probabilities at all."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def token_limit(self) -> int | None:
+        """Tokens of an answer at most; None is as many as the context takes."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+class CompletionRequest(Common):
+    """`POST /v1/completions`."""
+
+    UNSUPPORTED = ("suffix",)
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    echo: bool | None = None
+    best_of: int | None = Field(None, ge=1)
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Likeliest tokens to tell beside each chosen one; None tells no probabilities at all."""
+        return self.logprobs
+
+    @property
+    def token_limit(self) -> int | None:
+        """Tokens of an answer at most; OpenAI's default is 16."""
+        return self.max_tokens or 16
+
+    def prompts(self) -> list[str | list[int]]:
+        """One entry a prompt, text or tokens."""
+        found = self.prompt
+        if isinstance(found, str):
+            return [found]
+        if found and all(isinstance(one, int) for one in found):
+            return [[one for one in found if isinstance(one, int)]]
+        return [one for one in found if not isinstance(one, int)]
+
+
+Request = TypeVar("Request", bound=Common)
+
+
+def parse(model: type[Request], body: bytes) -> Request:
+    """The request in a body; raises `ApiError` that names the field, what was found and wanted."""
+    try:
+        request = model.model_validate_json(body)
+    except ValidationError as error:
+        raise _explained(error.errors(include_url=False), model) from None
+    for name, found in (request.model_extra or {}).items():
+        is_unset = found is None or found == [] or found == {} or found in ("none", "auto")
+        if name not in _NO_EFFECT and not (name in model.UNSUPPORTED and is_unset):
+            raise _extra(name, model)
+    _check(request)
+    return request
+
+
+def _explained(details: list[ErrorDetails], model: type[Common]) -> ApiError:
+    # A union reports each of its members; the deepest complaint is the one that was meant.
+    detail = max(details, key=lambda one: len(one["loc"]))
+    # Members of unions stand in the path too, as `str` or `list[...]`.
+    path = [str(part) for part in detail["loc"] if part != "str" and "[" not in str(part)]
+    param = ".".join(path)
+    if detail["type"] == "json_invalid":
+        return invalid(f"the body is not JSON: {detail['msg'].removeprefix('Invalid JSON: ')}")
+    if detail["type"] == "extra_forbidden":
+        return _extra(param, model)
+    if detail["type"] == "missing":
+        return invalid(f"{param}: missing", param=param, code="missing_required_parameter")
+    found = repr(detail["input"])
+    shown = found if len(found) <= 60 else f"{found[:57]}..."
+    wanted = re.sub(r"^(Input|List|String) should (be )?(a valid )?", "", detail["msg"])
+    where = param or "the body"
+    return invalid(f"{where}: found {shown}, want {wanted}", param=param, code="invalid_value")
+
+
+def _extra(param: str, model: type[Common]) -> ApiError:
+    if param in model.UNSUPPORTED:
+        message = f"{param}: not supported by this server"
+        return invalid(message, param=param, code="unsupported_parameter")
+    near = get_close_matches(param.rpartition(".")[2], model.model_fields, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return invalid(f"{param}: unknown field{hint}", param=param, code="unknown_parameter")
+
+
+def _check(request: Common) -> None:
+    """Rules between fields."""
+    wanted = request.response_format
+    if wanted is not None and wanted.type == "json_schema" and wanted.json_schema is None:
+        raise invalid("response_format.json_schema: missing", param="response_format")
+    if request.stream_options is not None and not request.stream:
+        raise invalid("stream_options: only with stream: true", param="stream_options")
+    if isinstance(request, ChatRequest):
+        if request.top_logprobs is not None and not request.logprobs:
+            raise invalid("top_logprobs: only with logprobs: true", param="top_logprobs")
+        if request.max_tokens is not None and request.max_completion_tokens is not None:
+            raise invalid("max_tokens: the older name of max_completion_tokens; give one of them",
+                          param="max_tokens")  # fmt: skip
+    if isinstance(request, CompletionRequest):
+        _check_completion(request)
+
+
+def _check_completion(request: CompletionRequest) -> None:
+    if request.best_of not in (None, request.num_choices):
+        found = f"found {request.best_of} with n {request.num_choices}"
+        raise invalid(f"best_of: {found}; only best_of = n is supported", param="best_of")
+    if request.echo and request.logprobs is not None:
+        raise invalid("echo: probabilities of the prompt's tokens are not supported; "
+                      "leave out echo or logprobs", param="echo")  # fmt: skip
+    if not request.prompts():
+        raise invalid("prompt: found an empty list, want a text or tokens", param="prompt")

@@ -1,0 +1,1 @@
+"""What stands between a server and an engine: one thread that computes, mailboxes that are read."""

@@ -1,0 +1,182 @@
+"""The thread that owns the engine: takes requests from the event loop, hands back pieces."""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from llm_infer.detokenize import Decode
+from llm_infer.engine import BatchEngine, Event
+from llm_infer.openai_api.answers import Usage
+from llm_infer.openai_api.errors import invalid
+from llm_infer.openai_api.jobs import Job
+from llm_infer.serving.assembler import Assembler
+from llm_infer.serving.mailbox import Mailbox
+from llm_infer.serving.serial import AnswerError
+
+_log = logging.getLogger(__name__)
+
+
+class OverloadedError(Exception):
+    """As many answers are open as the server allows."""
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A request under way. Close it when its response is sent or nobody reads it any more."""
+
+    mailbox: Mailbox
+    num_answers: int
+    num_prompt: int
+    num_new: int = 0
+    is_closed: bool = False
+    requests: set[int] = field(default_factory=set[int])
+    """The engine's numbers of the answers that are not finished; of the computing thread."""
+
+
+@dataclass(slots=True)
+class _Running:
+    ticket: Ticket
+    assembler: Assembler
+
+
+@dataclass(slots=True)
+class _Inbox:
+    """Commands for the thread, and the word that some have come."""
+
+    commands: deque[Callable[[], None]] = field(default_factory=deque[Callable[[], None]])
+    is_filled: threading.Event = field(default_factory=threading.Event)
+
+    def put(self, command: Callable[[], None]) -> None:
+        self.commands.append(command)
+        self.is_filled.set()
+
+
+class Runner:
+    """Start it, submit jobs from an event loop, stop it."""
+
+    def __init__(self, engine: BatchEngine, decode: Decode, *, max_open: int) -> None:
+        """`max_open` bounds the answers that wait, run, or are not yet read by their client."""
+        self.max_open = max_open
+        self.num_open = 0
+        self._engine, self._decode = engine, decode
+        self._running: dict[int, _Running] = {}
+        self._inbox = _Inbox()
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to compute."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Cancel what runs and wait for the thread."""
+        self._is_stopping = True
+        self._inbox.is_filled.set()
+        self._thread.join()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread is there to compute."""
+        return self._thread.is_alive()
+
+    def submit(self, jobs: Sequence[Job], *, num_prompt: int) -> Ticket:
+        """Queue the answers to one request; `num_prompt` counts its prompts' tokens.
+
+        Call it in the event loop. OverloadedError when too many are open already.
+        """
+        if self.num_open + len(jobs) > self.max_open:
+            raise OverloadedError
+        self.num_open += len(jobs)
+        ticket = Ticket(Mailbox(asyncio.get_running_loop()), len(jobs), num_prompt)
+        self._inbox.put(lambda: self._add(ticket, jobs))
+        return ticket
+
+    def close(self, ticket: Ticket) -> None:
+        """Give its places back, and cancel what still runs. Call it in the event loop."""
+        if ticket.is_closed:
+            return
+        ticket.is_closed = True
+        self.num_open -= ticket.num_answers
+        self._inbox.put(lambda: self._cancel(ticket))
+
+    # What follows runs on the computing thread.
+
+    def _run(self) -> None:
+        while not self._is_stopping:
+            if not self._running and not self._inbox.commands:
+                self._inbox.is_filled.wait()
+            self._inbox.is_filled.clear()
+            while self._inbox.commands:
+                self._inbox.commands.popleft()()
+            if self._running and not self._is_stopping:
+                self._step()
+        for request in self._running:
+            self._engine.cancel(request)
+
+    def _add(self, ticket: Ticket, jobs: Sequence[Job]) -> None:
+        if ticket.is_closed:
+            return
+        try:
+            for index, job in enumerate(jobs):
+                request = self._engine.submit(job.prompt, job.sampling)
+                ticket.requests.add(request)
+                assembler = Assembler(index, self._decode, job.sampling.stop)
+                self._running[request] = _Running(ticket, assembler)
+        except ValueError as error:
+            # How an engine refuses a prompt.
+            self._fail(ticket, invalid(str(error)))
+        except Exception as error:  # noqa: BLE001  handed to the one who asked
+            self._fail(ticket, error)
+
+    def _cancel(self, ticket: Ticket) -> None:
+        for request in ticket.requests:
+            self._engine.cancel(request)
+            del self._running[request]
+        ticket.requests.clear()
+
+    def _fail(self, ticket: Ticket, error: Exception) -> None:
+        self._cancel(ticket)
+        ticket.mailbox.error = error
+        Mailbox.wake([ticket.mailbox])
+
+    def _step(self) -> None:
+        try:
+            events = self._engine.step()
+        except AnswerError as error:
+            self._fail(self._running[error.request].ticket, error.cause)
+        except Exception as error:  # noqa: BLE001  handed to those who asked
+            # A defect, or no memory left: those in computation fail, the server goes on.
+            _log.exception("a step of the engine failed")
+            for ticket in {id(one.ticket): one.ticket for one in self._running.values()}.values():
+                self._fail(ticket, error)
+        else:
+            boxes = [box for event in events if (box := self._deliver(event))]
+            Mailbox.wake({id(box): box for box in boxes}.values())
+
+    def _deliver(self, event: Event) -> Mailbox | None:
+        running = self._running.get(event.request)
+        if running is None:
+            # Of an answer that a stop string ended earlier in this step.
+            return None
+        ticket, assembler = running.ticket, running.assembler
+        if event.token is not None:
+            piece = assembler.push(event.token, event)
+            if piece.text or piece.tokens or piece.finish:
+                ticket.mailbox.put(piece)
+        if event.end is not None and not assembler.is_stopped:
+            ticket.mailbox.put(assembler.finish(event.end))
+        if event.end is not None or assembler.is_stopped:
+            self._finish(event.request, ticket, assembler)
+        return ticket.mailbox
+
+    def _finish(self, request: int, ticket: Ticket, assembler: Assembler) -> None:
+        self._engine.cancel(request)
+        del self._running[request]
+        ticket.requests.remove(request)
+        ticket.num_new += assembler.num_tokens
+        if not ticket.requests:
+            usage = Usage(num_prompt=ticket.num_prompt, num_new=ticket.num_new)
+            ticket.mailbox.usage = usage

@@ -1,0 +1,108 @@
+"""An engine that answers one prompt at a time, as a `BatchEngine`: the others wait their turn."""
+
+from collections import deque
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from llm_infer.engine import EndReason, Engine, Event
+from llm_infer.sampling import Sampling
+
+_ONLY_BATCHED = (
+    "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias",
+    "logprobs", "ignores_end",
+)  # fmt: skip
+_PLAIN = Sampling()
+
+
+class AnswerError(Exception):
+    """One request failed; the others are as they were."""
+
+    def __init__(self, request: int, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.request, self.cause = request, cause
+
+
+@dataclass(slots=True)
+class _Current:
+    request: int
+    tokens: Generator[int, None, None]
+    sampling: Sampling
+    room: int
+    num_tokens: int = 0
+
+    @property
+    def end(self) -> EndReason | None:
+        if self.num_tokens >= self.sampling.max_new_tokens:
+            return "length"
+        return "context" if self.num_tokens >= self.room else None
+
+
+class SerialEngine:
+    """First come, first served; a step is a token."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._numbers = count()
+        self._waiting: deque[tuple[int, Sequence[int], Sampling]] = deque()
+        self._current: _Current | None = None
+
+    @property
+    def description(self) -> str:
+        """That of the engine, and that answers are not batched."""
+        return f"{self._engine.description}, one answer at a time"
+
+    @property
+    def context_length(self) -> int:
+        """The engine's."""
+        return self._engine.context_length
+
+    @property
+    def has_work(self) -> bool:
+        """Whether an answer runs or waits."""
+        return self._current is not None or bool(self._waiting)
+
+    def generate(self, prompt: Sequence[int], sampling: Sampling) -> Generator[int, None, None]:
+        """The engine's own."""
+        return self._engine.generate(prompt, sampling)
+
+    def submit(self, prompt: Sequence[int], sampling: Sampling) -> int:
+        """Queue an answer. ValueError for no prompt or room, or a setting it does not have."""
+        for name in _ONLY_BATCHED:
+            if getattr(sampling, name) != getattr(_PLAIN, name):
+                raise ValueError(f"{name}: not with the engine {self._engine.description}")
+        if not 0 < len(prompt) < self.context_length:
+            wanted = f"want 1 to {self.context_length - 1}"
+            raise ValueError(f"the prompt has {len(prompt)} tokens, {wanted}")
+        request = next(self._numbers)
+        self._waiting.append((request, prompt, sampling))
+        return request
+
+    def step(self) -> list[Event]:
+        """The next token of the answer that runs; `AnswerError` when that answer fails."""
+        current = self._current or self._begin()
+        try:
+            token = next(current.tokens, None)
+        except Exception as error:
+            self._current = None
+            raise AnswerError(current.request, error) from error
+        current.num_tokens += 1
+        end = "end" if token is None else current.end
+        if end is not None:
+            self.cancel(current.request)
+        return [Event(request=current.request, token=token, end=end)]
+
+    def cancel(self, request: int) -> None:
+        """End its computation, or take it out of the queue."""
+        if self._current is not None and self._current.request == request:
+            self._current.tokens.close()
+            self._current = None
+        else:
+            self._waiting = deque(one for one in self._waiting if one[0] != request)
+
+    def _begin(self) -> _Current:
+        request, prompt, sampling = self._waiting.popleft()
+        room = self.context_length - len(prompt)
+        tokens = self._engine.generate(prompt, sampling)
+        self._current = _Current(request, tokens, sampling, room)
+        return self._current
