@@ -125,7 +125,7 @@ class ChatFormat:
 
     def whole(self, answers: Sequence[Collected], usage: Usage) -> Json:
         """`chat.completion`."""
-        choices = [
+        choices: list[Json] = [
             {
                 "index": one.index,
                 "message": {"role": "assistant", "content": one.text, "refusal": None},

@@ -24,6 +24,9 @@ _NO_EFFECT = frozenset(
 )  # fmt: skip
 """Fields that clients send for the bookkeeping of OpenAI's own service."""
 
+_UNION_MEMBER = re.compile(r"str|constrained-str|list\[.*\]")
+"""How pydantic names the members of a union in the path of an error."""
+
 Stop = Annotated[str, Field(min_length=1, max_length=512)]
 
 
@@ -199,11 +202,10 @@ def parse(model: type[Request], body: bytes) -> Request:
 
 
 def _explained(details: list[ErrorDetails], model: type[Common]) -> ApiError:
-    # A union reports each of its members; the deepest complaint is the one that was meant.
-    detail = max(details, key=lambda one: len(one["loc"]))
-    # Members of unions stand in the path too, as `str` or `list[...]`.
-    path = [str(part) for part in detail["loc"] if part != "str" and "[" not in str(part)]
-    param = ".".join(path)
+    # A union reports each of its members; the deepest complaint is the one that was meant, and one
+    # about a value rather than its type.
+    detail = max(details, key=lambda one: (len(_path(one)), not one["type"].endswith("_type")))
+    param = ".".join(_path(detail))
     if detail["type"] == "json_invalid":
         return invalid(f"the body is not JSON: {detail['msg'].removeprefix('Invalid JSON: ')}")
     if detail["type"] == "extra_forbidden":
@@ -212,9 +214,13 @@ def _explained(details: list[ErrorDetails], model: type[Common]) -> ApiError:
         return invalid(f"{param}: missing", param=param, code="missing_required_parameter")
     found = repr(detail["input"])
     shown = found if len(found) <= 60 else f"{found[:57]}..."
-    wanted = re.sub(r"^(Input|List|String) should (be )?(a valid )?", "", detail["msg"])
+    wanted = re.sub(r"^(Input|List|String) should (be |have )?(a valid )?", "", detail["msg"])
     where = param or "the body"
     return invalid(f"{where}: found {shown}, want {wanted}", param=param, code="invalid_value")
+
+
+def _path(detail: ErrorDetails) -> list[str]:
+    return [str(part) for part in detail["loc"] if not _UNION_MEMBER.fullmatch(str(part))]
 
 
 def _extra(param: str, model: type[Common]) -> ApiError:
@@ -231,6 +237,9 @@ def _check(request: Common) -> None:
     wanted = request.response_format
     if wanted is not None and wanted.type == "json_schema" and wanted.json_schema is None:
         raise invalid("response_format.json_schema: missing", param="response_format")
+    if wanted is not None and wanted.type != "text":
+        message = f"response_format: {wanted.type} is not supported by this server"
+        raise invalid(message, param="response_format", code="unsupported_parameter")
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options: only with stream: true", param="stream_options")
     if isinstance(request, ChatRequest):

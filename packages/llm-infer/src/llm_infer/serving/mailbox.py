@@ -1,22 +1,34 @@
 """From the thread that computes to the event loop that sends: what is new, all of it at a time."""
 
 import asyncio
-from collections import deque
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Sequence
 
 from llm_infer.openai_api.answers import Piece, Usage
+
+_JOIN_AT = 64
+
+
+class SlowReaderError(Exception):
+    """More probabilities wait to be read than memory is given for."""
 
 
 class Mailbox:
     """The news of the answers to one request.
 
-    Bounded by what it holds: no more than the answers' tokens, and the number of open answers is
-    limited. A reader that falls behind gets many pieces at once.
+    Pieces that wait are joined, so a reader that never comes costs no more than the text itself.
+    Probabilities cannot be joined: beyond `MAX_UNREAD_TOKENS` of them `put` raises.
     """
+
+    MAX_UNREAD_TOKENS = 4096
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._pieces: deque[Piece] = deque()
+        self._lock = threading.Lock()
+        self._pieces: list[Piece] = []
+        self._num_unread_tokens = 0
+        # Joined when there are so many, which leaves one for each answer.
+        self._join_at = _JOIN_AT
         self._arrived = asyncio.Event()
         self.usage: Usage | None = None
         """Counts, once every answer has ended."""
@@ -25,23 +37,34 @@ class Mailbox:
 
     def put(self, piece: Piece) -> None:
         """Add news, for the computing thread; the reader hears of it with `wake`."""
-        self._pieces.append(piece)
+        with self._lock:
+            self._pieces.append(piece)
+            self._num_unread_tokens += len(piece.tokens)
+            if self._num_unread_tokens > self.MAX_UNREAD_TOKENS:
+                raise SlowReaderError(f"{self._num_unread_tokens} tokens wait to be read")
+            if len(self._pieces) >= self._join_at:
+                self._pieces = joined(self._pieces)
+                self._join_at = len(self._pieces) + _JOIN_AT
 
     async def get(self) -> list[Piece]:
         """All that is new, at least one piece; empty when all answers have ended.
 
         Raises what made the computation fail, after everything before it was given.
         """
-        while not self._pieces:
+        while not (pieces := self._take()):
             if self.error is not None:
                 raise self.error
             if self.usage is not None:
-                return []
+                # The last pieces came before the counts, maybe after the look above.
+                return self._take()
+            await self._arrived.wait()
             self._arrived.clear()
-            # The thread may have put between the check and the clearing.
-            if not (self._pieces or self.error or self.usage):
-                await self._arrived.wait()
-        return [self._pieces.popleft() for _ in range(len(self._pieces))]
+        return pieces
+
+    def _take(self) -> list[Piece]:
+        with self._lock:
+            pieces, self._pieces, self._num_unread_tokens = self._pieces, [], 0
+        return pieces
 
     @staticmethod
     def wake(mailboxes: Iterable["Mailbox"]) -> None:
@@ -56,6 +79,22 @@ class Mailbox:
     def arrived(self) -> None:
         """Let the reader look, from within the loop."""
         self._arrived.set()
+
+
+def joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """The same news with one piece an answer."""
+    by_answer: dict[int, list[Piece]] = {}
+    for piece in pieces:
+        by_answer.setdefault(piece.index, []).append(piece)
+    return [
+        Piece(
+            index=index,
+            text="".join(piece.text for piece in group),
+            tokens=tuple(token for piece in group for token in piece.tokens),
+            finish=group[-1].finish,
+        )
+        for index, group in by_answer.items()
+    ]
 
 
 def _set_all(mailboxes: Iterable[Mailbox]) -> None:

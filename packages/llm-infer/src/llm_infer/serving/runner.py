@@ -4,16 +4,16 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from llm_infer.detokenize import Decode
 from llm_infer.engine import BatchEngine, Event
-from llm_infer.openai_api.answers import Usage
+from llm_infer.openai_api.answers import Piece, Usage
 from llm_infer.openai_api.errors import invalid
 from llm_infer.openai_api.jobs import Job
 from llm_infer.serving.assembler import Assembler
-from llm_infer.serving.mailbox import Mailbox
+from llm_infer.serving.mailbox import Mailbox, SlowReaderError
 from llm_infer.serving.serial import AnswerError
 
 _log = logging.getLogger(__name__)
@@ -153,24 +153,26 @@ class Runner:
             for ticket in {id(one.ticket): one.ticket for one in self._running.values()}.values():
                 self._fail(ticket, error)
         else:
-            boxes = [box for event in events if (box := self._deliver(event))]
-            Mailbox.wake({id(box): box for box in boxes}.values())
+            Mailbox.wake(
+                {id(box): box for event in events for box in self._deliver(event)}.values()
+            )
 
-    def _deliver(self, event: Event) -> Mailbox | None:
+    def _deliver(self, event: Event) -> list[Mailbox]:
+        """The mailbox that has news now, if any."""
         running = self._running.get(event.request)
         if running is None:
-            # Of an answer that a stop string ended earlier in this step.
-            return None
+            # Of an answer that ended or failed earlier in this step.
+            return []
         ticket, assembler = running.ticket, running.assembler
-        if event.token is not None:
-            piece = assembler.push(event.token, event)
-            if piece.text or piece.tokens or piece.finish:
+        try:
+            for piece in _pieces(event, assembler):
                 ticket.mailbox.put(piece)
-        if event.end is not None and not assembler.is_stopped:
-            ticket.mailbox.put(assembler.finish(event.end))
+        except SlowReaderError as error:
+            self._fail(ticket, error)
+            return []
         if event.end is not None or assembler.is_stopped:
             self._finish(event.request, ticket, assembler)
-        return ticket.mailbox
+        return [ticket.mailbox]
 
     def _finish(self, request: int, ticket: Ticket, assembler: Assembler) -> None:
         self._engine.cancel(request)
@@ -180,3 +182,12 @@ class Runner:
         if not ticket.requests:
             usage = Usage(num_prompt=ticket.num_prompt, num_new=ticket.num_new)
             ticket.mailbox.usage = usage
+
+
+def _pieces(event: Event, assembler: Assembler) -> Iterator[Piece]:
+    if event.token is not None:
+        piece = assembler.push(event.token, event)
+        if piece.text or piece.tokens or piece.finish:
+            yield piece
+    if event.end is not None and not assembler.is_stopped:
+        yield assembler.finish(event.end)

@@ -20,7 +20,7 @@ from llm_infer.serving.serial import SerialEngine
 _BYTES_PER_TOKEN = 16
 """No text has more a token, but for one nobody writes."""
 _MIN_BODY_BYTES = 1 << 20
-_SEND_TIMEOUT_S = 30.0
+_BACKLOG = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,19 +35,21 @@ class Options:
     max_open: int
     grace_s: int
     """After SIGTERM or Ctrl-C, answers under way may take so long."""
+    send_timeout_s: float = 30.0
+    """A client that takes nothing for so long is given up."""
 
 
 def serve(loaded: Loaded, options: Options) -> None:
     """Answer requests until SIGTERM or Ctrl-C."""
     engine = batched(loaded.engine)
-    listener = _listen(options.host, options.port)
+    listener = _listen(options)
     runner = Runner(engine, loaded.tokenizer.decode, max_open=options.max_open)
     settings = Settings(
         model_name=options.model_name,
         api_key=options.api_key,
         template=options.template,
         max_body_bytes=max(_MIN_BODY_BYTES, _BYTES_PER_TOKEN * engine.context_length),
-        send_timeout_s=_SEND_TIMEOUT_S,
+        send_timeout_s=options.send_timeout_s,
     )
     config = uvicorn.Config(
         create_app(runner, engine, loaded.tokenizer, settings),
@@ -73,20 +75,22 @@ def batched(engine: Engine) -> BatchEngine:
     return engine if isinstance(engine, BatchEngine) else SerialEngine(engine)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket whose connections end when a client takes nothing for a while."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _listen(options: Options) -> socket.socket:
+    """A socket that takes connections, which end when a client reads nothing for a while."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     # Linux only; connections inherit it. Elsewhere such a connection lives until its client dies.
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        timeout_ms = int(_SEND_TIMEOUT_S * 1000)
+        timeout_ms = int(options.send_timeout_s * 1000)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
     try:
-        listener.bind((host, port))
+        listener.bind((options.host, options.port))
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
-        raise InferError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+        where = f"{options.host} port {options.port}"
+        raise InferError(f"cannot listen on {where}: {error.strerror}") from error
     return listener
 
 
