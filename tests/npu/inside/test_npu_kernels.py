@@ -31,6 +31,8 @@ FUSED = {
     "cross_entropy": "npu_cross_entropy_loss",
     "add_rms_norm": "npu_add_rms_norm",
     "geglu": "npu_geglu",
+    "matmul_add": "npu_grouped_matmul_add_",
+    "adamw": "npu_apply_adam_w",
     "attention": "npu_fusion_attention",
 }
 """What each operator's forward calls."""
@@ -45,6 +47,9 @@ GRADIENT = {
     "attention": "npu_fusion_attention_grad",
 }
 """What its backward calls, where it has one."""
+
+HALF = frozenset({"matmul_add"})
+"""Whose fused operator is for 16 bits alone."""
 
 TAKEN = [
     pytest.param(name, case, id=f"{name}-{case.name}")
@@ -81,14 +86,15 @@ def test_call_fits_the_real_schema_and_meta_kernel(name, case, dtype):
 
 @pytest.mark.parametrize(("name", "case"), TAKEN)
 def test_fused_operator_is_what_runs_forward_and_backward(name, case):
-    tensors = make(case, device="npu", dtype=torch.float32)
+    dtype = torch.bfloat16 if name in HALF else torch.float32
+    tensors = make(case, device="npu", dtype=dtype)
     args, options = arguments(case, tensors)
     active().calls.clear()
     outputs = as_tuple(getattr(kernels(device="npu"), name)(*args, **options))
     if case.differentiable:
         sum(out.sum() for out in outputs if out.requires_grad).backward()
     called = [call.removeprefix("npu::") for call in active().calls if call.startswith("npu::")]
-    assert called == [FUSED[name], GRADIENT[name]][: 1 + bool(case.differentiable)]
+    assert called == [FUSED[name], *([GRADIENT[name]] if case.differentiable else [])]
 
 
 def test_auto_prints_what_serves_the_npu():

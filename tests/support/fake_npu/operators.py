@@ -10,6 +10,7 @@ from torch import Tensor
 from fake_npu.operators_attention import ATTENTION
 from fake_npu.operators_experts import EXPERTS
 from fake_npu.operators_sparse import SPARSE
+from fake_npu.operators_training import TRAINING
 
 
 def rms_norm(input, gamma, epsilon):  # noqa: A002  # the schema's name
@@ -162,6 +163,7 @@ FUSED = {
     **ATTENTION,
     **EXPERTS,
     **SPARSE,
+    **TRAINING,
     "npu_rms_norm": rms_norm,
     "npu_rms_norm_backward": rms_norm_backward,
     "npu_add_rms_norm": add_rms_norm,

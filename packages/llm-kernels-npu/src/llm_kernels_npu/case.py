@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 Build = Callable[[torch.Generator], tuple[Tensor, ...]]
-Option = float | int | bool | str | tuple[int, ...] | None
+Option = float | int | bool | str | tuple[int, ...] | Callable[[Tensor], Tensor] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from llm_kernels_npu.errors import UnknownNameError
 from llm_kernels_npu.registry import OPERATORS
 from llm_kernels_npu.select import AUTO, Choice, bind, choose
 from llm_kernels_npu.signatures import (
+    Adamw,
     AddRmsNorm,
     Attention,
     CausalConv1d,
@@ -20,13 +21,16 @@ from llm_kernels_npu.signatures import (
     LayerNorm,
     LinearCrossEntropy,
     Mamba2Scan,
+    MatmulAdd,
     Permute,
+    RingAttentionUpdate,
     RmsNorm,
     Rope,
     RouterTopk,
     SparseAttention,
     Swiglu,
     Unpermute,
+    VocabParallelCrossEntropy,
 )
 
 
@@ -44,6 +48,10 @@ class Kernels:
     add_rms_norm: AddRmsNorm
     layer_norm: LayerNorm
     geglu: Geglu
+    vocab_parallel_cross_entropy: VocabParallelCrossEntropy
+    matmul_add: MatmulAdd
+    adamw: Adamw
+    ring_attention_update: RingAttentionUpdate
     attention: Attention
     router_topk: RouterTopk
     permute: Permute

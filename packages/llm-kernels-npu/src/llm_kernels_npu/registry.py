@@ -131,6 +131,26 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
                 backends=(_REFERENCE, _TORCH, _triton(), _npu()),
             ),
             Operator(
+                name="vocab_parallel_cross_entropy",
+                summary="loss a row from logits spread over ranks",
+                backends=(_REFERENCE, _TORCH),
+            ),
+            Operator(
+                name="matmul_add",
+                summary="a weight's gradient added up in float32",
+                backends=(_REFERENCE, _TORCH, _npu()),
+            ),
+            Operator(
+                name="adamw",
+                summary="one step of AdamW in place",
+                backends=(_REFERENCE, _TORCH, _npu()),
+            ),
+            Operator(
+                name="ring_attention_update",
+                summary="attention over two parts' keys from each",
+                backends=(_REFERENCE,),
+            ),
+            Operator(
                 name="attention",
                 summary="attention: causal, grouped queries, window, softcap, sinks, packed rows",
                 backends=(

@@ -3,10 +3,13 @@
 Shapes and formulas are in each operator's `reference.py`, which is the specification.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 from torch import Tensor
+
+AllReduce = Callable[[Tensor], Tensor]
+"""Gives a tensor reduced over the ranks to every rank; may write to its argument."""
 
 GeluFormula = Literal["none", "tanh"]
 """Which gelu: exact, or its tanh approximation (torch's names)."""
@@ -84,6 +87,68 @@ class Geglu(Protocol):
     """`gelu(gate) * up` of a last dimension that holds gate, then up."""
 
     def __call__(self, x: Tensor, *, approximate: GeluFormula = "none") -> Tensor:
+        """Compute it; see the class."""
+        ...
+
+
+class VocabParallelCrossEntropy(Protocol):
+    """Loss of each row of logits whose vocabulary is spread over ranks."""
+
+    def __call__(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        *,
+        vocab_start: int,
+        all_reduce_max: AllReduce,
+        all_reduce_sum: AllReduce,
+        ignore_index: int = -100,
+    ) -> Tensor:
+        """Compute it; see the class."""
+        ...
+
+
+class MatmulAdd(Protocol):
+    """`out += x.T @ y` in float32, in place."""
+
+    def __call__(self, out: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Compute it; see the class."""
+        ...
+
+
+class Adamw(Protocol):
+    """One step of AdamW, in place; returns the parameter."""
+
+    def __call__(
+        self,
+        param: Tensor,
+        grad: Tensor,
+        exp_avg: Tensor,
+        exp_avg_sq: Tensor,
+        *,
+        step: int,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+    ) -> Tensor:
+        """Compute it; see the class."""
+        ...
+
+
+class RingAttentionUpdate(Protocol):
+    """Attention over two parts' keys from that over each and its softmax statistics."""
+
+    def __call__(
+        self,
+        out: Tensor,
+        softmax_max: Tensor,
+        softmax_sum: Tensor,
+        new_out: Tensor,
+        new_max: Tensor,
+        new_sum: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute it; see the class."""
         ...
 

@@ -1,0 +1,1 @@
+"""Cross entropy of logits whose vocabulary is spread over ranks, without gathering them."""
