@@ -1,9 +1,24 @@
+import json
+import os
+import pty
+import re
+import select
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
+import echo_server
+from echo_server import CharTokenizer, EchoEngine
+from llm_infer.chat import Conversation
 from llm_infer.cli import main
+from llm_infer.edge import repl
+from llm_infer.edge.model_folder import Loaded
+from llm_infer.sampling import Sampling
 from tiny_lm import edit_json
 
 TEMPLATE = (
@@ -28,7 +43,6 @@ def template(tmp_path):
 @pytest.fixture
 def asked(monkeypatch):
     """The text of every prompt the engine is given."""
-    from llm_infer.edge import repl
     from llm_infer.edge.generate import start
 
     prompts = []
@@ -73,7 +87,7 @@ def test_the_tokenizers_own_template_is_used(models, tmp_path, asked):
 def test_without_a_template_the_option_is_named(models):
     result = _chat(models["llama"], "hi\n")
     assert result.exit_code == 1
-    assert "no chat template; give one with --template FILE" in result.stderr
+    assert "no chat template; give one with --template NAME|FILE" in result.stderr
 
 
 @pytest.mark.parametrize("broken", ["{% for %}", "{{ raise_exception('no') }}"])
@@ -89,3 +103,103 @@ def test_a_question_too_long_is_told_and_the_chat_goes_on(models, template, aske
     assert result.exit_code == 0
     assert "leaves no room for an answer (try /clear" in result.stderr
     assert asked[-1] == "<u>b\n<a>"
+
+
+def test_a_saved_conversation_goes_on_in_another_chat(models, template, asked, tmp_path):
+    saved = tmp_path / "said.json"
+    first = _chat(models["qwen3"], f"a\n/save {saved}\n", "--template", template, "--system", "s")
+    assert "saved 1 turns" in first.stderr
+    answer = json.loads(saved.read_text())["messages"][-1]["content"]
+    second = _chat(models["qwen3"], f"/load {saved}\nb\n", "--template", template)
+    assert second.exit_code == 0, second.output
+    assert asked[-1].startswith("<s>s\n<u>a\n<a>" + answer)
+    assert asked[-1].endswith("<u>b\n<a>")
+
+
+def test_a_file_that_cannot_be_loaded_is_told_and_the_chat_goes_on(models, template, asked):
+    result = _chat(models["qwen3"], "/load none.json\n/save\nb\n", "--template", template)
+    assert result.exit_code == 0
+    assert "Error: [Errno 2] No such file or directory: 'none.json'" in result.stderr
+    assert "Error: /save: want the name of a file" in result.stderr
+    assert asked == ["<u>b\n<a>"]
+
+
+def test_templates_have_names_too(models, asked):
+    assert _chat(models["qwen3"], "hi\n", "--template", "chatml").exit_code == 0
+    # ChatML, https://github.com/openai/openai-python/blob/release-v0.28.0/chatml.md
+    assert asked == ["<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"]
+    result = _chat(models["qwen3"], "hi\n", "--template", "chatmll")
+    assert result.exit_code == 1
+    assert "no template of that name: did you mean chatml?" in result.stderr
+
+
+def _echo_chat(lines, **options):
+    """What a chat prints whose model repeats the question."""
+    loaded = Loaded(engine=EchoEngine(), tokenizer=CharTokenizer())
+    options = {"template": None, "hides_thoughts": False, "history": Path("unused")} | options
+    command = click.Command(
+        "chat",
+        callback=lambda: repl.chat(
+            loaded,
+            Conversation(system=None, max_turns=4),
+            Sampling(max_new_tokens=len(lines[0])),
+            repl.ChatOptions(**options),
+        ),
+    )
+    return CliRunner().invoke(command, [], input="\n".join(lines), color=True).stdout
+
+
+def test_thoughts_are_dimmed_or_hidden():
+    question = "<think>hm</think>yes"
+    dim, reset = "\x1b[2m", "\x1b[0m"
+    assert re.sub(rf"{re.escape(reset)}{re.escape(dim)}", "", _echo_chat([question])) == (
+        f"{dim}hm{reset}\n\nyes\n"
+    )
+    assert _echo_chat([question], hides_thoughts=True) == "yes\n"
+
+
+def test_a_terminal_edits_lines_and_keeps_their_history(tmp_path):
+    history = tmp_path / "new" / "history"
+    script = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+        "from echo_server import *\n"
+        "from llm_infer.chat import Conversation\n"
+        "from llm_infer.edge import repl\n"
+        "from llm_infer.edge.model_folder import Loaded\n"
+        "from llm_infer.sampling import Sampling\n"
+        "repl.chat(Loaded(engine=EchoEngine(), tokenizer=CharTokenizer()),\n"
+        "    Conversation(system=None, max_turns=4), Sampling(max_new_tokens=4),\n"
+        "    repl.ChatOptions(template=None, hides_thoughts=False, history=Path(sys.argv[2])))\n"
+    )
+    support = str(Path(echo_server.__file__).parent)
+    command = [sys.executable, "-c", script, support, str(history)]
+    # Left arrow, then a letter: "bc" becomes "abc". Then the line before, from the history.
+    first = _on_terminal(command, b"bc\x1b[D\x1b[Da\r", b"/quit\r")
+    assert b"abca" in first
+    assert history.read_text().splitlines() == ["abc", "/quit"]
+    second = _on_terminal(command, b"\x1b[A\x1b[A\r", b"\x04")
+    assert b"abca" in second
+
+
+def _on_terminal(command, *typed):
+    """All that a program says on a terminal where this is typed, each when it asks."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True)
+    os.close(theirs)
+    said, waiting = b"", list(typed)
+    asked_until = 0
+    try:
+        while select.select([ours], [], [], 60)[0]:
+            said += os.read(ours, 4096)
+            if waiting and b"> " in said[asked_until:]:
+                asked_until = len(said)
+                os.write(ours, waiting.pop(0))
+    except OSError:
+        # Linux: the other side of the terminal is closed.
+        pass
+    finally:
+        os.close(ours)
+        process.kill()
+        process.wait()
+    assert not waiting, said
+    return said

@@ -1,13 +1,19 @@
 """A conversation: what was said, what the model is shown of it, and the commands in between."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from typing import cast
 
 from llm_infer.engine import Message
+from llm_infer.errors import InferError
 
-COMMANDS = ("/clear", "/system", "/quit", "/help")
-HELP = "/clear forget the conversation · /system TEXT set the system prompt · /quit"
+COMMANDS = ("/clear", "/system", "/save", "/load", "/quit", "/help")
+HELP = (
+    "/clear forget the conversation · /system TEXT set the system prompt · "
+    "/save FILE, /load FILE keep it as JSON · /quit"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +39,27 @@ class Conversation:
         turns = (*self.turns, (question, answer))
         return replace(self, turns=turns[max(0, len(turns) - self.max_turns) :])
 
+    def dumped(self) -> str:
+        """As JSON that `loaded` reads: an object with `messages`, as OpenAI's API has them."""
+        messages = self.messages("")[:-1]
+        return json.dumps({"messages": messages}, ensure_ascii=False, indent=1) + "\n"
+
+    def loaded(self, text: str, *, where: str) -> "Conversation":
+        """The conversation in `text`, with this one's limit; raises InferError for any other."""
+        messages = _messages(text, where)
+        system = messages.pop(0)[1] if messages and messages[0][0] == "system" else None
+        said = [content for _, content in messages]
+        wanted = ("user", "assistant")
+        for number, (role, _) in enumerate(messages):
+            if role != wanted[number % 2]:
+                found = f"message {number + 1 + (system is not None)} is of {role!r}"
+                raise InferError(f"{where}: {found}, want {wanted[number % 2]!r}")
+        if len(said) % 2:
+            raise InferError(f"{where}: the last question has no answer")
+        turns = tuple(zip(said[::2], said[1::2], strict=True))
+        kept = turns[max(0, len(turns) - self.max_turns) :]
+        return replace(self, system=system, turns=kept)
+
     def cleared(self) -> "Conversation":
         """Without its history."""
         return replace(self, turns=())
@@ -51,3 +78,26 @@ def unknown_command(name: str, commands: Sequence[str] = COMMANDS) -> str:
     near = get_close_matches(name, commands, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(commands)}"
     return f"no command {name}: {hint}"
+
+
+def _messages(text: str, where: str) -> list[tuple[str, str]]:
+    """Role and content of each message of a saved conversation."""
+    try:
+        document: object = json.loads(text)
+    except ValueError as error:
+        raise InferError(f"{where}: not JSON ({error})") from None
+    found = cast("dict[str, object]", document).get("messages") if _is_object(document) else None
+    if not isinstance(found, list):
+        raise InferError(f"{where}: want a JSON object with a list under 'messages'")
+    pairs: list[tuple[str, str]] = []
+    for number, message in enumerate(cast("list[object]", found), start=1):
+        fields = cast("dict[str, object]", message) if _is_object(message) else {}
+        role, content = fields.get("role"), fields.get("content")
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise InferError(f"{where}: message {number}: want texts under 'role' and 'content'")
+        pairs.append((role, content))
+    return pairs
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, dict)

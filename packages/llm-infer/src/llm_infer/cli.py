@@ -102,24 +102,30 @@ def generate(
 @click.option("--system", help="System prompt.")
 @click.option("--history-turns", type=click.IntRange(min=0), default=16, show_default=True,
               help="Earlier questions and answers the model is shown.")  # fmt: skip
-@click.option("--template", type=click.Path(path_type=Path),
-              help="Jinja chat template to use instead of the tokenizer's.")  # fmt: skip
+@click.option("--template", metavar="NAME|FILE", help="Chat template instead of the tokenizer's.")
+@click.option("--hide-thinking", is_flag=True, help="Leave out what stands in <think>…</think>.")
 @_options
 def chat(
     model: Path,
     system: str | None,
     history_turns: int,
-    template: Path | None,
+    template: str | None,
+    hide_thinking: bool,
     **options: Any,
 ) -> None:
     """Talk with a model; /help lists the commands."""
     sampling = _sampling(options)
     from llm_infer.chat import Conversation
     from llm_infer.edge import repl
+    from llm_infer.edge.templates import chat_template
 
-    text = repl.read_template(template) if template else None
+    how = repl.ChatOptions(
+        template=None if template is None else chat_template(template),
+        hides_thoughts=hide_thinking,
+        history=Path(click.get_app_dir("llm-infer")) / "chat_history",
+    )
     conversation = Conversation(system=system, max_turns=history_turns)
-    repl.chat(_load(model, options), conversation, sampling, template=text)
+    repl.chat(_load(model, options), conversation, sampling, how)
 
 
 @main.command(cls=_Command, epilog="Example: llm-infer serve hf-chat --port 8000")
@@ -168,12 +174,12 @@ def serve(model: Path, **options: Any) -> None:
     from llm_infer.edge.server import run
     from llm_infer.edge.templates import chat_template
 
-    template = options["template"] and chat_template(options["template"])
+    name = options["template"]
     names = ("host", "port", "api_key", "max_open", "grace_s")
     settings = run.Options(
         model_name=options["name"] or model.resolve().name,
-        template=template,
-        **{name: options[name] for name in names},
+        template=None if name is None else chat_template(name),
+        **{one: options[one] for one in names},
     )
     run.serve(_load(model, options), settings)
 

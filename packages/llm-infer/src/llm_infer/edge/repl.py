@@ -1,92 +1,144 @@
 """`llm-infer chat`: questions from the terminal or a pipe, streamed answers."""
 
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 
 from llm_infer.chat import HELP, Conversation, split_command, unknown_command
-from llm_infer.edge.generate import show, start, summary
+from llm_infer.edge.atomic import atomic_text
+from llm_infer.edge.generate import start, summary
+from llm_infer.edge.line_editor import lines
 from llm_infer.edge.model_folder import Loaded
+from llm_infer.engine import Message
 from llm_infer.errors import InferError
 from llm_infer.sampling import Sampling
+from llm_infer.thinking import Kind, Part, ThoughtSplitter, opens_thought
 
 
-def read_template(path: Path) -> str:
-    """A Jinja chat template from a file."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatOptions:
+    """How a chat is written and shown."""
+
+    template: str | None
+    """Jinja text in place of the tokenizer's chat template."""
+    hides_thoughts: bool
+    history: Path
+    """Where the lines that were typed are kept."""
+
+
+@dataclass(slots=True)
+class _Chat:
+    """A chat in progress."""
+
+    loaded: Loaded
+    conversation: Conversation
+    sampling: Sampling
+    options: ChatOptions
+    num_answers: int = 0
+
+
+def chat(
+    loaded: Loaded, conversation: Conversation, sampling: Sampling, options: ChatOptions
+) -> None:
+    """Answer until the input ends or `/quit`; answer N is drawn with `seed + N`."""
+    if options.template is None and not loaded.tokenizer.has_chat_template:
+        raise InferError("the tokenizer has no chat template; give one with --template NAME|FILE")
+    # A template that cannot be used should say so before the first question.
+    loaded.tokenizer.encode_chat(conversation.messages("."), options.template)
+    state = _Chat(loaded, conversation, sampling, options)
+    for line in lines(options.history):
+        command = split_command(line)
+        if command is not None and command[0] == "/quit":
+            return
+        try:
+            if command is None:
+                _answer(state, line)
+            else:
+                state.conversation = _obey(state.conversation, *command)
+        except (InferError, OSError) as error:
+            click.echo(f"Error: {error}", err=True)
+
+
+def _answer(state: _Chat, question: str) -> None:
+    sampling = replace(state.sampling, seed=state.sampling.seed + state.num_answers)
+    try:
+        answer = _ask(state, state.conversation.messages(question), sampling)
+    except InferError as error:
+        raise InferError(f"{error} (try /clear or a smaller --history-turns)") from error
+    state.conversation = state.conversation.answered(question, answer)
+    state.num_answers += 1
+
+
+def _ask(state: _Chat, messages: Sequence[Message], sampling: Sampling) -> str:
+    """Show the answer as it comes, and return it without its thoughts, which are not told back."""
+    tokenizer = state.loaded.tokenizer
+    tokens = tokenizer.encode_chat(messages, state.options.template)
+    stream = start(state.loaded, tokens, sampling)
+    is_open = opens_thought(tokenizer.decode(tokens[-16:]))
+    splitter, shown = ThoughtSplitter(is_open=is_open), _Shown(state.options)
+    try:
+        for piece in stream:
+            shown.add(splitter.push(piece))
+        shown.add(splitter.flush())
+        click.echo()
+    except KeyboardInterrupt:
+        click.echo()
+    else:
+        click.secho(summary(stream, len(tokens)), dim=True, err=True)
+    return shown.answer
+
+
+class _Shown:
+    """What was printed of an answer: thoughts dimmed or not at all, a blank line between."""
+
+    def __init__(self, options: ChatOptions) -> None:
+        self.answer = ""
+        self._hides_thoughts = options.hides_thoughts
+        self._has_thought = False
+
+    def add(self, parts: Iterable[Part]) -> None:
+        """Print more of it."""
+        for part in parts:
+            if part.kind is Kind.THOUGHT:
+                if not self._hides_thoughts:
+                    click.secho(part.text, dim=True, nl=False)
+                    self._has_thought = True
+            else:
+                if self._has_thought and not self.answer:
+                    click.echo("\n")
+                click.echo(part.text, nl=False)
+                self.answer += part.text
+        sys.stdout.flush()
+
+
+def _obey(conversation: Conversation, name: str, argument: str) -> Conversation:
+    if name in ("/save", "/load") and not argument:
+        raise InferError(f"{name}: want the name of a file")
+    match name:
+        case "/clear":
+            return conversation.cleared()
+        case "/system":
+            return replace(conversation, system=argument or None)
+        case "/save":
+            with atomic_text(Path(argument)) as file:
+                file.write(conversation.dumped())
+            click.echo(f"saved {len(conversation.turns)} turns to {argument}", err=True)
+        case "/load":
+            found = conversation.loaded(_read(Path(argument)), where=argument)
+            click.echo(f"loaded {len(found.turns)} turns from {argument}", err=True)
+            return found
+        case "/help":
+            click.echo(HELP, err=True)
+        case _:
+            click.echo(unknown_command(name), err=True)
+    return conversation
+
+
+def _read(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise InferError(f"{path}: not UTF-8 text at byte {error.start}") from None
-
-
-def chat(
-    loaded: Loaded, conversation: Conversation, sampling: Sampling, *, template: str | None
-) -> None:
-    """Answer until the input ends or `/quit`; answer N is drawn with `seed + N`."""
-    if template is None and not loaded.tokenizer.has_chat_template:
-        raise InferError("the tokenizer has no chat template; give one with --template FILE")
-    # A template that cannot be used should say so before the first question.
-    loaded.tokenizer.encode_chat(conversation.messages("."), template)
-    num_answers = 0
-    for line in _lines():
-        command = split_command(line)
-        if command is not None:
-            if command[0] == "/quit":
-                return
-            conversation = _obey(conversation, *command)
-            continue
-        try:
-            drawn = replace(sampling, seed=sampling.seed + num_answers)
-            answer = _ask(loaded, conversation, line, drawn, template)
-        except InferError as error:
-            click.echo(f"Error: {error} (try /clear or a smaller --history-turns)", err=True)
-            continue
-        conversation = conversation.answered(line, answer)
-        num_answers += 1
-
-
-def _ask(
-    loaded: Loaded,
-    conversation: Conversation,
-    question: str,
-    sampling: Sampling,
-    template: str | None,
-) -> str:
-    tokens = loaded.tokenizer.encode_chat(conversation.messages(question), template)
-    stream = start(loaded, tokens, sampling)
-    try:
-        show(stream)
-    except KeyboardInterrupt:
-        click.echo()
-        return stream.text
-    click.secho(summary(stream, len(tokens)), dim=True, err=True)
-    return stream.text
-
-
-def _obey(conversation: Conversation, name: str, argument: str) -> Conversation:
-    if name == "/clear":
-        return conversation.cleared()
-    if name == "/system":
-        return replace(conversation, system=argument or None)
-    click.echo(HELP if name == "/help" else unknown_command(name), err=True)
-    return conversation
-
-
-def _lines() -> Iterator[str]:
-    """Non-blank lines, edited with readline on a terminal, until the end of the input."""
-    if not sys.stdin.isatty():
-        yield from (line.strip() for line in sys.stdin if line.strip())
-        return
-    import readline  # noqa: F401  gives input() line editing and history
-
-    while True:
-        try:
-            line = input("> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            click.echo()
-            return
-        if line:
-            yield line
