@@ -24,6 +24,7 @@ ONE_WORKER = (
     "tests/llm_train/test_train_mtp.py",
     "tests/llm_train/test_train_loop.py",
     "tests/llm_train/test_train_sft.py",
+    "tests/llm_train/test_train_lora.py",
     "tests/llm_train/test_train_options.py",
     "tests/llm_train/test_train_golden.py",
     "tests/llm_train/test_train_indexer.py",

@@ -48,7 +48,7 @@ class Checkpoint(_Strict):
     arch_digest: Digest
     tokenizer_digest: Digest | None
     parallel: Parallel
-    contains: list[Literal["weights", "optimizer", "rng"]]
+    contains: list[Literal["weights", "adapter", "optimizer", "rng"]]
     files: dict[str, FileEntry]
     created_by: str
 

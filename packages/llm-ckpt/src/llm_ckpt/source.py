@@ -17,7 +17,15 @@ from llm_ckpt.adapt import AdaptedTensors, Change, MegatronChange, PeftChange
 from llm_ckpt.arch import Arch
 from llm_ckpt.blocks import Param
 from llm_ckpt.collecting import without_collecting
-from llm_ckpt.edge.folder import TRACKER, Located, companions, locate, read_arch, samples_consumed
+from llm_ckpt.edge.folder import (
+    TRACKER,
+    Located,
+    companions,
+    locate,
+    read_arch,
+    refuse_adapter_alone,
+    samples_consumed,
+)
 from llm_ckpt.errors import CheckpointError, first_few, suggest
 from llm_ckpt.families import family_named
 from llm_ckpt.families.mtp import without_unstored
@@ -223,6 +231,7 @@ def open_source(
     is for; `lora_alpha` is for a Megatron one that does not say.
     """
     located = locate(Path(path), iteration=iteration)
+    refuse_adapter_alone(located)
     model = read_arch(located, arch)
     family = family_named(model.family, where=str(located.root))
     table, notes = family.table(model), list[str]()

@@ -87,3 +87,25 @@ class ExportWeights(Protocol):
     def __call__(self, checkpoint: Path, *, iteration: int, output: Path) -> None:
         """Write an iteration of the run folder `checkpoint` as a Hugging Face folder `output`."""
         ...
+
+
+class ExportAdapter(Protocol):
+    """What the entry point `llm_train.adapters` names."""
+
+    def __call__(
+        self,
+        factors: "Mapping[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]",
+        *,
+        arch: Mapping[str, object],
+        alpha: float,
+        use_rslora: bool,
+        dropout: float,
+        base: str | None,
+        output: Path,
+    ) -> None:
+        """Write a PEFT folder `output`, whole or not at all; one that is there is replaced.
+
+        `factors`: by megatron-core's name of a weight [out, in] its A [rank, in], B [out, rank]
+        and, for DoRA, the lengths of the adapted rows [out].
+        """
+        ...

@@ -4,10 +4,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from llm_train.arch import Arch, parse
-from llm_train.interfaces import ExportWeights, WeightSource
+from llm_train.interfaces import ExportAdapter, ExportWeights, WeightSource
 
 GROUP = "llm_train.weights"
 EXPORT_GROUP = "llm_train.export"
+ADAPTER_GROUP = "llm_train.adapters"
 
 
 class ProviderError(RuntimeError):
@@ -35,6 +36,17 @@ def hf_exporter() -> ExportWeights:
         raise ProviderError(
             f"save.hf=true: it needs a provider of {EXPORT_GROUP!r} and none is installed; "
             "pip install llm-ckpt, or set save.hf=false"
+        )
+    return providers[0].load()
+
+
+def adapter_exporter() -> ExportAdapter:
+    """What writes PEFT folders during a run."""
+    providers = list(entry_points(group=ADAPTER_GROUP))
+    if not providers:
+        raise ProviderError(
+            f"lora: writing adapters needs a provider of {ADAPTER_GROUP!r} and none is installed; "
+            "pip install llm-ckpt"
         )
     return providers[0].load()
 

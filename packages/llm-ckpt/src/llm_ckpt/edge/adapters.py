@@ -14,7 +14,13 @@ from llm_ckpt.errors import CheckpointError, LayoutError
 from llm_ckpt.families import family_named
 from llm_ckpt.formats.lora_v1 import Factors, MegatronAdapter, read_lora_v1, side_pieces
 from llm_ckpt.formats.model_args import model_args
-from llm_ckpt.formats.peft import Adapter, read_adapter, write_adapter
+from llm_ckpt.formats.peft import (
+    Adapter,
+    ModuleFactors,
+    WrittenConfig,
+    read_adapter,
+    write_adapter,
+)
 from llm_ckpt.formats.rank_files import CHECKPOINT_VERSION
 from llm_ckpt.formats.slab import Files
 from llm_ckpt.formats.stream import NewFile, write_file
@@ -36,18 +42,14 @@ def export_lora(
     table = _table(read_arch(located, arch), where=src)
     adapter = read_lora_v1(located.weights, table.arch, alpha=lora_alpha)
     factors = {
-        part.name.removesuffix(_SUFFIX): (adapter.factors[name].a, b)
+        part.name.removesuffix(_SUFFIX): ModuleFactors(a=adapter.factors[name].a, b=b)
         for name in adapter.factors
         for part, b in zip(
             table.entries[name].parts, _part_factors(table, name, adapter), strict=True
         )
     }
-    modules = {
-        part.name.removesuffix(_SUFFIX)
-        for part in table.hf_parts()
-        if part.name.endswith(_SUFFIX) and len(part.shape) > 1
-    }
-    write_adapter(output, factors, scaling=adapter.scaling, modules=modules)
+    config = WrittenConfig(alpha=adapter.scaling * adapter.rank)
+    write_adapter(output, factors, config, modules=modules_of(table))
     click.echo(f"{output}: {len(factors)} modules of rank {adapter.rank}")
 
 
@@ -69,6 +71,15 @@ def import_lora(*, adapter: Path, base: Path, output: Path, **layout: Any) -> No
     write_file(output / ARCH, table.arch.dumps().encode())
     write_file(output / TRACKER, b"1\n")
     click.echo(f"{output}: {len(found.factors)} parameters of rank {found.rank}")
+
+
+def modules_of(table: Table) -> set[str]:
+    """Every Hugging Face module with a matrix."""
+    return {
+        part.name.removesuffix(_SUFFIX)
+        for part in table.hf_parts()
+        if part.name.endswith(_SUFFIX) and len(part.shape) > 1
+    }
 
 
 def _table(arch: Any, *, where: Path) -> Table:

@@ -183,7 +183,9 @@ def _write_extra_state(
         return spans, stream.commit()
 
 
-def _contents(source: WeightSource, target: Target) -> list[Literal["weights", "optimizer", "rng"]]:
+def _contents(
+    source: WeightSource, target: Target
+) -> list[Literal["weights", "adapter", "optimizer", "rng"]]:
     state = carried_state(source, target)
     if state is None:
         return ["weights"]

@@ -7,7 +7,7 @@ from typing import Literal
 
 from llm_ckpt.arch import Arch, parse_arch_text
 from llm_ckpt.checkpoint import parse_checkpoint_text
-from llm_ckpt.errors import ArchError, FormatError
+from llm_ckpt.errors import ArchError, CheckpointError, FormatError
 from llm_ckpt.families import FAMILIES, family_named
 from llm_ckpt.formats.hf import CONFIG, INDEX, SINGLE, read_json
 from llm_ckpt.formats.rank_files import RANK_FILE
@@ -111,6 +111,19 @@ def samples_consumed(located: Located) -> int:
     args = value.get("args") if isinstance(value, dict) else None
     count = getattr(args, "consumed_train_samples", 0)
     return count if isinstance(count, int) else 0
+
+
+def refuse_adapter_alone(located: Located) -> None:
+    """Raise CheckpointError for an iteration that holds adapters and not the weights they adapt."""
+    path = located.weights / CHECKPOINT
+    if located.layout == "hf" or not path.is_file():
+        return
+    contains = parse_checkpoint_text(path.read_text(encoding="utf-8"), where=str(path)).contains
+    if "weights" not in contains:
+        raise CheckpointError(
+            f"{path}: contains {', '.join(contains)}, want weights; merge the PEFT folder beside "
+            f"it: llm-ckpt merge-lora BASE {located.root}/adapter_NNNNNNN"
+        )
 
 
 def _kind_of(architectures: object) -> str | None:

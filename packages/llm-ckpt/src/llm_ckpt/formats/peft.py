@@ -85,32 +85,67 @@ def read_adapter(folder: Path) -> Adapter:
     return Adapter(folder, config, low_rank, replaced)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenConfig:
+    """What an adapter_config.json says beside rank and modules."""
+
+    alpha: float
+    use_rslora: bool = False
+    dropout: float = 0.0
+    base: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleFactors:
+    """A [rank, in], B [out, rank] and DoRA's lengths [out] of one Hugging Face module."""
+
+    a: Tensor
+    b: Tensor
+    magnitude: Tensor | None = None
+    is_embedding: bool = False
+
+    def tensors(self, module: str) -> dict[str, Tensor]:
+        """By the names that PEFT has for them; of embeddings they lie transposed."""
+        if self.is_embedding:
+            return {f"{module}.lora_embedding_A": self.b.T, f"{module}.lora_embedding_B": self.a.T}
+        named = {f"{module}.lora_A.weight": self.a, f"{module}.lora_B.weight": self.b}
+        if self.magnitude is not None:
+            named[f"{module}.lora_magnitude_vector"] = self.magnitude
+        return named
+
+
 def write_adapter(
-    folder: Path, factors: Mapping[str, tuple[Tensor, Tensor]], *, scaling: float, modules: set[str]
+    folder: Path,
+    factors: Mapping[str, ModuleFactors],
+    config: WrittenConfig,
+    *,
+    modules: set[str],
 ) -> None:
-    """Write a folder that peft loads; `factors` are A and B by Hugging Face module.
+    """Write a folder that peft loads; `factors` are by Hugging Face module.
 
     `modules` are all modules of the model: where names of the last part alone would adapt more of
     them, the whole names are written.
     """
-    rank = next(iter(factors.values()))[0].shape[0]
+    first = next(iter(factors.values()))
     last = {name.rsplit(".", 1)[-1] for name in factors}
     meant = {name for name in modules if name.rsplit(".", 1)[-1] in last}
     document = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": None,
+        "base_model_name_or_path": config.base,
         "inference_mode": True,
-        "r": rank,
-        "lora_alpha": scaling * rank,
-        "lora_dropout": 0.0,
+        "r": first.a.shape[0],
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "use_rslora": config.use_rslora,
+        "use_dora": first.magnitude is not None,
         "bias": "none",
         "target_modules": sorted(last if meant == factors.keys() else factors),
     }
     tensors = [
-        (f"{_PREFIX}{module}.lora_{side}.weight", tensor)
-        for module, pair in factors.items()
-        for side, tensor in zip("AB", pair, strict=True)
+        (f"{_PREFIX}{name}", tensor)
+        for module, one in factors.items()
+        for name, tensor in one.tensors(module).items()
     ]
     folder.mkdir(parents=True, exist_ok=True)
     with NewFile(folder / WEIGHTS) as file:

@@ -10,6 +10,7 @@ from llm_train.check.fsdp import sharding, sharding_notes
 from llm_train.check.handover import handover
 from llm_train.check.indexer import indexer, indexer_notes
 from llm_train.check.layout import Layout, batch, layout, world
+from llm_train.check.lora import adapters
 from llm_train.check.memory import activations, recompute, state
 from llm_train.check.mixers import mixers
 from llm_train.check.pipeline import pipeline
@@ -30,6 +31,7 @@ def problems(config: RunConfig, arch: Arch, world_size: int) -> list[str]:
         *batch(config, world_size),
         *schedule(config),
         *samples(config),
+        *adapters(config, arch),
         *ramp(config, world_size),
         *tensor(config, arch),
         *context(config, arch),

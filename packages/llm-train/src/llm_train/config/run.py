@@ -8,6 +8,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from llm_train.config.data import DataConfig
+from llm_train.config.lora import LoraConfig
 from llm_train.config.memory import MemoryConfig
 from llm_train.config.model import ModelConfig
 from llm_train.config.moe import MoeConfig
@@ -52,6 +53,9 @@ class RunConfig(Section):
         description="pretrain on token datasets, or sft: fine-tune on llm-data's sample datasets",
     )
     sft: SftConfig = SftConfig()
+    lora: LoraConfig | None = Field(
+        default=None, description="train low-rank adapters, not the model; null = the model"
+    )
     save: SaveConfig
     log: LogConfig = LogConfig()
     device: Device = Field(default=Device.AUTO, description="auto, cpu, cuda or npu")

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from llm_train import __version__
 from llm_train.arch import digest
 from llm_train.config import Resume
 from llm_train.edge import checkpoint_files as files
+from llm_train.edge.adapter_files import AdapterFiles, Gathered, same_adapters
 from llm_train.edge.checkpoint_state import CONTENT, described, fill
 from llm_train.edge.checkpoint_write import SaveError, Writing, gather, on_first_rank, together
 from llm_train.interfaces import ExportWeights
@@ -37,6 +39,7 @@ class Kept:
     resume: Resume
     background: bool
     export: ExportWeights | None
+    adapter: AdapterFiles | None
     say: Callable[[str], None]
 
 
@@ -47,6 +50,7 @@ class Checkpoints:
         self._kept = kept
         self._queue = AsyncCallsQueue()
         self._failure: str | None = None
+        self.base_digest: str | None = None
 
     def save(
         self,
@@ -64,12 +68,17 @@ class Checkpoints:
         leaves nothing behind; the run goes on.
         """
         self.wait()
-        self._failure = None
-        saving = self._kept.root / f"{_SAVING}{iteration:07d}"
+        kept, self._failure = self._kept, None
+        saving = kept.root / f"{_SAVING}{iteration:07d}"
         try:
             on_first_rank(lambda: self._make_room(saving))
             state = described(chunks, optimizer, is_loading=False)
-            common = {"iteration": iteration, "schedule_steps": schedule_steps}
+            common = {
+                "iteration": iteration,
+                "schedule_steps": schedule_steps,
+                **({"base_digest": self.base_digest} if self.base_digest is not None else {}),
+            }
+            adapter = None if kept.adapter is None else kept.adapter.gathered(chunks)
             content = {"content_metadata": dict(CONTENT)}
             writing = Writing({**state, **common, **content}, saving)
             if not self._kept.background or is_last:
@@ -81,6 +90,8 @@ class Checkpoints:
         def end() -> None:
             try:
                 self._end(writing, iteration, consumed_samples)
+                if adapter is not None:
+                    on_first_rank(partial(self._write_adapter, adapter, iteration))
             except SaveError as error:
                 self._give_up(saving, iteration, error)
 
@@ -141,7 +152,7 @@ class Checkpoints:
             arch_digest=digest(kept.arch),
             tokenizer_digest=kept.tokenizer_digest,
             parallel=kept.parallel,
-            contains=["weights", "optimizer"],
+            contains=["weights" if self.base_digest is None else "adapter", "optimizer"],
             files=found,
             created_by=f"llm-train {__version__}",
         )
@@ -179,6 +190,31 @@ class Checkpoints:
             self._kept.export(self._kept.root, iteration=iteration, output=output)
         except (OSError, ValueError) as error:
             self._kept.say(f"{output}: not written, the checkpoint of step {iteration} is: {error}")
+
+    def _write_adapter(self, adapter: Gathered, iteration: int) -> None:
+        """The adapters as a PEFT folder; the checkpoint is whole already, so training goes on."""
+        kept = self._kept
+        assert kept.adapter is not None
+        output = files.adapter_folder(kept.root, iteration)
+        try:
+            kept.adapter.write(adapter, output)
+        except (OSError, ValueError) as error:
+            kept.say(f"{output}: not written, the checkpoint of step {iteration} is: {error}")
+
+    def _same_base(self, folder: Path, loaded_digest: str | None) -> None:
+        """Adapters belong to the weights that they were trained on."""
+        if loaded_digest == self.base_digest:
+            return
+        if loaded_digest is None or self.base_digest is None:
+            holds = "the whole model" if loaded_digest is None else "adapters alone"
+            wants = "adapters (lora)" if loaded_digest is None else "the whole model"
+            raise files.CheckpointError(
+                f"{folder}: holds {holds}, this run trains {wants}; want another save.path"
+            )
+        raise files.CheckpointError(
+            f"{folder}: its adapters are for a base with digest {loaded_digest[:12]}…, "
+            f"model.load has {self.base_digest[:12]}…; want that base, or another save.path"
+        )
 
     def _newest_whole(self) -> files.Description | None:
         """The newest iteration whose files are all as they were written; damage is told."""
@@ -243,8 +279,12 @@ class Checkpoints:
                 f"{digest(self._kept.arch)[:12]}…); use another save.path or save.resume=never"
             )
         self._same_tokenizer(description)
-        wanted = described(chunks, optimizer, is_loading=True)
         folder = files.iteration_folder(self._kept.root, description.iteration)
+        common = dist_checkpointing.load_common_state_dict(str(folder))
+        self._same_base(folder, common.get("base_digest"))
+        wanted = described(chunks, optimizer, is_loading=True)
+        if self.base_digest is not None:
+            same_adapters(wanted, folder)
         self._same_learning(chunks, folder)
         loaded = dist_checkpointing.load(wanted, str(folder))
         assert isinstance(loaded, dict)

@@ -54,6 +54,11 @@ def hf_folder(root: Path, iteration: int) -> Path:
     return root / f"hf_{iteration:07d}"
 
 
+def adapter_folder(root: Path, iteration: int) -> Path:
+    """Where the adapters of an iteration lie as a PEFT folder."""
+    return root / f"adapter_{iteration:07d}"
+
+
 def finished_iterations(root: Path) -> list[int]:
     """Iterations whose description is in place, oldest first."""
     found = [

@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from megatron.core import parallel_state
 from megatron.core.optimizer import MegatronOptimizer
 
 from llm_train.edge import checkpoint_shards
 from llm_train.model.build import Model
+from llm_train.model.lora import pieces as lora
+from llm_train.model.lora.attach import has_adapters
+from llm_train.model.lora.tensors import adapter_tensors
 from llm_train.train.fsdp import is_sharded
 from llm_train.train.optimizer import (
     SHARDING_METADATA,
@@ -30,9 +34,7 @@ def described(
             _keyed(chunks), optimizer, metadata, is_loading=is_loading
         )
     prepare_state(optimizer)
-    state = {
-        key: chunk.sharded_state_dict(metadata=metadata) for key, chunk in _keyed(chunks).items()
-    }
+    state = {key: _model_state(chunk, metadata) for key, chunk in _keyed(chunks).items()}
     # The description of the optimizer is built from the model's, which saving takes apart.
     options = {"is_loading": True} if is_loading else {}
     optimizer_state = optimizer.sharded_state_dict(dict(state), metadata=metadata, **options)
@@ -45,9 +47,26 @@ def fill(chunks: Sequence[Model], optimizer: MegatronOptimizer, loaded: dict[str
         checkpoint_shards.fill(_keyed(chunks), optimizer, loaded)
         return
     for key, chunk in _keyed(chunks).items():
-        chunk.load_state_dict(loaded.get(key, {}))
+        if has_adapters(chunk):
+            _fill_adapters(chunk, loaded.get(key, {}))
+        else:
+            chunk.load_state_dict(loaded.get(key, {}))
     optimizer.load_state_dict(match_common_state(optimizer, loaded["optimizer"]))
     unshare_steps(optimizer)
+
+
+def _model_state(chunk: Model, metadata: dict[str, Any]) -> dict[str, Any]:
+    """The weights; of a model with adapters these alone, for the base stays where it came from."""
+    if has_adapters(chunk):
+        return {held.name: lora.described(held) for held in adapter_tensors(chunk)}
+    return chunk.sharded_state_dict(metadata=metadata)
+
+
+@torch.no_grad()
+def _fill_adapters(chunk: Model, loaded: dict[str, Any]) -> None:
+    """Give a chunk's adapters what was read in the places of their description."""
+    for held in adapter_tensors(chunk):
+        held.tensor.copy_(loaded[held.name])
 
 
 def _keyed(chunks: Sequence[Model]) -> dict[str, Model]:

@@ -22,7 +22,7 @@ from llm_train.edge.device import (
     resolve,
 )
 from llm_train.edge.groups import model_parallel
-from llm_train.edge.inputs import one_tokenizer, read_inputs
+from llm_train.edge.inputs import one_tokenizer, read_inputs, with_boundaries
 from llm_train.edge.metrics_log import MetricsLog
 from llm_train.edge.quiet import quiet_libraries
 from llm_train.edge.raw_data import with_datasets
@@ -51,7 +51,7 @@ def run(config: RunConfig) -> None:
     arch, document = _arch(config, source)
     if problems := check.problems(config, arch, rank_environment().world_size):
         raise RunError("\n".join(problems))
-    config = with_datasets(config, say=_say)
+    config = with_boundaries(with_datasets(config, say=_say))
     facts = read_inputs(config, arch)
     tokenizer_digest = one_tokenizer(config.data, facts, source)
     kind = resolve(config.device.value)
@@ -104,6 +104,7 @@ def _splits(
 def _checkpoints(
     config: RunConfig, document: Mapping[str, object], tokenizer_digest: str | None
 ) -> "Checkpoints":
+    from llm_train.edge.adapter_files import adapter_files
     from llm_train.edge.checkpoint import Checkpoints, Kept
 
     parallel = config.parallel
@@ -120,6 +121,7 @@ def _checkpoints(
             resume=config.save.resume,
             background=config.save.background,
             export=hf_exporter() if config.save.hf else None,
+            adapter=None if config.lora is None else adapter_files(config, document),
             say=_say,
         )
     )

@@ -45,6 +45,8 @@ class Model(GPTModel):
     def __init__(self, *args: Any, real_vocab_size: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.real_vocab_size = real_vocab_size
+        # Frozen but for adapters (llm_train.model.lora).
+        self.is_adapted = False
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # less: nothing of inference
         self,

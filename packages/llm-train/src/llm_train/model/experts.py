@@ -25,6 +25,8 @@ class Experts(SequentialMLP):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.tensor_parallel_size: int = self.tp_group.size()
+        # Low-rank adapters of linear_fc1 and linear_fc2, where there are any.
+        self.adapters = torch.nn.ModuleDict()
         self._set_gradient_groups()
 
     def forward(
@@ -56,7 +58,8 @@ class Experts(SequentialMLP):
             multiply = partial(grouped_linear, products_for(tokens.dtype, tokens.device.type))
         else:
             multiply = one_by_one
-        return multiply(tokens, weights, counts)
+        out = multiply(tokens, weights, counts)
+        return out + self.adapters[name](tokens, counts) if name in self.adapters else out
 
     def _biases(self, name: str, counts: Sequence[int]) -> torch.Tensor | None:
         """[M, N]: the bias that every token's expert adds."""

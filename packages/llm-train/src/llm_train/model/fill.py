@@ -47,12 +47,13 @@ def fill_randomly(chunks: Sequence[Model], *, std: float, seed: int) -> None:
     for named in (named for chunk in chunks for named in named_tensors(chunk)):
         if named.tensor.dim() < 2:
             continue
-        generator = torch.Generator().manual_seed(_seed(named.name, seed))
+        generator = torch.Generator().manual_seed(name_seed(named.name, seed))
         own_std = getattr(named.tensor, "init_std", std)
         put(named.tensor, _cut(_full(named, own_std, generator), named))
 
 
-def _seed(name: str, seed: int) -> int:
+def name_seed(name: str, seed: int) -> int:
+    """A seed of a tensor's own, whatever layout draws it."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "little")
 
 
@@ -65,6 +66,15 @@ def _full(named: NamedTensor, std: float, generator: torch.Generator) -> torch.T
 
 def _is_cut(named: NamedTensor) -> bool:
     return named.shard[1] > 1 and getattr(named.tensor, "partition_dim", -1) >= 0
+
+
+def cut_places(named: NamedTensor) -> list[int]:
+    """Where the entries of a parameter's cut axis lie in the whole one's, in this rank's order."""
+    axis = getattr(named.tensor, "partition_dim", -1)
+    assert axis >= 0, f"{named.name} is not cut"
+    size = named.tensor.shape[axis] * named.shard[1]
+    shape = [size if one == axis else 1 for one in range(named.tensor.dim())]
+    return _cut(torch.arange(size).view(shape), named).flatten().tolist()
 
 
 def _cut(full: torch.Tensor, named: NamedTensor) -> torch.Tensor:

@@ -29,7 +29,7 @@ def named_tensors(chunk: Model) -> Iterator[NamedTensor]:
     tensors: dict[str, torch.Tensor] = dict(chunk.named_parameters())
     tensors.update((n, b) for n, b in chunk.named_buffers() if n.endswith(".expert_bias"))
     for local, tensor in tensors.items():
-        yield NamedTensor(name=_global_name(chunk, local), tensor=tensor, shard=_shard(local))
+        yield NamedTensor(name=global_name(chunk, local), tensor=tensor, shard=_shard(local))
 
 
 def learning_indexer_weights(chunk: Model) -> list[str]:
@@ -41,7 +41,8 @@ def learning_indexer_weights(chunk: Model) -> list[str]:
     ]
 
 
-def _global_name(chunk: Model, local: str) -> str:
+def global_name(chunk: Model, local: str) -> str:
+    """The name in the whole model of a parameter's name in a chunk."""
     if local == "output_layer.weight" and chunk.share_embeddings_and_output_weights:
         return "embedding.word_embeddings.weight"  # the last stage's copy of the tied weight
     if local.startswith(PREDICTION):  # all on the last stage

@@ -69,7 +69,7 @@ class Router(TopKRouter):
             )
         if self.training and torch.is_grad_enabled() and self.is_aux_loss_enabled():
             weights = self._balance(flat.view(tokens, batch, experts), weights, valid)
-        self._apply_expert_bias(chosen if valid is None else chosen & valid.view(-1, 1))
+        self._apply_expert_bias(chosen if valid is None else chosen & valid.reshape(-1, 1))
         return weights, chosen
 
     def apply_z_loss(

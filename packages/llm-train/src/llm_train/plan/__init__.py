@@ -9,8 +9,9 @@ from llm_train.arch import Arch
 from llm_train.config import RunConfig
 from llm_train.flops import training_flops
 from llm_train.placement import Chunk, chunks
+from llm_train.plan.adapters import stage_adapters
 from llm_train.plan.memory import Memory, stage_memory
-from llm_train.plan.parameters import Kind, Parameters, stage_parameters
+from llm_train.plan.parameters import ADAPTED, Kind, Parameters, stage_parameters
 
 __all__ = ["Kind", "Memory", "Parameters", "Plan", "make_plan"]
 
@@ -38,6 +39,13 @@ class Plan:
         return sum(one.total for one in held if not one.is_copy)
 
     @property
+    def trained_parameters(self) -> int:
+        """Those that change: all, or of a run with adapters these alone."""
+        held = [one for stage in self.parameters for one in stage if not one.is_copy]
+        adapters = sum(one.total for one in held if one.kind in ADAPTED)
+        return adapters or self.total_parameters
+
+    @property
     def flops_per_step(self) -> float:
         """Of all ranks together."""
         return self.flops_per_token * self.layout.tokens_per_step
@@ -49,6 +57,14 @@ def make_plan(config: RunConfig, arch: Arch, world_size: int) -> Plan:
     layout = check.layout(config, world_size)
     vocab_rows = -(-arch.vocab_size // parallel.tp) * parallel.tp
     held = stage_parameters(arch, parallel, vocab_rows=vocab_rows)
+    if config.lora is not None:
+        placed = chunks(parallel, arch.num_layers)
+        layers_of = [
+            [layer for one in placed if one.stage == stage for layer in one.layers]
+            for stage in range(parallel.pp)
+        ]
+        trained = stage_adapters(arch, parallel, config.lora, layers_of)
+        held = [[*base, *more] for base, more in zip(held, trained, strict=True)]
     return Plan(
         layout=layout,
         chunks=chunks(parallel, arch.num_layers),

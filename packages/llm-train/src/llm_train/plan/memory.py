@@ -17,7 +17,7 @@ from llm_train.plan.activations import (
 )
 from llm_train.plan.gathered import gathered_bytes
 from llm_train.plan.layers import each_layer
-from llm_train.plan.parameters import Kind, Parameters
+from llm_train.plan.parameters import ADAPTED, Kind, Parameters
 from llm_train.plan.shapes import FP32, Shapes
 
 WIDTHS = {Precision.FP32: 4, Precision.BF16: 2, Precision.FP16: 2}
@@ -111,6 +111,8 @@ def chunks_in_flight(config: RunConfig, micro_batches: int, stage: int) -> int:
 
 def _is_frozen(config: RunConfig, one: Parameters) -> bool:
     """It has neither gradients nor a state."""
+    if config.lora is not None:
+        return one.kind not in ADAPTED
     return one.kind is Kind.INDEXER and config.train.indexer_loss_coeff == 0.0
 
 

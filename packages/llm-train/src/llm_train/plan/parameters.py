@@ -28,6 +28,11 @@ class Kind(StrEnum):
     NORMS = "norms"
     HEAD = "head"
     PREDICTION = "prediction"
+    ADAPTERS = "adapters"
+    EXPERT_ADAPTERS = "adapters of experts"
+
+
+ADAPTED = (Kind.ADAPTERS, Kind.EXPERT_ADAPTERS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +51,7 @@ class Parameters:
     @property
     def is_expert(self) -> bool:
         """Spread by ep and etp, and replicated over what these leave."""
-        return self.kind is Kind.EXPERTS
+        return self.kind in (Kind.EXPERTS, Kind.EXPERT_ADAPTERS)
 
 
 def stage_parameters(

@@ -44,6 +44,7 @@ def document(plan: Plan) -> dict[str, object]:
         "tokens_per_step": plan.layout.tokens_per_step,
         "parameters": plan.total_parameters,
         "active_parameters": plan.active_parameters,
+        "trained_parameters": plan.trained_parameters,
         "flops_per_token": plan.flops_per_token,
         "flops_per_step": plan.flops_per_step,
         "bubble_fraction": plan.bubble,
@@ -102,6 +103,8 @@ def _parameters(plan: Plan) -> list[str]:
     lines = _table(rows)
     if plan.active_parameters != plan.total_parameters:
         lines.append(f"a token meets {plan.active_parameters:,} of them")
+    if plan.trained_parameters != plan.total_parameters:
+        lines.append(f"{plan.trained_parameters:,} of them are trained")
     return lines
 
 

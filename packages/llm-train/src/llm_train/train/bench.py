@@ -52,6 +52,8 @@ class RandomTokens(Dataset[dict[str, torch.Tensor]]):
 class NoCheckpoints:
     """A store that keeps nothing and finds nothing."""
 
+    base_digest: str | None = None
+
     def save(self, chunks: Sequence[Model], optimizer: MegatronOptimizer, **_facts: Any) -> None:
         """Keep nothing."""
 

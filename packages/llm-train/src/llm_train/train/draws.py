@@ -18,7 +18,9 @@ def seed_draws(config: RunConfig, step: int) -> None:
     own; stages, and ranks with other tokens, draw apart.
     """
     train = config.train
-    if not (train.attention_dropout or train.hidden_dropout or config.sft.neftune_alpha):
+    adapters = 0.0 if config.lora is None else config.lora.dropout
+    drawn = (train.attention_dropout, train.hidden_dropout, config.sft.neftune_alpha, adapters)
+    if not any(drawn):
         return
     stage = parallel_state.get_pipeline_model_parallel_rank()
     share = parallel_state.get_data_parallel_rank(with_context_parallel=True)

@@ -22,6 +22,8 @@ from llm_train.config import KeptType, Precision, RunConfig
 from llm_train.interfaces import WeightSource
 from llm_train.model.build import Model, build_chunks, padded_vocab_size, transformer_config
 from llm_train.model.fill import fill_from_source, fill_randomly
+from llm_train.model.lora.attach import attach_adapters
+from llm_train.model.lora.tensors import base_digest, fill_adapters
 from llm_train.model.noise import add_noise
 from llm_train.model.unfilled import unfilled_matrices
 from llm_train.train.fsdp import ShardedModel, Sharding, round_rows, shard_weights
@@ -44,7 +46,12 @@ class Restored:
 
 
 class CheckpointStore(Protocol):
-    """Where checkpoints are kept; every rank calls it."""
+    """Where checkpoints are kept; every rank calls it.
+
+    `base_digest` is of the frozen weights that adapters are for, None where the model trains.
+    """
+
+    base_digest: str | None
 
     def save(
         self,
@@ -102,6 +109,7 @@ class Training:
         self.store = store
         self.device = device
         self.chunks, self.trainable = self._build()
+        store.base_digest = self.base_digest
         self.restored = store.restore(self.chunks, self.trainable.optimizer)
         update_in_one_pass(self.trainable.optimizer)
         self.trainable.schedule.step(increment=self.restored.schedule_steps)
@@ -140,6 +148,11 @@ class Training:
             chunks = build_chunks(self.arch, model_config)
         self._place(chunks, dtype)
         self._fill(chunks)
+        self.base_digest: str | None = None
+        if config.lora is not None:
+            self.base_digest = base_digest(chunks)
+            attach_adapters(chunks, config.lora)
+            fill_adapters(chunks, seed=config.train.seed)
         if config.sft.neftune_alpha is not None:
             for chunk in chunks:
                 add_noise(chunk, config.sft.neftune_alpha)

@@ -1,0 +1,41 @@
+"""Low-rank adapters: which linears have them, and of what kind."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from pydantic import Field
+
+from llm_train.config.section import Count, Fraction, Positive, Section
+
+
+class LoraConfig(Section):
+    """Adapters (LoRA, arXiv 2106.09685) that train while the model itself stays as it is."""
+
+    target_modules: tuple[str, ...] = Field(
+        min_length=1,
+        description="linears that are adapted, at least one: last parts of names (linear_qkv, "
+        "linear_proj, linear_fc1, linear_fc2, word_embeddings, …) or globs over whole names "
+        "(decoder.layers.[01].*.linear_qkv, *.experts.linear_fc1)",
+    )
+    rank: Count = Field(default=16, description="rows of A, columns of B")
+    alpha: Positive = Field(default=32.0, description="B·A is multiplied by alpha / rank")
+    dropout: Fraction = Field(
+        default=0.0, description="share of an adapter's inputs that a step drops"
+    )
+    rslora: bool = Field(
+        default=False, description="alpha / √rank instead of alpha / rank (arXiv 2312.03732)"
+    )
+    dora: bool = Field(
+        default=False, description="learn the length of each output row too (arXiv 2402.09353)"
+    )
+    base: Path | None = Field(
+        default=None,
+        description="what adapter_config.json calls the base model; null = model.load",
+    )
+
+    @property
+    def scaling(self) -> float:
+        """What B·A is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)

@@ -1,0 +1,122 @@
+"""The adapters of a run as PEFT folders, and whether a checkpoint's are of the same shape."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+
+from llm_train.config import LoraConfig, RunConfig
+from llm_train.edge.checkpoint_files import CheckpointError
+from llm_train.interfaces import ExportAdapter
+from llm_train.model.build import Model
+from llm_train.model.lora.tensors import adapter_tensors
+from llm_train.weights import adapter_exporter
+
+Gathered = Mapping[str, torch.Tensor]
+_EMBEDDING = "embedding."
+_SIDES = ("lora_A", "lora_B", "lora_magnitude")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFiles:
+    """Writes the adapters of a run beside its checkpoints."""
+
+    lora: LoraConfig
+    arch: Mapping[str, object]
+    base: str | None
+    export: ExportAdapter
+
+    def gathered(self, chunks: Sequence[Model]) -> Gathered:
+        """Every whole tensor by name, on rank 0; nothing on the others. Every rank calls it."""
+        mine = [part for chunk in chunks for part in _parts(chunk)]
+        is_first = dist.get_rank() == 0
+        everywhere: list[Any] | None = [None] * dist.get_world_size() if is_first else None
+        dist.gather_object(mine, everywhere, dst=0)
+        wholes: dict[str, torch.Tensor] = {}
+        for key, shape, offset, data in (one for part in everywhere or () for one in part):
+            whole = wholes.setdefault(key, data.new_zeros(shape))
+            index = tuple(
+                slice(start, start + count) for start, count in zip(offset, data.shape, strict=True)
+            )
+            whole[index] = data
+        return wholes
+
+    def write(self, adapter: Gathered, output: Path) -> None:
+        """A PEFT folder of gathered adapters."""
+        modules = dict.fromkeys(key.rpartition(".")[0] for key in adapter)
+        self.export(
+            {f"{name}.weight": _factors(adapter, name) for name in modules},
+            arch=self.arch,
+            alpha=self.lora.alpha,
+            use_rslora=self.lora.rslora,
+            dropout=self.lora.dropout,
+            base=self.base,
+            output=output,
+        )
+
+
+def adapter_files(config: RunConfig, arch: Mapping[str, object]) -> AdapterFiles:
+    """What writes the adapters of a run. Raises ProviderError when nothing can."""
+    assert config.lora is not None
+    base = config.lora.base or config.model.load
+    return AdapterFiles(
+        lora=config.lora,
+        arch=arch,
+        base=None if base is None else str(base),
+        export=adapter_exporter(),
+    )
+
+
+def same_adapters(wanted: Mapping[str, Any], folder: Path) -> None:
+    """Raise CheckpointError unless a checkpoint has the adapters that a run wants, no others."""
+    ours = {entry.key: tuple(entry.global_shape) for entry in _entries(wanted)}
+    found = dist_checkpointing.load_tensors_metadata(str(folder))
+    theirs = {
+        key: tuple(entry.global_shape)
+        for key, entry in found.items()
+        if key.rpartition(".")[2] in _SIDES and not key.startswith("optimizer.")
+    }
+    everywhere: list[dict[str, tuple[int, ...]]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(everywhere, ours)
+    all_ours = {key: shape for part in everywhere for key, shape in part.items()}
+    for key in sorted(all_ours.keys() | theirs.keys()):
+        if all_ours.get(key) != theirs.get(key):
+            raise CheckpointError(
+                f"{folder}: {key} has shape {theirs.get(key)}, this run wants {all_ours.get(key)}: "
+                "lora.target_modules, lora.rank or lora.dora have changed; want them as they "
+                "were, or another save.path"
+            )
+
+
+def _entries(state: Mapping[str, Any]) -> Iterator[ShardedTensor]:
+    models = {key: part for key, part in state.items() if key != "optimizer"}
+    for entry in nested_values(models):
+        if isinstance(entry, ShardedTensorFactory):
+            yield from nested_values(entry.build())
+
+
+def _parts(
+    chunk: Model,
+) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...], torch.Tensor]]:
+    """Key, shape of the whole, offset and data of what this rank holds first."""
+    for held in adapter_tensors(chunk):
+        if held.replica == (0, 0, 0):
+            for piece in held.pieces:
+                data = held.tensor.detach()[piece.index].to("cpu", copy=True)
+                yield piece.key, piece.shape, piece.offset, data
+
+
+def _factors(
+    adapter: Gathered, name: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    a, b = adapter[f"{name}.lora_A"], adapter[f"{name}.lora_B"]
+    if name.startswith(_EMBEDDING):
+        # Of the table [V, hidden], whose rows a token takes.
+        a, b = b.t(), a.t()
+    return a, b, adapter.get(f"{name}.lora_magnitude")

@@ -1,0 +1,164 @@
+"""Adapters put on the linears of a model chunk that is filled, which is frozen but for them."""
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+)
+
+from llm_train.config import LoraConfig
+from llm_train.model.build import Model
+from llm_train.model.experts import Experts
+from llm_train.model.linears import ReplicatedLinear
+from llm_train.model.lora.adapter import Adapter, Cut, EmbeddingAdapter, ExpertsAdapter, Form, Place
+from llm_train.model.names import EXPERTS, INDEXER, PREDICTION, global_name
+
+AnyAdapter = Adapter | EmbeddingAdapter | ExpertsAdapter
+CHILD = "lora"
+_CUTS = {ColumnParallelLinear: Cut.OUTPUTS, RowParallelLinear: Cut.INPUTS}
+_EXPERT_CUTS = {"linear_fc1": Cut.OUTPUTS, "linear_fc2": Cut.INPUTS}
+
+
+class TargetError(ValueError):
+    """Target modules that a model does not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A linear (or one linear of all experts of a layer) by its name in the whole model."""
+
+    name: str
+    module: torch.nn.Module
+    linear: str = ""
+
+
+def attach_adapters(chunks: Sequence[Model], lora: LoraConfig) -> None:
+    """Freeze the chunks and adapt what `lora.target_modules` names; every rank calls it.
+
+    A begins at zero here, and B: `fill_adapters` gives them their first values. Raises TargetError
+    naming what matches nothing on any rank, and what there is.
+    """
+    form = Form(rank=lora.rank, scaling=lora.scaling, dropout=lora.dropout, is_dora=lora.dora)
+    _refuse_unknown(chunks, lora.target_modules)
+    for chunk in chunks:
+        chunk.requires_grad_(False)
+        chunk.is_adapted = True
+        for target in list(targets(chunk)):
+            if any(_matches(target.name, pattern) for pattern in lora.target_modules):
+                _adapt(target, form)
+        if chunk.pre_process:
+            chunk.embedding.register_forward_hook(_differentiable)
+
+
+def targets(chunk: Model) -> Iterator[Target]:
+    """Every linear of the main model that can be adapted."""
+    for local, module in chunk.named_modules():
+        if local.startswith(PREDICTION) or EXPERTS in f"{local}." or INDEXER in f".{local}":
+            continue
+        if isinstance(module, Experts):
+            name = global_name(chunk, f"{local}.weight").removesuffix(".weight")
+            for linear in _EXPERT_CUTS:
+                yield Target(f"{name}.{linear}", module, linear)
+        elif isinstance(
+            module,
+            ColumnParallelLinear | RowParallelLinear | ReplicatedLinear | VocabParallelEmbedding,
+        ):
+            if local == "output_layer" and chunk.share_embeddings_and_output_weights:
+                continue
+            yield Target(global_name(chunk, f"{local}.weight").removesuffix(".weight"), module)
+
+
+def has_adapters(chunk: Model) -> bool:
+    """It is frozen, and adapters are what trains, whether or not this chunk holds any."""
+    return chunk.is_adapted
+
+
+def _adapt(target: Target, form: Form) -> None:
+    module: Any = target.module
+    if target.linear:
+        weights = [expert.get_submodule(target.linear).weight for expert in module.local_experts]
+        if form.is_dora:
+            raise TargetError(f"lora.dora: not built for experts ({target.name})")
+        place = Place(
+            cut=_EXPERT_CUTS[target.linear], group=module.tp_group, is_sequence_parallel=False
+        )
+        adapter: AnyAdapter = ExpertsAdapter(weights, form, place)
+        module.adapters[target.linear] = adapter
+    elif isinstance(module, VocabParallelEmbedding):
+        group = cast("dist.ProcessGroup", module.tp_group)
+        place = Place(cut=Cut.OUTPUTS, group=group, is_sequence_parallel=False)
+        adapter = EmbeddingAdapter(module, form, place)
+        module.add_module(CHILD, adapter)
+        module.register_forward_hook(_add_rows)
+    else:
+        adapter = Adapter(module.weight, form, _place(module))
+        module.add_module(CHILD, adapter)
+        # Before hooks that scale or bound what the linear gives.
+        module.register_forward_hook(_add, prepend=True)
+    adapter.name = target.name  # pyright: ignore[reportArgumentType]  # a plain attribute
+
+
+def _place(module: Any) -> Place:
+    if isinstance(module, ReplicatedLinear):
+        is_parallel = bool(getattr(module.weight, "sequence_parallel", False))
+        group = cast("dist.ProcessGroup", parallel_state.get_tensor_model_parallel_group())
+        return Place(cut=Cut.NONE, group=group, is_sequence_parallel=is_parallel)
+    cut = next(cut for kind, cut in _CUTS.items() if isinstance(module, kind))
+    is_parallel = bool(module.sequence_parallel) and module.tp_group.size() > 1
+    return Place(cut=cut, group=module.tp_group, is_sequence_parallel=is_parallel)
+
+
+def _add(module: torch.nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+    """A forward hook: the linear's output, which may come with a bias that it has not added."""
+    adapter = cast("Adapter", module.lora)
+    weight = cast("torch.Tensor", module.weight)
+    is_pair = isinstance(out, tuple)
+    result, *rest = out if is_pair else (out,)
+    is_added = not is_pair or rest[0] is None
+    bias = cast("torch.Tensor | None", getattr(module, "bias", None)) if is_added else None
+    result = adapter.adapted(result, args[0], weight, bias)
+    return (result, *rest) if is_pair else result
+
+
+def _add_rows(module: torch.nn.Module, args: tuple[Any, ...], out: torch.Tensor) -> torch.Tensor:
+    return out + cast("EmbeddingAdapter", module.lora)(args[0])
+
+
+def _differentiable(
+    _module: torch.nn.Module, _args: object, hidden: torch.Tensor
+) -> torch.Tensor | None:
+    """Let frozen embeddings need a gradient.
+
+    Whole layers that are computed again in backward are one function to autograd: if none of its
+    inputs needs a gradient its output needs none, and the adapters inside never learn.
+    """
+    if hidden.requires_grad or not torch.is_grad_enabled():
+        return None
+    return hidden.detach().requires_grad_()
+
+
+def _refuse_unknown(chunks: Sequence[Model], patterns: Sequence[str]) -> None:
+    mine = {target.name for chunk in chunks for target in targets(chunk)}
+    everywhere: list[set[str]] = [set()] * dist.get_world_size()
+    dist.all_gather_object(everywhere, mine)
+    names = sorted(set[str]().union(*everywhere))
+    for pattern in patterns:
+        if not any(_matches(name, pattern) for name in names):
+            there = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
+            raise TargetError(
+                f"lora.target_modules: {pattern!r} matches none of the model's {len(names)} "
+                f"linears; there are {there}, in names like {names[len(names) // 2]}"
+            )
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """The last part of the name, or a glob over all of it."""
+    return name.rpartition(".")[2] == pattern or fnmatch.fnmatchcase(name, pattern)
