@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001 - DeepSeek's tokens are written with full-width bars
 """What is learned is exactly what an assistant says and its end token, for every template.
 
 The expected texts are written by hand, a line a family, from the formats that the models' authors

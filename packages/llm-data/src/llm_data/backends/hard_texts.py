@@ -1,7 +1,5 @@
 """Texts on which tokenizers disagree first, if they do."""
 
-# ruff: noqa: RUF001 - letters that look like others are the point.
-
 from collections.abc import Iterable
 
 # Everything that pre-tokenizers tell apart: kinds of letters, marks, digits, spaces and signs.

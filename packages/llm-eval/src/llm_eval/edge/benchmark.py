@@ -1,12 +1,13 @@
-"""`llm-eval run`: any task of lm-evaluation-harness on a model, into a results folder."""
+"""`llm-eval run` and the named commands: tasks of lm-evaluation-harness into a results folder."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llm_eval.edge import model_folder, quiet, tasks
+from llm_eval.edge.local_data import LocalData
 from llm_eval.edge.perplexity import HF, ModelChoice, Outcome, open_model
 from llm_eval.edge.run_folder import RunFolder
 from llm_eval.errors import EvalError
@@ -16,12 +17,19 @@ from llm_eval.taskindex import require
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskChoice:
-    """Which tasks, and how much of them."""
+    """Which tasks, how they are asked, on which data, and how much of them.
+
+    `prompt` is the full name of a named benchmark's variant; `overrides` its replaced keys.
+    """
 
     names: Sequence[str]
     include_path: Path | None
     num_fewshot: int | None
     limit: int | None
+    data: Path | None = None
+    prompt: str | None = None
+    is_chat: bool = False
+    overrides: Mapping[str, object] = field(default_factory=dict)
 
 
 def run(choice: TaskChoice, model: ModelChoice, output: Path, *, overwrite: bool) -> Outcome:
@@ -30,10 +38,13 @@ def run(choice: TaskChoice, model: ModelChoice, output: Path, *, overwrite: bool
         model_folder.check(model.model)
     index = tasks.index(choice.include_path)
     files = [file for name in choice.names for file in require(name, index).files]
+    data = LocalData.open(choice.data) if choice.data else None
     settings = {
         "command": "run",
         "tasks": list(choice.names),
         "task_files": sorted(str(file) for file in files),
+        "prompt": choice.prompt,
+        "data_digest": data.digest() if data else None,
         "num_fewshot": choice.num_fewshot,
         "limit": choice.limit,
         **model.settings(),
@@ -45,7 +56,9 @@ def run(choice: TaskChoice, model: ModelChoice, output: Path, *, overwrite: bool
         if model.scorer == HF:
             model_folder.require_hf()
         quiet.quiet()
-        manager = tasks.manager(choice.names, index, choice.include_path)
+        manager = tasks.manager(
+            choice.names, index, choice.include_path, data=data, overrides=choice.overrides
+        )
         found = _evaluate(choice, model, manager)
         folder.finish(stable_results(found), _samples(found), seconds=time.monotonic() - start)
         return Outcome(results=folder.results(), was_finished=False, num_resumed_batches=0)
@@ -54,14 +67,17 @@ def run(choice: TaskChoice, model: ModelChoice, output: Path, *, overwrite: bool
 def _evaluate(choice: TaskChoice, model: ModelChoice, manager: Any) -> dict[str, Any]:
     from lm_eval.evaluator import simple_evaluate
 
+    loaded = _load(choice, manager)
     found = simple_evaluate(
         model=open_model(model, None),
-        tasks=list(choice.names),
+        tasks=loaded,
         num_fewshot=choice.num_fewshot,
         limit=choice.limit,
         batch_size=model.batch_size,
         task_manager=manager,
         log_samples=True,
+        apply_chat_template=choice.is_chat,
+        fewshot_as_multiturn=choice.is_chat,
     )
     if found is None:
         raise EvalError("lm-evaluation-harness returned no results on this rank")
@@ -70,8 +86,22 @@ def _evaluate(choice: TaskChoice, model: ModelChoice, manager: Any) -> dict[str,
         **results["config"],
         "model": model.scorer,
         "model_args": {"pretrained": str(model.model), "dtype": model.dtype},
+        **({"prompt": choice.prompt} if choice.prompt else {}),
     }
     return results
+
+
+def _load(choice: TaskChoice, manager: Any) -> list[Any]:
+    """The tasks and groups, built once; examples that were not imported are an error here."""
+    from llm_eval.harness.local_tasks import LocalTask
+
+    built = manager.build(list(choice.names))
+    for task in manager.load(built)["tasks"].values():
+        if isinstance(task, LocalTask):
+            if choice.num_fewshot is not None and task.config.num_fewshot != 0:
+                task.set_config(key="num_fewshot", value=choice.num_fewshot)
+            task.check_examples()
+    return built
 
 
 def _samples(found: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """The harness's task files on disk: a quick index, and a TaskManager over what a run needs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ from llm_eval.errors import EvalError
 from llm_eval.taskindex import Named, build, require
 
 if TYPE_CHECKING:
-    from lm_eval.tasks import TaskManager
+    from llm_eval.harness.local_tasks import Manager, Rows
 
 
 def index(include: Path | None) -> dict[str, Named]:
@@ -26,18 +26,31 @@ def index(include: Path | None) -> dict[str, Named]:
 
 
 def manager(
-    names: Sequence[str], names_index: Mapping[str, Named], include: Path | None
-) -> "TaskManager":
+    names: Sequence[str],
+    names_index: Mapping[str, Named],
+    include: Path | None,
+    *,
+    data: "Rows | None" = None,
+    overrides: Mapping[str, object] | None = None,
+    functions: Mapping[str, Any] | None = None,
+) -> "Manager":
     """A TaskManager that has read only the folders that `names` and their members lie in."""
-    from lm_eval.tasks import TaskManager
+    from llm_eval.harness.local_tasks import Manager
 
     root = _shipped_root()
     files = _needed_files(names, names_index)
-    shipped = {
-        root / file.relative_to(root).parts[0] for file in files if file.is_relative_to(root)
-    }
-    folders: list[str | Path] = [*sorted(shipped), *([include] if include else [])]
-    return TaskManager(include_defaults=False, include_path=folders)
+    shipped = _smallest({file.parent for file in files if file.is_relative_to(root)})
+    folders: list[str | Path] = [*shipped, *([include] if include else [])]
+    return Manager(folders, data=data, overrides=overrides, functions=functions)
+
+
+def _smallest(folders: Iterable[Path]) -> list[Path]:
+    """The folders without those inside another of them."""
+    kept: list[Path] = []
+    for folder in sorted(set(folders)):
+        if not any(folder.is_relative_to(parent) for parent in kept):
+            kept.append(folder)
+    return kept
 
 
 def _needed_files(names: Sequence[str], names_index: Mapping[str, Named]) -> set[Path]:
