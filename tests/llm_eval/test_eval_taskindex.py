@@ -43,3 +43,8 @@ def test_an_unknown_name_gets_the_nearest():
     index = build([(Path("1"), b"task: hellaswag"), (Path("2"), b"task: boolq")])
     with pytest.raises(EvalError, match="no task named 'helaswag'; nearest: hellaswag"):
         require("helaswag", index)
+
+
+def test_keys_and_names_may_be_quoted_as_in_mmlus_files():
+    content = b'"tag": "mmlu_stem_tasks"\n"task": "mmlu_anatomy"\n"task_alias": "anatomy"\n'
+    assert names_in(content) == [("tag", "mmlu_stem_tasks"), ("task", "mmlu_anatomy")]

@@ -148,13 +148,15 @@ def gsm8k(folder: Path) -> Path:
     return folder
 
 
-def hellaswag(folder: Path) -> Path:
+def hellaswag(folder: Path, *, rows: int = 5) -> Path:
     """`hellaswag_val.jsonl`."""
-    rows = [
+    written: list[dict[str, object]] = [
         {
             "ind": number,
             "activity_label": "Cooking",
-            "ctx_a": "A woman stands in a kitchen.",
+            "ctx_a": "A woman stands in a kitchen."
+            if rows == 5
+            else f"{number} women stand there.",
             "ctx_b": "she",
             "ctx": "A woman stands in a kitchen. she",
             "split": "val",
@@ -163,9 +165,9 @@ def hellaswag(folder: Path) -> Path:
             "endings": ["cuts an onion.", "flies away [title] up.", "is a car.", "sings loudly."],
             "source_id": f"activitynet~v_{number}",
         }
-        for number in range(5)
+        for number in range(rows)
     ]
-    return _jsonl(folder / "hellaswag_val.jsonl", rows)
+    return _jsonl(folder / "hellaswag_val.jsonl", written)
 
 
 def _jsonl(path: Path, rows: list[dict[str, object]]) -> Path:

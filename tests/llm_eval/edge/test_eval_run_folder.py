@@ -59,6 +59,7 @@ def test_a_failed_run_leaves_a_marked_partial_result_and_no_results(tmp_path):
     assert partial == {
         "partial": True,
         "error": "RuntimeError: device gone",
+        "scored_requests": 0,
         "scored_batches": 1,
         "logprob_so_far": -1.5,
     }

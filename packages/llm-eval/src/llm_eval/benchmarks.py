@@ -121,8 +121,14 @@ def _first_letter(target: str) -> Overrides:
 
 def _averaged(filter_name: str) -> list[dict[str, object]]:
     """How a group's score follows from its members': weighted by their size."""
-    metric = {"metric": "exact_match", "aggregation": "mean", "weight_by_size": True}
-    return [metric | {"filter_list": [filter_name]}]
+    return [
+        {
+            "metric": "exact_match",
+            "aggregation": "mean",
+            "weight_by_size": True,
+            "filter_list": [filter_name],
+        }
+    ]
 
 
 def _exam(task: str, question: str, target: str, *, shots: int) -> Mapping[str, Variant]:

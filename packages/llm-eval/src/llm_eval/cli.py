@@ -8,7 +8,7 @@ import click
 
 from llm_eval import __version__, named
 from llm_eval.errors import EvalError
-from llm_eval.options import PATH, Command, model_choice, model_options, report
+from llm_eval.options import PATH, Command, model_choice, model_options, report, task_options
 
 
 @click.group(epilog="Exit codes: 0 ok, 1 failed, 2 usage.")
@@ -48,7 +48,7 @@ def perplexity(
 
 @main.command(cls=Command, epilog="Example: llm-eval run hellaswag --model hf --output eval-hs")
 @click.argument("tasks", nargs=-1, required=True)
-@model_options
+@task_options
 @click.option("--limit", type=click.IntRange(min=1), help="Score only the first N of each task.")
 @click.option("--num-fewshot", type=click.IntRange(min=0), help="[default: the task's own]")
 @click.option("--include-path", type=PATH, help="Folder of own task files.")
@@ -59,6 +59,8 @@ def run(
     num_fewshot: int | None,
     include_path: Path | None,
     data: Path | None,
+    *,
+    unsafe: bool,
     **model: Any,
 ) -> None:
     """Run tasks of lm-evaluation-harness, shipped or your own (.yaml files)."""
@@ -70,6 +72,7 @@ def run(
         num_fewshot=num_fewshot,
         limit=limit,
         data=data,
+        unsafe=unsafe,
     )
     model_chosen, output, overwrite = model_choice(model)
     report(benchmark.run(choice, model_chosen, output, overwrite=overwrite), output)

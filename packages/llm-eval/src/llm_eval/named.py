@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from llm_eval.benchmarks import BENCHMARKS, Benchmark, choose
-from llm_eval.options import PATH, Command, model_choice, model_options, report, with_options
+from llm_eval.options import PATH, Command, model_choice, report, task_options, with_options
 from llm_eval.originals import LAYOUTS
 
 
@@ -47,6 +47,7 @@ def _command(name: str, benchmark: Benchmark) -> click.Command:
         prompt_type: str,
         limit: int | None,
         num_fewshot: int | None,
+        unsafe: bool,
         language: Any = None,
         **model: Any,
     ) -> None:
@@ -62,6 +63,7 @@ def _command(name: str, benchmark: Benchmark) -> click.Command:
             prompt=full_name,
             is_chat=variant.is_chat,
             overrides=variant.overrides,
+            unsafe=unsafe,
         )
         click.echo(f"{full_name} on {data or 'data of the Hugging Face hub'}", err=True)
         model_chosen, output, overwrite = model_choice(model)
@@ -82,5 +84,5 @@ def _command(name: str, benchmark: Benchmark) -> click.Command:
     kinds = "\n".join(f"{kind:<13}{v.what}" for kind, v in benchmark.variants.items())
     run.__doc__ = f"{benchmark.title}.\n\n\b\nPrompt types:\n{kinds}"
     example = f"Example: llm-eval {name} --model hf --data eval-data --output eval-{name}"
-    decorated = with_options(model_options(run), options)
+    decorated = task_options(with_options(run, options))
     return click.command(name, cls=Command, epilog=example)(decorated)

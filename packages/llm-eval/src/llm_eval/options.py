@@ -22,7 +22,9 @@ class Command(click.Command):
             raise click.ClickException(str(error)) from error
 
 
-def model_options(command: Callable[..., None]) -> Callable[..., None]:
+def model_options(
+    command: Callable[..., None], *, batch_help: str = "Windows scored at once."
+) -> Callable[..., None]:
     """Add the options that `model_choice` takes out again."""
     options = (
         click.option("--model", type=PATH, required=True, help="Hugging Face model folder."),
@@ -36,12 +38,31 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
             "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
             default="auto", show_default=True, help="auto: as the model was saved.",
         ),
-        click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True),
+        click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True,
+                     help=batch_help),
         click.option("--max-length", type=click.IntRange(min=2),
                      help="Tokens in a window.  [default: the model's context]"),
         click.option("--overwrite", is_flag=True, help="Discard what the results folder holds."),
     )  # fmt: skip
     return with_options(command, options)
+
+
+def task_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`model_options`, and those of runs of tasks."""
+    options = (
+        click.option("--url", help="OpenAI-compatible server, as http://host:8000/v1; --model is "
+                     "then its tokenizer's folder, named like its model."),
+        click.option("--retries", type=click.IntRange(min=0), default=5, show_default=True,
+                     help="How often a failed batch is sent again to a server."),
+        click.option("--dp", "data_parallel", type=click.IntRange(min=1), default=1,
+                     show_default=True, help="Processes that score, each with the whole model."),
+        click.option("--threads", type=click.IntRange(min=1),
+                     help="CPU threads of each process.  [default: all cores]"),
+        click.option("--unsafe", is_flag=True,
+                     help="Run programs the model writes without a sandbox."),
+    )  # fmt: skip
+    batch = "Answers between two writes of the journal; requests sent at once to other engines."
+    return model_options(with_options(command, options), batch_help=batch)
 
 
 def with_options(

@@ -5,9 +5,10 @@ members of a distribution hold records and which data set of the Hugging Face hu
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import cast
 
 from llm_eval import agieval, records
 from llm_eval.errors import EvalError
@@ -116,14 +117,11 @@ def _boolq(record: Record, _: Member) -> Row:
 
 def _hellaswag(record: Record, _: Member) -> Row:
     endings = record["endings"]
-    if not isinstance(endings, list) or not 0 <= int(str(record["label"])) < len(_any(endings)):
+    count = len(cast("list[object]", endings)) if isinstance(endings, list) else 0
+    if not 0 <= int(str(record["label"])) < count:
         raise ValueError(f"label {record['label']!r} is not the number of one of the endings")
     kept = ("activity_label", "ctx_a", "ctx_b", "ctx", "endings", "split_type", "source_id", "ind")
     return {key: record.get(key) for key in kept} | {"label": str(record["label"])}
-
-
-def _any(values: Sequence[object]) -> Sequence[object]:
-    return values
 
 
 def _as_is(*keys: str) -> Callable[[Record, Member], Row]:

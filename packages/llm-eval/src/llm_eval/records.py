@@ -29,7 +29,7 @@ def csv_without_header(*columns: str) -> Callable[[bytes, str], Iterator[Record]
 def csv_with_header(content: bytes, where: str) -> Iterator[Record]:
     """Records of CSV whose first line names the columns; an unnamed column is left out."""
     lines = _csv(content, where)
-    columns = next(lines, [])
+    columns = next(lines, list[str]())
     for number, values in enumerate(lines, start=1):
         if len(values) != len(columns):
             raise EvalError(

@@ -16,7 +16,9 @@ from llm_eval.errors import EvalError
 Kind = Literal["task", "group", "tag"]
 
 # `task:` with a list below it names the members of a group, not a task.
-_NAMED = re.compile(rb"^(task|group|tag)[ \t]*:[ \t]*(.*?)[ \t]*(?:#.*)?$", re.MULTILINE)
+_NAMED = re.compile(
+    rb"""^["']?(task|group|tag)["']?[ \t]*:[ \t]*(.*?)[ \t]*(?:#.*)?$""", re.MULTILINE
+)
 _ITEMS = re.compile(rb"(?:\s*^[ \t]*-[ \t]+[^\n]+$)+", re.MULTILINE)
 
 

@@ -1,18 +1,27 @@
 """`llm-eval run` and the named commands: tasks of lm-evaluation-harness into a results folder."""
 
+import hashlib
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llm_eval.edge import model_folder, quiet, tasks
+from llm_eval.edge.engines import HF, SERVER, EngineChoice, Engines
 from llm_eval.edge.local_data import LocalData
-from llm_eval.edge.perplexity import HF, ModelChoice, Outcome, open_model
+from llm_eval.edge.perplexity import ModelChoice, Outcome
+from llm_eval.edge.progress import Reporter
 from llm_eval.edge.run_folder import RunFolder
+from llm_eval.edge.sandbox.outside import Sandbox
 from llm_eval.errors import EvalError
 from llm_eval.results import stable_results
 from llm_eval.taskindex import require
+
+# Tasks whose programs run in our sandbox, by how their names begin.
+CODE_TASKS = ("humaneval",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +29,7 @@ class TaskChoice:
     """Which tasks, how they are asked, on which data, and how much of them.
 
     `prompt` is the full name of a named benchmark's variant; `overrides` its replaced keys.
+    `unsafe` runs programs that the model writes without a sandbox.
     """
 
     names: Sequence[str]
@@ -30,15 +40,21 @@ class TaskChoice:
     prompt: str | None = None
     is_chat: bool = False
     overrides: Mapping[str, object] = field(default_factory=dict)
+    unsafe: bool = False
 
 
 def run(choice: TaskChoice, model: ModelChoice, output: Path, *, overwrite: bool) -> Outcome:
-    """Score the tasks; a finished folder of the same settings is read back."""
+    """Score the tasks: a finished folder is read back, an interrupted run is continued.
+
+    The results depend on neither the batch size of `hf`, nor the number of processes, nor where
+    a run was interrupted: they are the same bytes.
+    """
     if model.scorer == HF:
         model_folder.check(model.model)
     index = tasks.index(choice.include_path)
     files = [file for name in choice.names for file in require(name, index).files]
     data = LocalData.open(choice.data) if choice.data else None
+    engine = engine_choice(model)
     settings = {
         "command": "run",
         "tasks": list(choice.names),
@@ -47,7 +63,7 @@ def run(choice: TaskChoice, model: ModelChoice, output: Path, *, overwrite: bool
         "data_digest": data.digest() if data else None,
         "num_fewshot": choice.num_fewshot,
         "limit": choice.limit,
-        **model.settings(),
+        **_engine_settings(model, engine),
     }
     with RunFolder(output, settings, overwrite=overwrite) as folder:
         if folder.is_finished:
@@ -55,36 +71,112 @@ def run(choice: TaskChoice, model: ModelChoice, output: Path, *, overwrite: bool
         start = time.monotonic()
         if model.scorer == HF:
             model_folder.require_hf()
+        if data is not None:
+            quiet.offline()
         quiet.quiet()
-        manager = tasks.manager(
-            choice.names, index, choice.include_path, data=data, overrides=choice.overrides
-        )
-        found = _evaluate(choice, model, manager)
+        num_resumed = folder.num_answers
+        with _programs(choice, folder) as functions:
+            manager = tasks.manager(
+                choice.names,
+                index,
+                choice.include_path,
+                data=data,
+                overrides=choice.overrides,
+                functions=functions,
+            )
+            found = _evaluate(choice, model, engine, manager, folder)
         folder.finish(stable_results(found), _samples(found), seconds=time.monotonic() - start)
-        return Outcome(results=folder.results(), was_finished=False, num_resumed_batches=0)
+        return Outcome(
+            results=folder.results(), was_finished=False, num_resumed_batches=num_resumed
+        )
 
 
-def _evaluate(choice: TaskChoice, model: ModelChoice, manager: Any) -> dict[str, Any]:
+def engine_choice(model: ModelChoice) -> EngineChoice:
+    """The engine's part of a model choice."""
+    if model.url is not None and model.scorer != HF:
+        raise EvalError(f"--url and --scorer {model.scorer}: choose one of them")
+    return EngineChoice(
+        scorer=SERVER if model.url else model.scorer,
+        model=model.model,
+        device=model.device,
+        dtype=model.dtype,
+        batch_size=model.batch_size,
+        max_length=model.max_length,
+        threads=model.threads or os.cpu_count() or 1,
+        base_url=model.url,
+        retries=model.retries,
+    )
+
+
+def _engine_settings(model: ModelChoice, engine: EngineChoice) -> dict[str, object]:
+    """What decides the scores. Of `hf` that is not the batch size; sums depend on threads."""
+    settings = {**model.settings(), "scorer": engine.scorer, "url": engine.base_url}
+    if engine.scorer == HF:
+        del settings["batch_size"]
+        settings["threads"] = engine.threads
+    return settings
+
+
+@contextmanager
+def _programs(choice: TaskChoice, folder: RunFolder) -> Iterator[dict[str, Any]]:
+    """Functions of the code tasks among the choice, over a sandbox that is open meanwhile.
+
+    Verdicts go to the journal too: a program near its time limit is judged once.
+    """
+    if not any(name.startswith(CODE_TASKS) for name in choice.names):
+        yield {}
+        return
+    from llm_eval.harness.code import functions
+
+    with Sandbox(unsafe=choice.unsafe) as sandbox:
+
+        def passes(program: str) -> bool:
+            key = "program:" + hashlib.sha256(program.encode()).hexdigest()[:32]
+            if folder.lookup(key) is None:
+                verdict = sandbox.run(program)
+                folder.append([(key, [int(verdict.passed), verdict.reason])])
+            return bool(folder.lookup(key)[0])
+
+        yield functions(passes)
+
+
+def _evaluate(
+    choice: TaskChoice, model: ModelChoice, engine: EngineChoice, manager: Any, folder: RunFolder
+) -> dict[str, Any]:
     from lm_eval.evaluator import simple_evaluate
 
+    from llm_eval.harness.journaled import JournaledLM
+
     loaded = _load(choice, manager)
-    found = simple_evaluate(
-        model=open_model(model, None),
-        tasks=loaded,
-        num_fewshot=choice.num_fewshot,
-        limit=choice.limit,
-        batch_size=model.batch_size,
-        task_manager=manager,
-        log_samples=True,
-        apply_chat_template=choice.is_chat,
-        fewshot_as_multiturn=choice.is_chat,
-    )
+    with Engines(engine, num_processes=model.data_parallel) as engines, Reporter() as reporter:
+        lm = JournaledLM(
+            engines.engine,
+            engines.scheduler,
+            folder,
+            flush_every=model.batch_size,
+            on_progress=reporter,
+        )
+        found = simple_evaluate(
+            model=lm,
+            tasks=loaded,
+            num_fewshot=choice.num_fewshot,
+            limit=choice.limit,
+            task_manager=manager,
+            log_samples=True,
+            apply_chat_template=choice.is_chat,
+            fewshot_as_multiturn=choice.is_chat,
+            confirm_run_unsafe_code=True,
+        )
     if found is None:
         raise EvalError("lm-evaluation-harness returned no results on this rank")
     results: dict[str, Any] = dict(found)
+    for config in results["configs"].values():
+        source = config.get("metadata", {}).get("config_source")
+        if source:  # a path of this machine, of which the part inside lm-eval says all
+            config["metadata"]["config_source"] = source.rpartition("lm_eval/tasks/")[2]
     results["config"] = {
         **results["config"],
-        "model": model.scorer,
+        "model": engine.scorer,
         "model_args": {"pretrained": str(model.model), "dtype": model.dtype},
         **({"prompt": choice.prompt} if choice.prompt else {}),
     }
@@ -96,7 +188,13 @@ def _load(choice: TaskChoice, manager: Any) -> list[Any]:
     from llm_eval.harness.local_tasks import LocalTask
 
     built = manager.build(list(choice.names))
-    for task in manager.load(built)["tasks"].values():
+    for name, task in manager.load(built)["tasks"].items():
+        runs_code = getattr(task, "UNSAFE_CODE", False) and not name.startswith(CODE_TASKS)
+        if runs_code and not choice.unsafe:
+            raise EvalError(
+                f"{name}: runs what the model writes, through lm-eval's own runner, which is "
+                f"no sandbox; --unsafe runs it all the same (sandboxed: {CODE_TASKS[0]}*)"
+            )
         if isinstance(task, LocalTask):
             if choice.num_fewshot is not None and task.config.num_fewshot != 0:
                 task.set_config(key="num_fewshot", value=choice.num_fewshot)

@@ -75,6 +75,20 @@ def load(
     return model.to(device).eval(), tokenizer
 
 
+def outline(folder: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """The model without its weights (on the `meta` device), and its tokenizer: to plan with."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model.eval(), tokenizer
+
+
 def require_hf() -> None:
     """Raise unless what the `hf` extra brings is installed."""
     missing = [name for name in ("torch", "transformers", "accelerate") if not find_spec(name)]

@@ -33,6 +33,10 @@ class ModelChoice:
     dtype: str
     batch_size: int
     max_length: int | None
+    threads: int | None = None
+    url: str | None = None
+    retries: int = 5
+    data_parallel: int = 1
 
     def settings(self) -> dict[str, object]:
         """What decides the scores, for the run's record."""

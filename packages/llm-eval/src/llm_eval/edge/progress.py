@@ -46,3 +46,38 @@ class Progress:
         elif time.monotonic() - self._last_line_s >= _LINE_EVERY_S:
             self._last_line_s = time.monotonic()
             print(f"{self._label}: {self._done}/{self._total}", file=sys.stderr)  # noqa: T201
+
+
+class Reporter:
+    """Progress of several stages, one after another; use as a context manager."""
+
+    def __init__(self) -> None:
+        self._current: tuple[str, int] | None = None
+        self._progress: Progress | None = None
+        self._done = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        """`done` of `total` are done in the stage `label`."""
+        if self._current != (label, total):
+            self._close()
+            self._current, self._done = (label, total), 0
+            self._progress = Progress(label, total).__enter__()
+        if self._progress is not None:
+            self._progress.advance(done - self._done)
+        self._done = done
+
+    def _close(self) -> None:
+        if self._progress is not None:
+            self._progress.__exit__(None, None, None)
+            self._progress = None

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 from llm_eval.edge.atomic import write_atomic
 from llm_eval.errors import EvalError
@@ -39,6 +39,7 @@ class RunFolder:
         self._settings = settings
         self._overwrite = overwrite
         self._known: dict[str, list[Score]] = {}
+        self._answers: dict[str, Any] = {}
         self._journal: IO[bytes] | None = None
         self._on_scored: Callable[[int], None] = lambda _: None
 
@@ -99,6 +100,20 @@ class RunFolder:
         self._on_scored(num_tokens)
         return self._known[key]
 
+    @property
+    def num_answers(self) -> int:
+        """Requests that have an answer in the journal."""
+        return len(self._answers)
+
+    def lookup(self, key: str) -> Any:
+        """The journal's answer to a request, or None."""
+        return self._answers.get(key)
+
+    def append(self, answers: Sequence[tuple[str, Any]]) -> None:
+        """Write answers as one line of the journal, and remember them."""
+        self._append({"answers": answers})
+        self._answers.update(answers)
+
     def finish(
         self, results: Mapping[str, object], samples: Sequence[object], *, seconds: float
     ) -> None:
@@ -151,7 +166,10 @@ class RunFolder:
             if not line.endswith(b"\n"):
                 break
             record = json.loads(line)
-            self._known[record["key"]] = [(score[0], score[1]) for score in record["scores"]]
+            if "answers" in record:
+                self._answers.update(record["answers"])
+            else:
+                self._known[record["key"]] = [(score[0], score[1]) for score in record["scores"]]
             good += len(line)
         self._journal.truncate(good)
 
@@ -167,9 +185,10 @@ class RunFolder:
 
     def _write_partial(self, error: BaseException) -> None:
         scored = list(self._known.values())
-        record = {
+        record: dict[str, object] = {
             "partial": True,
             "error": f"{type(error).__name__}: {error}",
+            "scored_requests": len(self._answers),
             "scored_batches": len(scored),
             "logprob_so_far": math.fsum(logprob for batch in scored for logprob, _ in batch),
         }

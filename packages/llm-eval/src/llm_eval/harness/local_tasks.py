@@ -58,7 +58,7 @@ class LocalTask(ConfigurableTask):
             )
         self.absent_splits = frozenset(str(split) for split in wanted - set(found))
         empty = found[evaluated].select([])
-        self.dataset = DatasetDict(found | dict.fromkeys(self.absent_splits, empty))
+        self.dataset = DatasetDict({**found, **dict.fromkeys(self.absent_splits, empty)})  # pyright: ignore[reportCallIssue, reportArgumentType]: its own annotation leaves dicts out
 
     def check_examples(self) -> None:
         """Raise when examples are wanted from a split that was not imported."""
@@ -91,9 +91,11 @@ class _Factory(TaskFactory):
         kept = {k: v for k, v in config.items() if k not in ("tag", "group", "task_list")}
         return LocalTask(kept, self._data)
 
-    def _build_group(self, group_name: str, raw_cfg: Any, *rest: Any) -> Any:
+    def _build_group(
+        self, group_name: str, raw_cfg: Any, overrides: dict[str, Any] | None, registry: Any
+    ) -> Any:
         replaced = {k: v for k, v in self._group_overrides.items() if k in raw_cfg}
-        return super()._build_group(group_name, {**raw_cfg, **replaced}, *rest)
+        return super()._build_group(group_name, {**raw_cfg, **replaced}, overrides, registry)
 
     def _load_full_config(self, entry: Any, overrides: dict[str, Any] | None = None) -> Any:
         if self._runs_code(entry):

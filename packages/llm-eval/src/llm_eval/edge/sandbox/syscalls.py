@@ -66,7 +66,8 @@ def filter_for(machine: str) -> bytes:
     library use clone, whose flags a filter can see. Raises KeyError for another architecture.
     """
     column, architecture, clone, clone3 = _MACHINES[machine]
-    allowed = sorted(n[column] for n in _ALLOWED.values() if n[column] is not None)
+    numbers = (pair[column] for pair in _ALLOWED.values())
+    allowed = sorted(number for number in numbers if number is not None)
     program = [
         (_LOAD, 0, 0, _ARCHITECTURE),
         (_JUMP_EQUAL, 1, 0, architecture),

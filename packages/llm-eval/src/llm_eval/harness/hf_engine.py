@@ -1,0 +1,248 @@
+"""A transformers model as an engine: lm-eval's tokenization and rules, our passes.
+
+What is asked, cut to the context, and counted as greedy is lm-eval's `hf`; only what is computed
+together differs, so scores agree with it to rounding.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models import huggingface
+from lm_eval.models.utils import (
+    handle_stop_sequences,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llm_eval.blocks import MAX_ROWS, Block, Row, Tokens, plan
+from llm_eval.errors import EvalError
+from llm_eval.harness.engine import Answer, Kind, Request, Work
+from llm_eval.harness.generation import continue_greedily, is_plain
+from llm_eval.harness.scoring import Ask, Question, Reader, can_share
+
+# The decorator that registers HFLM hides the class from a type checker.
+_HFLM: Any = huggingface.HFLM
+
+# Tokens that a batch of generations may hold at its longest, prompts included.
+_GENERATED_TOKENS = 32768
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """One continuation: what the model reads, and the last tokens it must predict."""
+
+    tokens: Tokens
+    targets: Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class _Generation:
+    prompts: tuple[Tokens, ...]
+    stops: tuple[str, ...]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Harness:
+    """Requests that lm-eval's own method answers, as one batch."""
+
+    kind: Kind
+    requests: tuple[Request, ...]
+
+
+class HFEngine(_HFLM):
+    """Scores with a loaded model; with a model on the `meta` device it can only plan."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int | None = None,
+    ) -> None:
+        super().__init__(
+            pretrained=model,
+            backend="causal",
+            tokenizer=tokenizer,
+            batch_size=MAX_ROWS,
+            max_length=max_length,
+        )
+        self._reader = Reader(model)
+        self._can_share = can_share(model)
+        self._is_plain = is_plain(model)
+        self._last_encoded: tuple[Any, list[int]] | None = None
+
+    def plan(self, kind: Kind, requests: Sequence[Request]) -> Iterator[Work]:
+        """Blocks in the order of the requests, as far as sharing and lengths allow."""
+        if kind == "loglikelihood":
+            yield from self._plan_pairs([self._pair(*request) for request in requests])
+        elif kind == "generate_until":
+            yield from self._plan_generations(requests)
+        else:
+            for number, request in enumerate(requests):
+                yield Work((number,), _Harness(kind, (request,)))
+
+    def score(self, work: Work) -> list[Answer]:
+        """The answers of one block."""
+        task = work.task
+        if isinstance(task, Question):
+            return [[logprob, int(greedy)] for logprob, greedy in self._reader.score(task)]
+        if isinstance(task, _Generation):
+            return list(self._generate(task))
+        return list(self._by_harness(task))
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **kwargs: Any,
+    ) -> list[int]:
+        """As lm-eval's; a context that comes again for its next choice is not encoded again."""
+        key = (string, add_special_tokens, left_truncate_len)
+        if self._last_encoded is None or self._last_encoded[0] != key:
+            found = super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
+            self._last_encoded = (key, found)
+        return list(self._last_encoded[1])
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,  # noqa: ARG002 - lm-eval's signature
+        override_bs: int | None = None,  # noqa: ARG002
+    ) -> list[tuple[float, bool]]:
+        """Rolling windows of lm-eval, scored as any other rows."""
+        pairs = [self._cut(context, continuation) for _, context, continuation in requests]
+        scores: dict[int, tuple[float, bool]] = {}
+        for work in self._plan_pairs(pairs):
+            scores |= zip(work.indices, self._reader.score(work.task), strict=True)
+        return [scores[number] for number in range(len(pairs))]
+
+    def _pair(self, context: str, continuation: str) -> _Pair:
+        """lm-eval's own split of a pair into tokens (TemplateLM.loglikelihood)."""
+        if context:
+            read, predicted = self._encode_pair(context, continuation)
+        else:
+            predicted = self.tok_encode(continuation, add_special_tokens=False)
+            read = [self.prefix_token_id]
+            if predicted[:1] == read:
+                read, predicted = predicted[:1], predicted[1:]
+        if not predicted or not read:
+            raise EvalError(
+                f"nothing to score: continuation {continuation!r} after {context[-40:]!r}"
+            )
+        return self._cut(read, predicted)
+
+    def _cut(self, context: list[int], continuation: list[int]) -> _Pair:
+        """Cut on the left to what the model's context holds."""
+        whole = context + continuation
+        if len(whole) > self.max_length + 1:
+            huggingface.eval_logger.warning(
+                f"Combined length of context ({len(context)}) and continuation "
+                f"({len(continuation)}) exceeds model's maximum length ({self.max_length}). "
+                f"Truncating {len(whole) - self.max_length + 1} tokens from the left."
+            )
+        return _Pair(tuple(whole[-(self.max_length + 1) :][:-1]), tuple(continuation))
+
+    def _plan_pairs(self, pairs: Sequence[_Pair]) -> Iterator[Work]:
+        """One row for all pairs that read the same tokens: a question with one-token choices."""
+        rows: dict[Tokens, list[int]] = {}
+        for number, pair in enumerate(pairs):
+            rows.setdefault(pair.tokens, []).append(number)
+        listed = list(rows.items())
+        firsts = [
+            min(len(tokens) - len(pairs[number].targets) for number in numbers)
+            for tokens, numbers in listed
+        ]
+        shared = [first if self._can_share else 0 for first in firsts]
+        planned = [Row(tokens, first) for (tokens, _), first in zip(listed, shared, strict=True)]
+        for block in plan(planned):
+            members = [listed[number] for number in block.rows]
+            indices = tuple(number for _, numbers in members for number in numbers)
+            yield Work(indices, _question(block, members, pairs))
+
+    def _plan_generations(self, requests: Sequence[Request]) -> Iterator[Work]:
+        groups: dict[str, list[int]] = {}
+        for number, (_, options) in enumerate(requests):
+            groups.setdefault(json.dumps(options, sort_keys=True), []).append(number)
+        for numbers in groups.values():
+            options = normalize_gen_kwargs(dict(requests[numbers[0]][1]), self.max_gen_toks)
+            if not _is_greedy(options) or not self._is_plain:
+                for start in range(0, len(numbers), MAX_ROWS):
+                    part = tuple(numbers[start : start + MAX_ROWS])
+                    asked = tuple(requests[number] for number in part)
+                    yield Work(part, _Harness("generate_until", asked))
+            else:
+                yield from self._plan_greedy(requests, numbers, options)
+
+    def _plan_greedy(
+        self, requests: Sequence[Request], numbers: Sequence[int], options: Any
+    ) -> Iterator[Work]:
+        end = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
+        stops = tuple(handle_stop_sequences(list(options.get("until") or []), eos=end))
+        new = int(options["max_gen_toks"])
+        room = self.max_length - new
+        if room <= 0:
+            raise EvalError(
+                f"max_gen_toks {new}: no room in the model's context of {self.max_length}"
+            )
+        prompts = {
+            number: tuple(self.tok_batch_encode([requests[number][0]])[0][0].tolist()[-room:])
+            for number in numbers
+        }
+        ordered = sorted(numbers, key=lambda number: (-len(prompts[number]), number))
+        while ordered:
+            longest = len(prompts[ordered[0]]) + new
+            size = max(1, min(2 * MAX_ROWS, _GENERATED_TOKENS // longest))
+            part, ordered = ordered[:size], ordered[size:]
+            chosen = tuple(prompts[number] for number in part)
+            yield Work(tuple(part), _Generation(chosen, stops, new))
+
+    def _generate(self, task: _Generation) -> Iterator[str]:
+        found = continue_greedily(
+            self.model,
+            self.tokenizer,
+            task.prompts,
+            stops=[stop for stop in task.stops if stop],
+            max_new_tokens=task.max_new_tokens,
+        )
+        for tokens in found:
+            yield postprocess_generated_text(
+                generation=self.tok_decode(tokens), stop=list(task.stops), think_end_token=None
+            )
+
+    def _by_harness(self, task: _Harness) -> list[Any]:
+        """Sampling and rolling windows; the seed follows from the requests, not from the order."""
+        text = json.dumps(task.requests, sort_keys=True, default=str)
+        torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
+        instances = [Instance(task.kind, {}, request, 0) for request in task.requests]
+        return getattr(super(), task.kind)(instances, disable_tqdm=True)
+
+
+def _question(
+    block: Block, members: Sequence[tuple[Tokens, list[int]]], pairs: Sequence[_Pair]
+) -> Question:
+    asks = [
+        Ask(
+            row,
+            len(tokens) - block.shared - len(pairs[number].targets),
+            pairs[number].targets,
+        )
+        for row, (tokens, numbers) in enumerate(members)
+        for number in numbers
+    ]
+    return Question(
+        shared=members[0][0][: block.shared],
+        rows=tuple(tokens[block.shared :] for tokens, _ in members),
+        asks=tuple(asks),
+    )
+
+
+def _is_greedy(options: Any) -> bool:
+    return not options.get("do_sample") and float(options.get("temperature") or 0.0) == 0.0

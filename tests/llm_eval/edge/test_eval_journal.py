@@ -1,0 +1,138 @@
+"""Runs of tasks that are killed, continued, spread over processes: always the same bytes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import original_benchmarks as original
+from llm_eval.edge import benchmark
+from llm_eval.edge.engines import EngineChoice, _Pool
+from llm_eval.edge.importing import import_data
+from llm_eval.edge.perplexity import ModelChoice
+from llm_eval.errors import EvalError
+from llm_eval.harness.engine import Work
+
+FILES = ("results.json", "samples.jsonl")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    from tiny_lm import make_model
+
+    folder = tmp_path_factory.mktemp("journal") / "model"
+    return make_model(folder, "qwen3", context=256, spread=0.12)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """HellaSwag of 120 documents, each a block of its own."""
+    root = tmp_path_factory.mktemp("journal_data")
+    source = original.hellaswag(root / "hellaswag", rows=120)
+    import_data("hellaswag", [source], root / "data", partial=False, overwrite=False)
+    return root / "data"
+
+
+def _run(model, data, output, *, overwrite=False, limit=None, **changes):
+    choice = benchmark.TaskChoice(
+        names=("hellaswag",), include_path=None, num_fewshot=None, limit=limit, data=data
+    )
+    settings = {"batch_size": 8, "threads": 1, "data_parallel": 1} | changes
+    chosen = ModelChoice(
+        model=model, scorer="hf", device="cpu", dtype="float32", max_length=None, **settings
+    )
+    return benchmark.run(choice, chosen, output, overwrite=overwrite)
+
+
+def _answered(output):
+    lines = (output / "journal.jsonl").read_bytes().split(b"\n")[:-1]
+    return [key for line in lines for key, _ in json.loads(line)["answers"]]
+
+
+def test_killed_and_continued_by_two_processes_is_byte_identical(model, data, tmp_path):
+    output = tmp_path / "killed"
+    command = [
+        *(sys.executable, "-c", "from llm_eval.cli import main; main()"),
+        *("run", "hellaswag", "--model", model, "--data", data, "--output", output),
+        *("--device", "cpu", "--dtype", "float32", "--threads", "1", "--batch-size", "1"),
+    ]
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
+    journal = output / "journal.jsonl"
+    try:
+        deadline = time.monotonic() + 200
+        while not journal.exists() or journal.read_bytes().count(b"\n") < 5:
+            assert process.poll() is None, "ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        process.kill()
+    assert process.wait() == -signal.SIGKILL
+    before = _answered(output)
+    assert not any((output / name).exists() for name in FILES)
+
+    continued = _run(model, data, output, batch_size=16, data_parallel=2)
+    whole = _run(model, data, tmp_path / "whole", batch_size=4)
+
+    assert continued.num_resumed_batches == len(before) >= 20
+    assert whole.num_resumed_batches == 0
+    for name in FILES:
+        assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_what_was_answered_is_never_asked_again_and_an_error_loses_nothing(
+    model, data, tmp_path, monkeypatch
+):
+    from llm_eval.harness.hf_engine import HFEngine
+
+    scored = []
+    honest = HFEngine.score
+
+    def fragile(self, work):
+        scored.append(work)
+        if len(scored) == 4:
+            raise RuntimeError("device gone")
+        return honest(self, work)
+
+    monkeypatch.setattr(HFEngine, "score", fragile)
+    output = tmp_path / "out"
+    with pytest.raises(RuntimeError, match="device gone"):
+        _run(model, data, output, limit=10, batch_size=1000)
+    partial = json.loads((output / "partial.json").read_text())
+    assert partial["partial"] is True
+    assert partial["error"] == "RuntimeError: device gone"
+    assert partial["scored_requests"] == len(_answered(output)) == 12
+    assert not (output / "results.json").exists()
+
+    monkeypatch.setattr(
+        HFEngine, "score", lambda self, work: scored.append(work) or honest(self, work)
+    )
+    scored.clear()
+    _run(model, data, output, limit=10, batch_size=1)
+    assert len(scored) - 4 == 7
+    assert not (output / "partial.json").exists()
+    assert not (output / "journal.jsonl").exists()
+
+
+def test_other_threads_or_data_are_other_settings(model, data, tmp_path):
+    _run(model, data, tmp_path / "out", limit=1)
+    with pytest.raises(EvalError, match="threads: was 1, now 2"):
+        _run(model, data, tmp_path / "out", limit=1, threads=2)
+    assert _run(model, data, tmp_path / "out", limit=1, batch_size=3).was_finished
+
+
+def test_a_scoring_process_that_cannot_start_ends_the_run(capfd):
+    choice = EngineChoice(
+        scorer="nowhere", model=Path("m"), device="cpu", dtype="auto", batch_size=1,
+        max_length=None, threads=1, base_url=None, retries=0,
+    )  # fmt: skip
+    pool = _Pool(choice, 2)
+    try:
+        with pytest.raises(EvalError, match="a scoring process ended"):
+            list(pool.answers([Work((0,), None)]))
+    finally:
+        pool.close()
+    assert "no scorer named 'nowhere'" in capfd.readouterr().err
