@@ -153,10 +153,8 @@ def hellaswag(folder: Path, *, rows: int = 5) -> Path:
     written: list[dict[str, object]] = [
         {
             "ind": number,
-            "activity_label": "Cooking",
-            "ctx_a": "A woman stands in a kitchen."
-            if rows == 5
-            else f"{number} women stand there.",
+            "activity_label": "Cooking" if rows == 5 else f"{number} women cook",
+            "ctx_a": "A woman stands in a kitchen." + " Then in another." * (0 if rows == 5 else 6),
             "ctx_b": "she",
             "ctx": "A woman stands in a kitchen. she",
             "split": "val",

@@ -58,7 +58,8 @@ class LocalTask(ConfigurableTask):
             )
         self.absent_splits = frozenset(str(split) for split in wanted - set(found))
         empty = found[evaluated].select([])
-        self.dataset = DatasetDict({**found, **dict.fromkeys(self.absent_splits, empty)})  # pyright: ignore[reportCallIssue, reportArgumentType]: its own annotation leaves dicts out
+        splits: Any = {**found, **dict.fromkeys(self.absent_splits, empty)}
+        self.dataset = DatasetDict(splits)
 
     def check_examples(self) -> None:
         """Raise when examples are wanted from a split that was not imported."""
