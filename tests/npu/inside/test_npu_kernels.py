@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from fake_npu.device import active
 from fake_npu.operators_experts import CALLED as EXPERTS
 from fake_npu.operators_sparse import CALLED as SPARSE
+from fake_npu.schemas import committed
 from llm_kernels_npu import kernels
 from llm_kernels_npu.cases import check_cases
 from llm_kernels_npu.cli import main
@@ -62,6 +63,13 @@ TAKEN = [
 def test_every_npu_backend_is_in_these_tests():
     with_npu = {n for n, entry in OPERATORS.items() if any(b.name == "npu" for b in entry.backends)}
     assert {*FUSED, *EXPERTS, *SPARSE} == with_npu
+
+
+def test_committed_schemas_are_those_torch_npu_defines():
+    for name, text in committed().schemas.items():
+        operator, _, overload = name.partition(".")
+        live = getattr(getattr(torch.ops.npu, operator), overload or "default")._schema
+        assert torch._C.parse_schema(f"npu::{text}") == live
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

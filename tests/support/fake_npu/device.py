@@ -42,7 +42,7 @@ class FakeNpu(TorchDispatchMode):
         call = _Call(kwargs)
         args, kwargs = tree_map(call.to_cpu, (args, kwargs))
         if namespace == "npu" or name in ATEN:
-            out = _fused(name, func)(**_bind(func._schema.arguments, args, kwargs))
+            out = _fused(name, func)(**bind_by_name(func._schema.arguments, args, kwargs))
         else:
             out = func(*args, **kwargs)
         return tree_map(call.to_npu, out)
@@ -95,6 +95,13 @@ class _Call:
         return moved
 
 
+def bind_by_name(arguments: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments by name: the dispatcher passes some by position and leaves defaults out."""
+    bound = {a.name: a.default_value for a in arguments if a.has_default_value()}
+    bound.update(zip((a.name for a in arguments), args, strict=False))
+    return bound | kwargs
+
+
 def host_view(tensor: Tensor) -> Tensor:
     """A CPU tensor over the bytes of a tensor on the fake device."""
     storage = tensor.untyped_storage()
@@ -117,10 +124,3 @@ def _fused(name: str, func: Any) -> Callable[..., Any]:
     if found is None:
         raise NotImplementedError(f"the fake NPU has no {func}: write it in fake_npu/operators.py")
     return found
-
-
-def _bind(arguments: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """All arguments by name: the dispatcher passes some by position and leaves defaults out."""
-    bound = {a.name: a.default_value for a in arguments if a.has_default_value()}
-    bound.update(zip((a.name for a in arguments), args, strict=False))
-    return bound | kwargs
