@@ -32,7 +32,7 @@ def test_the_streamed_text_is_that_of_transformers(models):
     result = _generate(models["qwen3"], "--prompt", PROMPT, "--max-new-tokens", 20)
     assert result.exit_code == 0, result.output
     assert result.stdout == _expected(models["qwen3"], PROMPT, 20) + "\n"
-    assert result.stderr.startswith("engine: transformers on cpu, float32\n")
+    assert result.stderr.startswith("engine: native on cpu, float32, kernels plain torch, cache of")
     assert "+ 20 tokens" in result.stderr
     assert "ended by length" in result.stderr
 
@@ -104,6 +104,9 @@ def test_a_bad_line_is_found_before_the_model_is_loaded(tmp_path):
         ("--prompt", "x", "--device", "tpu"),
         ("--prompt", "x", "--engine", "vllm"),
         ("--prompt", "x", "--stop", ""),
+        ("--prompt", "x", "--min-p", "2"),
+        ("--prompt", "x", "--frequency-penalty", "3"),
+        ("--prompt", "x", "--cache-tokens", "0"),
     ],
 )
 def test_usage_errors_exit_2(arguments):
@@ -118,7 +121,7 @@ def test_an_empty_prompt_is_refused(models):
 
 def test_a_megatron_folder_names_the_command_that_converts_it(tmp_path):
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("1")
-    result = _generate(tmp_path, "--prompt", "x")
+    result = _generate(tmp_path, "--prompt", "x", "--engine", "transformers")
     assert result.exit_code == 1
     assert f"llm-ckpt convert {tmp_path} --to hf --output {tmp_path}-hf" in result.stderr
 

@@ -1,6 +1,5 @@
 """The `llm-infer` command: parses and calls."""
 
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,16 @@ from typing import Any
 import click
 
 from llm_infer import __version__
+from llm_infer.edge.options import (
+    LOADING,
+    SAMPLING,
+    SERVING,
+    SERVING_NAMES,
+    loading_of,
+    sampling_of,
+    with_options,
+)
 from llm_infer.errors import InferError
-from llm_infer.sampling import Sampling
 
 
 class _Command(click.Command):
@@ -25,43 +32,7 @@ class _Command(click.Command):
 @click.group(epilog="Exit codes: 0 ok, 1 failed, 2 usage.")
 @click.version_option(__version__)
 def main() -> None:
-    """Generate text and chat with Hugging Face models."""
-
-
-def _options(command: Callable[..., None]) -> Callable[..., None]:
-    """What both commands need to know about the sampling and the model."""
-    sampling = Sampling()
-    options = (
-        click.option("--max-new-tokens", type=int, default=sampling.max_new_tokens,
-                     show_default=True),
-        click.option("--temperature", type=float, default=sampling.temperature, show_default=True,
-                     help="0 takes the likeliest token."),
-        click.option("--top-k", type=int, default=sampling.top_k, show_default=True,
-                     help="Draw among the k likeliest; 0 is off."),
-        click.option("--top-p", type=float, default=sampling.top_p, show_default=True,
-                     help="Draw among the likeliest that reach this probability; 1 is off."),
-        click.option("--seed", type=int, default=sampling.seed, show_default=True),
-        click.option("--stop", multiple=True, metavar="TEXT",
-                     help="End before this text; may be given more than once."),
-    )  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return _model_options(command)
-
-
-def _model_options(command: Callable[..., None]) -> Callable[..., None]:
-    """How the model is run."""
-    options = (
-        click.option("--engine", type=click.Choice(["auto", "transformers"]), default="auto",
-                     show_default=True),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "npu"]), default="auto",
-                     show_default=True, help="auto: CUDA, else NPU, else CPU."),
-        click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-                     default="auto", show_default=True, help="auto: as the model was saved."),
-    )  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+    """Generate text and chat, from Hugging Face or Megatron weights as they lie."""
 
 
 @main.command(cls=_Command, epilog="Example: llm-infer generate hf --prompt 'def read('")
@@ -70,7 +41,7 @@ def _model_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--input", "input_", type=click.Path(path_type=Path), help="JSON lines: 'prompt'.")
 @click.option("--output", type=click.Path(path_type=Path), help="Answers to --input, JSON lines.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer to --prompt as JSON.")
-@_options
+@with_options(SAMPLING, LOADING)
 def generate(
     model: Path,
     prompt: str | None,
@@ -86,7 +57,7 @@ def generate(
         raise click.UsageError("--input and --output belong together")
     if as_json and prompt is None:
         raise click.UsageError("--json is for --prompt; --output is JSON already")
-    sampling = _sampling(options)
+    sampling = sampling_of(options)
     from llm_infer.edge import generate as edge
 
     prompts = edge.read_prompts(input_) if input_ else []
@@ -104,7 +75,7 @@ def generate(
               help="Earlier questions and answers the model is shown.")  # fmt: skip
 @click.option("--template", metavar="NAME|FILE", help="Chat template instead of the tokenizer's.")
 @click.option("--hide-thinking", is_flag=True, help="Leave out what stands in <think>…</think>.")
-@_options
+@with_options(SAMPLING, LOADING)
 def chat(
     model: Path,
     system: str | None,
@@ -114,7 +85,7 @@ def chat(
     **options: Any,
 ) -> None:
     """Talk with a model; /help lists the commands."""
-    sampling = _sampling(options)
+    sampling = sampling_of(options)
     from llm_infer.chat import Conversation
     from llm_infer.edge import repl
     from llm_infer.edge.templates import chat_template
@@ -130,44 +101,7 @@ def chat(
 
 @main.command(cls=_Command, epilog="Example: llm-infer serve hf-chat --port 8000")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    help="Address to listen on; 0.0.0.0 lets other machines in.",
-)
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8000,
-    show_default=True,
-    help="0 takes a free one.",
-)
-@click.option(
-    "--api-key",
-    envvar="LLM_INFER_API_KEY",
-    show_envvar=True,
-    help="Answer only requests that bring this key.",
-)
-@click.option("--name", help="What requests call the model; its folder's name if not given.")
-@click.option("--template", metavar="NAME|FILE", help="Chat template instead of the tokenizer's.")
-@click.option(
-    "--max-open",
-    type=click.IntRange(min=1),
-    default=256,
-    show_default=True,
-    help="Answers that run or wait; requests beyond get status 429.",
-)
-@click.option(
-    "--grace",
-    "grace_s",
-    type=click.IntRange(min=0),
-    default=30,
-    show_default=True,
-    metavar="SECONDS",
-    help="What runs may take so long after SIGTERM or Ctrl-C.",
-)
-@_model_options
+@with_options(SERVING, LOADING)
 def serve(model: Path, **options: Any) -> None:
     """Answer OpenAI's HTTP API, and show a page to chat in."""
     _require_extra("serve", ("fastapi", "uvicorn", "prometheus_client"))
@@ -175,11 +109,10 @@ def serve(model: Path, **options: Any) -> None:
     from llm_infer.edge.templates import chat_template
 
     name = options["template"]
-    names = ("host", "port", "api_key", "max_open", "grace_s")
     settings = run.Options(
         model_name=options["name"] or model.resolve().name,
         template=None if name is None else chat_template(name),
-        **{one: options[one] for one in names},
+        **{one: options[one] for one in SERVING_NAMES},
     )
     run.serve(_load(model, options), settings)
 
@@ -190,17 +123,24 @@ def _require_extra(extra: str, modules: tuple[str, ...]) -> None:
         raise InferError(f"{', '.join(missing)}: not installed; pip install 'llm-infer[{extra}]'")
 
 
-def _sampling(options: dict[str, Any]) -> Sampling:
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
-    try:
-        return Sampling(**{name: options[name] for name in names})
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
+@main.command(cls=_Command, epilog="Example: llm-infer bench hf --requests 16")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--prompt-tokens", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--new-tokens", type=click.IntRange(min=2), default=64, show_default=True)
+@click.option("--requests", type=click.IntRange(min=1), default=8, show_default=True,
+              help="How many run together in the second measurement.")  # fmt: skip
+@with_options(LOADING)
+def bench(model: Path, prompt_tokens: int, new_tokens: int, requests: int, **options: Any) -> None:
+    """Measure one request, and several together: first token, tokens a second."""
+    from llm_infer.edge import bench as edge
+
+    loaded = _load(model, options)
+    edge.report(loaded, prompt_tokens=prompt_tokens, new_tokens=new_tokens, requests=requests)
 
 
 def _load(model: Path, options: dict[str, Any]) -> Any:
-    from llm_infer.edge.model_folder import load
+    from llm_infer.edge.loading import load
 
-    loaded = load(model, device=options["device"], dtype=options["dtype"])
-    click.secho(f"engine: {loaded.engine.description}", dim=True, err=True)
+    loaded, line = load(model, loading_of(options))
+    click.secho(f"engine: {line}", dim=True, err=True)
     return loaded

@@ -1,6 +1,6 @@
-"""A generation as a stream of text, with what is known when it ends."""
+"""A generation as text: built token by token, or as a stream with what is known when it ends."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Literal
 
@@ -10,6 +10,34 @@ from llm_infer.stopping import StopMatcher
 
 FinishReason = Literal["end", "stop", "length", "context"]
 """The model's end token, a stop string, max_new_tokens, or a full context window."""
+
+
+class TextBuilder:
+    """The text of one answer, from its tokens as they come, up to a stop string."""
+
+    def __init__(self, decode: Decode, stops: Sequence[str]) -> None:
+        self.text = ""
+        self.num_tokens = 0
+        self._detokenizer, self._matcher = Detokenizer(decode), StopMatcher(stops)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop string was met; no more tokens are wanted then."""
+        return self._matcher.is_stopped
+
+    def push(self, token: int) -> str:
+        """The piece of text that this token makes certain; may be empty."""
+        self.num_tokens += 1
+        return self._added(self._matcher.push(self._detokenizer.push(token)))
+
+    def finish(self) -> str:
+        """What was held back, now that no more tokens come."""
+        rest = "" if self.is_stopped else self._matcher.push(self._detokenizer.flush())
+        return self._added(rest + self._matcher.flush())
+
+    def _added(self, piece: str) -> str:
+        self.text += piece
+        return piece
 
 
 class TextStream:
@@ -25,19 +53,27 @@ class TextStream:
         clock: Callable[[], float],
     ) -> None:
         """`room` is how many tokens the context has left; `clock` counts seconds."""
-        self.text = ""
-        self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.first_token_s: float | None = None
         self._last_token_s = self._start_s = clock()
-        self._tokens, self._decode, self._sampling = tokens, decode, sampling
+        self._tokens, self._sampling = tokens, sampling
+        self._built = TextBuilder(decode, sampling.stop)
         self._room, self._clock = room, clock
 
     def __iter__(self) -> Iterator[str]:
         for piece in self._pieces():
             if piece:
-                self.text += piece
                 yield piece
+
+    @property
+    def text(self) -> str:
+        """What has come so far."""
+        return self._built.text
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that have come so far."""
+        return self._built.num_tokens
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -48,20 +84,16 @@ class TextStream:
         return (self.num_tokens - 1) / elapsed if elapsed > 0 else None
 
     def _pieces(self) -> Iterator[str]:
-        detokenizer, matcher = Detokenizer(self._decode), StopMatcher(self._sampling.stop)
         with closing(self._tokens):
             for token in self._tokens:
-                self._count()
-                yield matcher.push(detokenizer.push(token))
-                if matcher.is_stopped:
+                self._note_time()
+                yield self._built.push(token)
+                if self._built.is_stopped:
                     break
-        if not matcher.is_stopped:
-            yield matcher.push(detokenizer.flush())
-        yield matcher.flush()
-        self.finish_reason = self._reason(is_stopped=matcher.is_stopped)
+        yield self._built.finish()
+        self.finish_reason = self._reason(is_stopped=self._built.is_stopped)
 
-    def _count(self) -> None:
-        self.num_tokens += 1
+    def _note_time(self) -> None:
         self._last_token_s = self._clock()
         if self.first_token_s is None:
             self.first_token_s = self._last_token_s - self._start_s

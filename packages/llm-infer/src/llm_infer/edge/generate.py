@@ -3,12 +3,12 @@
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
+from llm_infer.edge.answers import answers_of
 from llm_infer.edge.atomic import atomic_text
 from llm_infer.edge.model_folder import Loaded
 from llm_infer.errors import InferError
@@ -16,11 +16,21 @@ from llm_infer.prompts import Prompt, answer_line, parse_prompts
 from llm_infer.sampling import Sampling
 from llm_infer.stream import TextStream
 
-_LINE_EVERY_S = 15.0
-
 
 def start(loaded: Loaded, prompt: Sequence[int], sampling: Sampling) -> TextStream:
     """Begin to answer; raises when the prompt leaves no room."""
+    check_room(loaded, prompt)
+    return TextStream(
+        loaded.engine.generate(prompt, sampling),
+        loaded.tokenizer.decode,
+        sampling,
+        room=loaded.engine.context_length - len(prompt),
+        clock=time.perf_counter,
+    )
+
+
+def check_room(loaded: Loaded, prompt: Sequence[int]) -> None:
+    """Raise unless there is a prompt, and room behind it in the context."""
     context = loaded.engine.context_length
     if not prompt:
         raise InferError("the prompt is empty and the tokenizer adds nothing to it")
@@ -29,13 +39,6 @@ def start(loaded: Loaded, prompt: Sequence[int], sampling: Sampling) -> TextStre
             f"the prompt has {len(prompt)} tokens; the model's context of {context} "
             "leaves no room for an answer"
         )
-    return TextStream(
-        loaded.engine.generate(prompt, sampling),
-        loaded.tokenizer.decode,
-        sampling,
-        room=context - len(prompt),
-        clock=time.perf_counter,
-    )
 
 
 def to_terminal(loaded: Loaded, prompt: str, sampling: Sampling) -> None:
@@ -80,17 +83,15 @@ def read_prompts(path: Path) -> list[Prompt]:
 def to_file(loaded: Loaded, prompts: Sequence[Prompt], output: Path, sampling: Sampling) -> None:
     """Answer each prompt into a line of `output`; line N is drawn with `seed + N`."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    num_tokens = 0
+    encoded = [_encoded(loaded, prompt) for prompt in prompts]
     start_s = time.perf_counter()
     with atomic_text(output) as file:
-        for number, prompt in enumerate(_progress("prompts", prompts)):
-            tokens = loaded.tokenizer.encode(prompt.text)
-            try:
-                stream = start(loaded, tokens, replace(sampling, seed=sampling.seed + number))
-            except InferError as error:
-                raise InferError(f"{prompt.where}: {error}") from error
-            file.write(answer_line(prompt, _answer(stream, len(tokens))))
-            num_tokens += stream.num_tokens
+        answers = answers_of(loaded, encoded, sampling)
+        for prompt, tokens, answer in zip(prompts, encoded, answers, strict=True):
+            counts = {"num_prompt_tokens": len(tokens), "num_tokens": answer.num_tokens}
+            said = {"text": answer.text, "finish_reason": answer.finish_reason}
+            file.write(answer_line(prompt, {**said, **counts}))
+    num_tokens = sum(answer.num_tokens for answer in answers)
     rate = num_tokens / (time.perf_counter() - start_s)
     line = f"{len(prompts)} prompts · {num_tokens} tokens · {rate:.1f} tokens/s → {output}"
     click.secho(line, dim=True, err=True)
@@ -114,15 +115,11 @@ def _answer(stream: TextStream, num_prompt_tokens: int) -> dict[str, object]:
     }
 
 
-def _progress(label: str, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
-    """The prompts, with a bar on a terminal, else a line every now and then."""
-    if sys.stderr.isatty():
-        with click.progressbar(prompts, label=label, file=sys.stderr) as bar:
-            yield from bar
-        return
-    last_s = time.monotonic()
-    for number, prompt in enumerate(prompts):
-        if time.monotonic() - last_s >= _LINE_EVERY_S:
-            last_s = time.monotonic()
-            click.echo(f"{label}: {number}/{len(prompts)}", err=True)
-        yield prompt
+def _encoded(loaded: Loaded, prompt: Prompt) -> list[int]:
+    """A prompt's tokens; one that leaves no room is found before anything is computed."""
+    tokens = loaded.tokenizer.encode(prompt.text)
+    try:
+        check_room(loaded, tokens)
+    except InferError as error:
+        raise InferError(f"{prompt.where}: {error}") from error
+    return tokens

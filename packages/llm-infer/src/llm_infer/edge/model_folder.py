@@ -34,27 +34,46 @@ def check(folder: Path) -> None:
         if (folder / MEGATRON_TRACKER).exists():
             raise InferError(
                 f"{folder}: a Megatron checkpoint, which the transformers engine cannot run; "
-                "make a Hugging Face folder of it with\n"
+                "use --engine native, or make a Hugging Face folder of it with\n"
                 f"  llm-ckpt convert {folder} --to hf --output {folder}-hf"
             )
         raise InferError(f"{folder}: no config.json; want a Hugging Face model folder")
     _check_weights(folder)
+    check_tokenizer(folder)
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raise unless there is a tokenizer's file."""
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise InferError(f"{folder}: no tokenizer; want one of {', '.join(_TOKENIZER_FILES)}")
+
+
+def load_tokenizer(folder: Path, *, num_rows: int) -> "PreTrainedTokenizerBase":
+    """The folder's tokenizer, for a model with `num_rows` rows in its embedding."""
+    keep_offline()
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise InferError(f"{folder}: the tokenizer cannot be loaded: {error}") from error
+    if len(tokenizer) > num_rows:
+        raise InferError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {num_rows}"
+        )
+    return tokenizer
 
 
 def load(folder: Path, *, device: devices.DeviceName, dtype: str) -> Loaded:
     """The model on the transformers engine; every weight must be there."""
     check(folder)
-    _offline()
+    keep_offline()
     from llm_infer.edge.tokenizer import HfTokenizer
     from llm_infer.engines.transformers import TransformersEngine
 
     where = devices.resolve(device)
-    model, tokenizer = _from_pretrained(folder, dtype)
-    rows = model.config.get_text_config().vocab_size
-    if len(tokenizer) > rows:
-        raise InferError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {rows}")
+    model = _from_pretrained(folder, dtype)
+    tokenizer = load_tokenizer(folder, num_rows=model.config.get_text_config().vocab_size)
     engine = TransformersEngine(
         model.to(where).eval(),  # pyright: ignore[reportArgumentType]: torch's `to` is overloaded
         end_tokens=_end_tokens(model, tokenizer),
@@ -62,16 +81,15 @@ def load(folder: Path, *, device: devices.DeviceName, dtype: str) -> Loaded:
     return Loaded(engine=engine, tokenizer=HfTokenizer(tokenizer))
 
 
-def _from_pretrained(folder: Path, dtype: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def _from_pretrained(folder: Path, dtype: str) -> "PreTrainedModel":
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     from_pretrained: Any = AutoModelForCausalLM.from_pretrained
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model, info = from_pretrained(
             folder,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -88,7 +106,7 @@ def _from_pretrained(folder: Path, dtype: str) -> "tuple[PreTrainedModel, PreTra
                 f"{folder}: {kind.replace('_', ' ')}: {', '.join(keys[:5])}{more}; "
                 "the weights do not fit config.json"
             )
-    return model, tokenizer
+    return model
 
 
 def _end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
@@ -117,7 +135,7 @@ def _check_weights(folder: Path) -> None:
         raise InferError(f"{folder}: no *.safetensors; want weights in safetensors format")
 
 
-def _offline() -> None:
+def keep_offline() -> None:
     """Keep transformers from a network and from chatter; before its first import."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         os.environ[name] = "1"

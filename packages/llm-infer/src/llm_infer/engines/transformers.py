@@ -9,6 +9,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from llm_infer.errors import InferError
 from llm_infer.sampling import Sampling
 
 _Item = int | BaseException | None
@@ -36,6 +37,7 @@ class TransformersEngine:
 
     def generate(self, prompt: Sequence[int], sampling: Sampling) -> Generator[int, None, None]:
         """Tokens as they come, without the end token; closing it ends the computation."""
+        _refuse_unsupported(sampling)
         items: SimpleQueue[_Item] = SimpleQueue()
         is_cancelled = Event()
         worker = Thread(target=self._work, args=(prompt, sampling, items, is_cancelled))
@@ -85,8 +87,11 @@ class TransformersEngine:
                 "temperature": sampling.temperature,
                 "top_k": sampling.top_k,
                 "top_p": sampling.top_p,
+                "min_p": sampling.min_p or None,
             }
         )
+        if sampling.repetition_penalty != 1.0:
+            drawn["repetition_penalty"] = sampling.repetition_penalty
         return GenerationConfig(
             max_new_tokens=min(sampling.max_new_tokens, room),
             eos_token_id=list(self._end_tokens) or None,
@@ -94,6 +99,20 @@ class TransformersEngine:
             pad_token_id=self._end_tokens[0] if self._end_tokens else 0,
             use_cache=True,
             **drawn,
+        )
+
+
+def _refuse_unsupported(sampling: Sampling) -> None:
+    asked = {
+        "presence_penalty": sampling.presence_penalty != 0.0,
+        "frequency_penalty": sampling.frequency_penalty != 0.0,
+        "logit_bias": bool(sampling.logit_bias),
+        "logprobs": sampling.logprobs is not None,
+        "ignores_end": sampling.ignores_end,
+    }
+    if names := [name for name, is_asked in asked.items() if is_asked]:
+        raise InferError(
+            f"the transformers engine has no {', '.join(names)}; the native engine does"
         )
 
 

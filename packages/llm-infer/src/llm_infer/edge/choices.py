@@ -1,0 +1,38 @@
+"""What a user chooses about how a model is loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llm_infer.edge.device import DeviceName
+
+EngineName = Literal["auto", "native", "transformers"]
+ENGINES: tuple[EngineName, ...] = ("auto", "native", "transformers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """Everything but the folder."""
+
+    engine: EngineName = "auto"
+    device: DeviceName = "auto"
+    dtype: str = "auto"
+    kernels: str = "torch"
+    """Operators of the native engine: `torch`, or the name of a provider."""
+    lora: Path | None = None
+    """A LoRA adapter to merge into the weights."""
+    rope_scaling: str | None = None
+    """`KIND:FACTOR`, for a context longer than the trained one."""
+    cache_tokens: int | None = None
+    """Size of the native engine's cache; None fits it to the memory."""
+
+    @property
+    def native_only(self) -> list[str]:
+        """Names of the options given that only the native engine has."""
+        given = {
+            "--kernels": self.kernels != "torch",
+            "--lora": self.lora is not None,
+            "--rope-scaling": self.rope_scaling is not None,
+            "--cache-tokens": self.cache_tokens is not None,
+        }
+        return [name for name, is_given in given.items() if is_given]

@@ -1,0 +1,131 @@
+"""Command-line options that several commands share, and the values made of them."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llm_infer.edge.choices import ENGINES, LoadOptions
+from llm_infer.edge.device import CHOICES as DEVICES
+from llm_infer.sampling import Sampling
+
+_DEFAULT = Sampling()
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+SAMPLING = (
+    click.option("--max-new-tokens", type=int, default=_DEFAULT.max_new_tokens, show_default=True),
+    click.option("--temperature", type=float, default=_DEFAULT.temperature, show_default=True,
+                 help="0 takes the likeliest token."),
+    click.option("--top-k", type=int, default=_DEFAULT.top_k, show_default=True,
+                 help="Draw among the k likeliest; 0 is off."),
+    click.option("--top-p", type=float, default=_DEFAULT.top_p, show_default=True,
+                 help="Draw among the likeliest that reach this probability; 1 is off."),
+    click.option("--min-p", type=float, default=_DEFAULT.min_p, show_default=True,
+                 help="Draw among those at least so likely beside the likeliest; 0 is off."),
+    click.option("--repetition-penalty", type=float, default=_DEFAULT.repetition_penalty,
+                 show_default=True, help="Above 1: what was seen already becomes less likely."),
+    click.option("--presence-penalty", type=float, default=_DEFAULT.presence_penalty,
+                 show_default=True, help="Taken from the logits of tokens of the answer."),
+    click.option("--frequency-penalty", type=float, default=_DEFAULT.frequency_penalty,
+                 show_default=True, help="The same, times how often they occur."),
+    click.option("--seed", type=int, default=_DEFAULT.seed, show_default=True),
+    click.option("--stop", multiple=True, metavar="TEXT",
+                 help="End before this text; may be given more than once."),
+)  # fmt: skip
+LOADING = (
+    click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True,
+                 help="auto: native where it can run the model, else transformers."),
+    click.option("--device", type=click.Choice(DEVICES), default="auto",
+                 show_default=True, help="auto: CUDA, else NPU, else CPU."),
+    click.option("--dtype", type=click.Choice(_DTYPES), default="auto", show_default=True,
+                 help="auto: as the model was saved."),
+    click.option("--kernels", default="torch", show_default=True, metavar="NAME",
+                 help="Operators of the native engine: torch, or a provider's name."),
+    click.option("--lora", type=click.Path(path_type=Path), metavar="FOLDER",
+                 help="LoRA adapter to merge into the weights."),
+    click.option("--rope-scaling", metavar="KIND:FACTOR",
+                 help="A longer context: yarn:4 or linear:2."),
+    click.option("--cache-tokens", type=click.IntRange(min=1),
+                 help="Size of the native engine's cache; default: fits the memory."),
+)  # fmt: skip
+SERVING = (
+    click.option(
+        "--host",
+        default="127.0.0.1",
+        show_default=True,
+        help="Address to listen on; 0.0.0.0 lets other machines in.",
+    ),
+    click.option(
+        "--port",
+        type=click.IntRange(0, 65535),
+        default=8000,
+        show_default=True,
+        help="0 takes a free one.",
+    ),
+    click.option(
+        "--api-key",
+        envvar="LLM_INFER_API_KEY",
+        show_envvar=True,
+        help="Answer only requests that bring this key.",
+    ),
+    click.option("--name", help="What requests call the model; its folder's name if not given."),
+    click.option(
+        "--template", metavar="NAME|FILE", help="Chat template instead of the tokenizer's."
+    ),
+    click.option(
+        "--max-open",
+        type=click.IntRange(min=1),
+        default=256,
+        show_default=True,
+        help="Answers that run or wait; requests beyond get status 429.",
+    ),
+    click.option(
+        "--grace",
+        "grace_s",
+        type=click.IntRange(min=0),
+        default=30,
+        show_default=True,
+        metavar="SECONDS",
+        help="What runs may take so long after SIGTERM or Ctrl-C.",
+    ),
+)
+SERVING_NAMES = ("host", "port", "api_key", "max_open", "grace_s")
+_LOADING_NAMES = ("engine", "device", "dtype", "kernels", "lora", "rope_scaling", "cache_tokens")
+_SAMPLING_NAMES = (
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "stop",
+)
+
+
+def with_options(*groups: tuple[Callable[..., Any], ...]) -> Callable[..., Any]:
+    """Add groups of options to a command, in their order."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for group in reversed(groups):
+            for option in reversed(group):
+                command = option(command)
+        return command
+
+    return add
+
+
+def sampling_of(options: Mapping[str, Any]) -> Sampling:
+    """The settings; a number out of range is wrong usage."""
+    try:
+        return Sampling(**{name: options[name] for name in _SAMPLING_NAMES})
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def loading_of(options: Mapping[str, Any]) -> LoadOptions:
+    """How to load."""
+    return LoadOptions(**{name: options[name] for name in _LOADING_NAMES})

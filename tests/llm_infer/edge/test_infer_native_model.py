@@ -1,0 +1,155 @@
+"""Folders of every format on the native engine, through the command line as a user would."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from ckpt_zoo import CASES, Case
+from llm_ckpt.cli import main as llm_ckpt
+from llm_infer.cli import main
+from tiny_lm import edit_json, make_tokenizer
+
+PROMPT = "def read(path):"
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def generate(model, *arguments):
+    return run(
+        "generate", model, "--device", "cpu", "--prompt", PROMPT, "--max-new-tokens", 20, *arguments
+    )
+
+
+def convert(source, target, *arguments):
+    words = ["convert", str(source), "--output", str(target), "--to", "mcore", *arguments]
+    result = CliRunner().invoke(llm_ckpt, words)
+    assert result.exit_code == 0, result.output
+    return target
+
+
+@pytest.mark.parametrize(
+    "layout", [("--layout", "v1", "--tp", "2", "--pp", "2"), ("--layout", "v2")], ids=["v1", "v2"]
+)
+def test_megatron_checkpoints_as_they_lie_give_the_text_of_the_hf_folder(models, tmp_path, layout):
+    folder = models["qwen3"]
+    there = convert(folder, tmp_path / "mcore", *layout)
+    expected, found = generate(folder), generate(there)
+    assert found.exit_code == 0, found.output
+    assert "engine: native on cpu" in found.stderr
+    assert found.stdout == expected.stdout
+    assert len(found.stdout) > 10
+
+
+def test_a_model_of_layers_it_cannot_run_goes_to_transformers_and_says_why(tmp_path):
+    case = next(case for case in CASES if case.id == "nemotron_h")
+    folder = Case(case.family, {**case.config, "vocab_size": 320}).save(tmp_path / "m")
+    make_tokenizer(folder)
+    chosen = generate(folder)
+    assert "(not native: layer 0 mixes tokens by mamba2)" in chosen.stderr
+    named = generate(folder, "--engine", "native")
+    assert named.exit_code == 1
+    assert "cannot run this model: layer 0 mixes tokens by mamba2" in named.stderr
+
+
+def test_the_named_engine_runs(models):
+    assert (
+        "engine: transformers on cpu"
+        in generate(models["llama"], "--engine", "transformers").stderr
+    )
+    native = generate(models["llama"], "--engine", "native", "--kernels", "llm-kernels-npu")
+    assert "rms_norm torch, swiglu torch, rope torch" in native.stderr
+    assert native.stdout == generate(models["llama"]).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--kernels", "nothing"), "kernels nothing: no provider of 'llm_infer.kernels'"),
+        (("--engine", "transformers", "--rope-scaling", "yarn:4"), "only the native engine"),
+        (("--engine", "transformers", "--presence-penalty", "1"), "has no presence_penalty"),
+        (("--rope-scaling", "yarn:none"), "found factor 'none', want a number from 1 on"),
+        (("--rope-scaling", "ntk:2"), "KIND one of linear, yarn"),
+        (("--lora", "/nowhere"), "/nowhere"),
+    ],
+)
+def test_what_cannot_be_had_is_an_error(models, arguments, said):
+    result = generate(models["llama"], *arguments)
+    assert result.exit_code == 1
+    assert said in result.stderr
+
+
+def test_a_checkpoint_without_a_tokenizer_says_so(models, tmp_path):
+    there = convert(models["llama"], tmp_path / "mcore", "--layout", "v2")
+    for path in there.glob("tokenizer*"):
+        path.unlink()
+    result = generate(there)
+    assert result.exit_code == 1
+    assert "no tokenizer; want one of tokenizer.json" in result.stderr
+
+
+def test_an_adapter_gives_the_text_of_pefts_merge(models, tmp_path):
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(models["llama"], dtype=torch.float32)
+    config = peft.LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "down_proj"])
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(model, config)
+    adapted.save_pretrained(tmp_path / "adapter")
+    merged = shutil.copytree(models["llama"], tmp_path / "merged")
+    adapted.merge_and_unload().save_pretrained(merged)
+    found = generate(models["llama"], "--lora", tmp_path / "adapter")
+    assert found.stdout == generate(merged, "--engine", "transformers").stdout
+    assert found.stdout != generate(models["llama"]).stdout
+
+
+def test_yarn_on_a_model_without_it_is_transformers_yarn(models, tmp_path):
+    """A context four times the trained one; the prompt alone is longer than that was."""
+    folder = shutil.copytree(models["llama"], tmp_path / "m")
+    edit_json(
+        folder / "config.json",
+        max_position_embeddings=256,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    )
+    long = ("--prompt", PROMPT * 12)
+    found = generate(models["llama"], "--rope-scaling", "yarn:4", *long)
+    assert found.exit_code == 0, found.output
+    assert found.stdout == generate(folder, "--engine", "transformers", *long).stdout
+
+
+def test_a_file_of_prompts_is_answered_as_one_by_one(models, tmp_path):
+    texts = ["a", "Grüße aus", "你好", "def read(", "0123"]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"prompt": t}) + "\n" for t in texts))
+    words = ["--device", "cpu", "--max-new-tokens", "12", "--temperature", "1.0", "--seed", "3"]
+    many = ["--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl", "--stop", "e"]
+    result = run("generate", models["qwen3"], *words, *many)
+    assert result.exit_code == 0, result.output
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    for number, (text, answer) in enumerate(zip(texts, answers, strict=True)):
+        words[-1] = str(3 + number)
+        one = run("generate", models["qwen3"], *words, "--prompt", text, "--json", "--stop", "e")
+        expected = json.loads(one.stdout)
+        for key in ("text", "finish_reason", "num_prompt_tokens", "num_tokens"):
+            assert answer[key] == expected[key]
+
+
+def test_bench_prints_both_measurements(models):
+    words = ("--prompt-tokens", 20, "--new-tokens", 8, "--requests", 3, "--device", "cpu")
+    result = run("bench", models["llama"], *words)
+    assert result.exit_code == 0, result.output
+    one, many = result.stdout.splitlines()
+    assert one.startswith("one request: first token after")
+    assert many.startswith("3 requests together: first token after")
+    long = run("bench", models["llama"], "--prompt-tokens", 60, "--new-tokens", 8)
+    assert long.exit_code == 1
+    assert "--prompt-tokens(60) + --new-tokens(8) = 68, but the context is 64" in long.stderr
