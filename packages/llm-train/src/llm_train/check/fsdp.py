@@ -49,6 +49,10 @@ def sharding(config: RunConfig) -> Iterator[str]:
             memory.optimizer_state is KeptType.BF16,
             "its update works on slices of the distributed optimizer",
         ),
+        "train.loss_chunk": (
+            config.train.loss_chunk is not None,
+            "its gradients are summed outside of the layers that FSDP gathers",
+        ),
         "memory.offload_activations": (
             bool(memory.offload_activations),
             "what a layer saves would be told from its weights by their memory, which moves",

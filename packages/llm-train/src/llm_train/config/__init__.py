@@ -1,7 +1,7 @@
 """What a training run is told: frozen sections, every field with its unit and its range."""
 
 from llm_train.config.data import DataConfig, RawConfig
-from llm_train.config.lora import LoraConfig
+from llm_train.config.lora import LoraConfig, Quantize
 from llm_train.config.memory import KeptType, MemoryConfig, OffloadModule
 from llm_train.config.model import ModelConfig
 from llm_train.config.moe import Dispatcher, DropPolicy, MoeConfig, RouterDtype
@@ -38,6 +38,7 @@ __all__ = [
     "OptimizerConfig",
     "ParallelConfig",
     "Precision",
+    "Quantize",
     "RawConfig",
     "RecomputeConfig",
     "RecomputeKind",

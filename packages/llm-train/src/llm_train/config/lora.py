@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+from enum import StrEnum
 from pathlib import Path
 
 from pydantic import Field
 
 from llm_train.config.section import Count, Fraction, Positive, Section
+
+
+class Quantize(StrEnum):
+    """What frozen weights are kept as."""
+
+    NF4 = "nf4"
 
 
 class LoraConfig(Section):
@@ -29,6 +36,14 @@ class LoraConfig(Section):
     )
     dora: bool = Field(
         default=False, description="learn the length of each output row too (arXiv 2402.09353)"
+    )
+    quantize: Quantize | None = Field(
+        default=None,
+        description="keep the frozen weights of the layers' linears in nf4 (QLoRA, arXiv "
+        "2305.14314); null = in train.precision",
+    )
+    double_quantize: bool = Field(
+        default=True, description="quantise the scales of nf4 too: 4.13 bits a weight, not 4.5"
     )
     base: Path | None = Field(
         default=None,

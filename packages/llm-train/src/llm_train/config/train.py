@@ -53,6 +53,11 @@ class TrainConfig(Section):
         lt=1,
         description="share of what embeddings and blocks put out that a step drops",
     )
+    loss_chunk: Count | None = Field(
+        default=None,
+        description="tokens of a micro-batch whose logits exist at a time, in backward made again; "
+        "null = all",
+    )
     mtp_loss_scale: float = Field(
         default=0.1,
         ge=0,

@@ -11,6 +11,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from llm_train.arch import Arch, Rope
 from llm_train.config import ContextParallel, MoeConfig, ParallelConfig, RecomputeConfig
+from llm_train.model.chunked_loss import Parts, chunked_losses
 from llm_train.model.ends import finish_ends
 from llm_train.model.fields import config_fields
 from llm_train.model.moe_options import moe_fields
@@ -47,6 +48,8 @@ class Model(GPTModel):
         self.real_vocab_size = real_vocab_size
         # Frozen but for adapters (llm_train.model.lora).
         self.is_adapted = False
+        # Tokens of a micro-batch whose logits exist at a time; None = all.
+        self.loss_chunk: int | None = None
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # less: nothing of inference
         self,
@@ -77,15 +80,14 @@ class Model(GPTModel):
         hidden = self.decoder(hidden_states=hidden, **shared)
         if not self.post_process:
             return hidden
-        logits = self._logits(hidden)
         if labels is None:
-            return logits.transpose(0, 1).contiguous()
-        losses = [self.compute_language_model_loss(labels, logits)]
+            return self._logits(hidden).transpose(0, 1).contiguous()
+        losses = [self._losses(hidden, labels)]
         if not ahead:
             return losses[0]
         for layer, batch in zip(self.mtp.layers, ahead, strict=True):
             hidden = layer(hidden, self.embedding(batch.tokens, batch.position_ids), shared)
-            losses.append(self.compute_language_model_loss(batch.labels, self._logits(hidden)))
+            losses.append(self._losses(hidden, batch.labels))
         return torch.stack(losses)
 
     def _is_in_embd_group(self) -> bool:
@@ -94,6 +96,24 @@ class Model(GPTModel):
         megatron-core would make them equal here, where neither holds anything yet.
         """
         return False
+
+    def _losses(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """[T, B, hidden] and labels [B, T] → token losses [B, T]."""
+        if self.loss_chunk is None:
+            return self.compute_language_model_loss(labels, self._logits(hidden))
+        is_tied = self.share_embeddings_and_output_weights
+        tied = [self.shared_embedding_or_output_weight()] if is_tied else []
+        is_sliced = self.config.sequence_parallel
+        return chunked_losses(
+            lambda part, labels: self.compute_language_model_loss(labels, self._logits(part)),
+            hidden,
+            labels,
+            # On the last of several stages both are one.
+            parameters=list(dict.fromkeys([*self.output_layer.parameters(), *tied])),
+            parts=Parts(
+                tokens=self.loss_chunk, ranks=self.pg_collection.tp.size() if is_sliced else 1
+            ),
+        )
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[T, B, hidden] → [T, B, V / tp]."""

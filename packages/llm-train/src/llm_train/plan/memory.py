@@ -21,6 +21,9 @@ from llm_train.plan.parameters import ADAPTED, Kind, Parameters
 from llm_train.plan.shapes import FP32, Shapes
 
 WIDTHS = {Precision.FP32: 4, Precision.BF16: 2, Precision.FP16: 2}
+# Whether scales are quantised too → bytes a weight: 64 weights to a scale, 256 scales to a second.
+NF4_BYTES = {False: 0.5 + 4 / 64, True: 0.5 + 1 / 64 + 4 / (64 * 256)}
+_QUANTIZED = (Kind.MIXER, Kind.FEED_FORWARD, Kind.EXPERTS)
 KEPT_WIDTHS = {KeptType.FP32: 4, KeptType.BF16: 2}
 
 
@@ -67,6 +70,11 @@ def stage_memory(
         exchange=_exchange(config.parallel),
     )
     losses = 2 + (arch.mtp.layers if arch.mtp else 0)
+    logits = losses * logits_bytes(shapes, vocab_rows=vocab_rows)
+    if config.train.loss_chunk is not None:
+        # Of one part at a time: nothing is kept.
+        share = min(1.0, config.train.loss_chunk / shapes.tokens)
+        logits = 2 * logits_bytes(shapes, vocab_rows=vocab_rows) * share
     found: list[Memory] = []
     for stage, held in enumerate(parameters):
         kept, width_kept = _kept(config, layout, held), FP32 if config.parallel.fsdp else width
@@ -76,14 +84,14 @@ def stage_memory(
         is_last = stage == config.parallel.pp - 1
         found.append(
             Memory(
-                weights=kept * width_kept,
+                weights=kept * width_kept - _quantized_away(config, held, width=width),
                 gathered=gathered_bytes(config, arch, held, stage=stage, width=width),
                 gradients=_kept(config, layout, learning)
                 * (FP32 if config.memory.gradients is KeptType.FP32 else width),
                 optimizer=0.0 if is_offloaded else optimizer,
                 activations=_activations(config, arch, layout, shapes, stage=stage),
                 # The softmax that each loss keeps, and while it is made the logits beside it.
-                logits=losses * logits_bytes(shapes, vocab_rows=vocab_rows) if is_last else 0.0,
+                logits=logits if is_last else 0.0,
                 host=optimizer if is_offloaded else 0.0,
             )
         )
@@ -114,6 +122,14 @@ def _is_frozen(config: RunConfig, one: Parameters) -> bool:
     if config.lora is not None:
         return one.kind not in ADAPTED
     return one.kind is Kind.INDEXER and config.train.indexer_loss_coeff == 0.0
+
+
+def _quantized_away(config: RunConfig, held: list[Parameters], *, width: int) -> float:
+    """What nf4 saves of the layers' weights; their few biases and gates are taken for weights."""
+    if config.lora is None or config.lora.quantize is None:
+        return 0.0
+    weights = sum(one.local for one in held if one.kind in _QUANTIZED)
+    return weights * (width - NF4_BYTES[config.lora.double_quantize])
 
 
 def _kept(config: RunConfig, layout: Layout, held: list[Parameters]) -> float:

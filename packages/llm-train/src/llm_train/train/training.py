@@ -23,6 +23,7 @@ from llm_train.interfaces import WeightSource
 from llm_train.model.build import Model, build_chunks, padded_vocab_size, transformer_config
 from llm_train.model.fill import fill_from_source, fill_randomly
 from llm_train.model.lora.attach import attach_adapters
+from llm_train.model.lora.quantized import quantize_base
 from llm_train.model.lora.tensors import base_digest, fill_adapters
 from llm_train.model.noise import add_noise
 from llm_train.model.unfilled import unfilled_matrices
@@ -148,9 +149,13 @@ class Training:
             chunks = build_chunks(self.arch, model_config)
         self._place(chunks, dtype)
         self._fill(chunks)
+        for chunk in chunks:
+            chunk.loss_chunk = config.train.loss_chunk
         self.base_digest: str | None = None
         if config.lora is not None:
             self.base_digest = base_digest(chunks)
+            if config.lora.quantize is not None:
+                quantize_base(chunks, is_double=config.lora.double_quantize)
             attach_adapters(chunks, config.lora)
             fill_adapters(chunks, seed=config.train.seed)
         if config.sft.neftune_alpha is not None:

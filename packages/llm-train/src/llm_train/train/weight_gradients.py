@@ -6,19 +6,19 @@ are both fp32 torch's own product with an addend is all that is needed.
 """
 
 import torch
-from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 
 from llm_train.arch import Arch
+from llm_train.model.build import Model
 
 
-def add_in_products(chunk: GPTModel, arch: Arch) -> None:
+def add_in_products(chunk: Model, arch: Arch) -> None:
     """Switch it on for the linears of a chunk, in its buffers already, that can do so."""
     for module in chunk.modules():
         if isinstance(module, ColumnParallelLinear | RowParallelLinear):
             module.gradient_accumulation_fusion = _can_add(module.weight)
-    if chunk.post_process and arch.output_normalized:
-        # It multiplies by what is made of its weight.
+    if chunk.post_process and (arch.output_normalized or chunk.loss_chunk is not None):
+        # It multiplies by what is made of its weight; or its gradients are summed over parts.
         chunk.output_layer.gradient_accumulation_fusion = False
 
 

@@ -1,0 +1,152 @@
+"""NF4: the paper's values, bitsandbytes' bits, and adapters that train on such a base."""
+
+import pytest
+import torch
+
+from ckpt_models import build_model
+from fork_ranks import run_ranks
+from llm_train.model.nf4 import VALUES, Nf4Tensor, Scales, dequantize, dynamic_map, quantize
+from sft_data import make_chats, write_samples
+from train_curves import each_run, go
+
+CPU = torch.device("cpu")
+
+
+def test_values_are_the_papers_quantiles():
+    """Appendix E of arXiv 2305.14314: eight steps above 0 and seven below, of offset 0.9677083."""
+    offset = 0.9677083
+    above = torch.special.ndtri(torch.linspace(offset, 0.5, 9, dtype=torch.float64)[:-1])
+    below = -torch.special.ndtri(torch.linspace(offset, 0.5, 8, dtype=torch.float64)[:-1])
+    wanted = torch.cat([below, torch.zeros(1, dtype=torch.float64), above]).sort().values
+    wanted /= wanted.max()
+    torch.testing.assert_close(torch.tensor(VALUES), wanted.float(), atol=1e-5, rtol=0)
+
+
+def by_hand(weight):
+    """A block after another, a weight after another, its scale as it is."""
+    out = []
+    for block in weight.flatten().split(64):
+        scale = max(abs(x) for x in block.tolist())
+        out += [
+            scale * min(VALUES, key=lambda value, x=x: abs(x / scale - value))
+            for x in block.tolist()
+        ]
+    return torch.tensor(out).view_as(weight)
+
+
+@pytest.mark.parametrize("shape", [(8, 64), (3, 50)])
+def test_restored_weights_are_the_nearest_values(shape):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = quantize(weight, is_double=False)
+    torch.testing.assert_close(found.restored(), by_hand(weight), atol=1e-6, rtol=0)
+    # Scales in eight bits move a weight by less than a hundredth of the spread of its values.
+    twice = quantize(weight, is_double=True)
+    torch.testing.assert_close(twice.restored(), found.restored(), atol=0.02, rtol=0)
+    assert not torch.equal(twice.restored(), found.restored())
+
+
+def test_the_map_of_scales_by_hand():
+    """Seven decades, 1, 2, … 64 values of each sign in them; 0 and 1."""
+    found = dynamic_map(CPU)
+    assert len(found) == 256
+    assert found.unique().numel() == 256
+    assert found[-1] == 1.0
+    assert (found == 0.0).sum() == 1
+    assert sum((0.1 < x <= 0.999) for x in found.tolist()) == 64
+    torch.testing.assert_close(found[found > 0].min().item(), 0.55e-6)
+
+
+def test_bits_are_those_of_bitsandbytes():
+    """Where it is installed, which it need not be."""
+    functional = pytest.importorskip("bitsandbytes.functional")
+    weight = torch.randn(256, 192, generator=torch.Generator().manual_seed(1))
+    packed, state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    plain, scales = quantize(weight, is_double=False), state.absmax
+    assert torch.equal(plain.packed, packed.flatten())
+    torch.testing.assert_close(plain.restored(), functional.dequantize_4bit(packed, state))
+    torch.testing.assert_close(plain.scales.values, scales)
+
+    packed, state = functional.quantize_4bit(
+        weight, blocksize=64, quant_type="nf4", compress_statistics=True
+    )
+    double = quantize(weight, is_double=True)
+    torch.testing.assert_close(dynamic_map(CPU), functional.create_dynamic_map())
+    theirs = Scales(state.state2.absmax, state.absmax.flatten(), state.offset)
+    torch.testing.assert_close(
+        dequantize(packed.flatten(), theirs, weight.shape, weight.dtype),
+        functional.dequantize_4bit(packed, state),
+    )
+    # Its CPU search takes the other of two values that are all but equally near, 2 times of 768.
+    apart = (double.scales.codes.int() - theirs.codes.int()).abs()
+    assert apart.max() <= 1
+    assert apart.sum() <= 8
+
+
+def test_a_product_and_its_gradient_are_of_the_restored_weight_and_keep_four_bits():
+    weight = quantize(torch.randn(32, 64), is_double=True)
+    x = torch.randn(5, 64, requires_grad=True)
+    saved = []
+
+    def pack(tensor):
+        saved.append(type(tensor))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = torch.nn.functional.linear(x, torch.nn.Parameter(weight, requires_grad=False))
+    assert saved == [Nf4Tensor]
+    torch.testing.assert_close(out, x @ weight.restored().t())
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, weight.restored().sum(0).expand_as(x))
+    assert weight.num_bytes == 32 * 64 // 2 + 32 + 4 + 4
+    with pytest.raises(TypeError, match="an NF4 weight is frozen"):
+        weight.mul_(2.0)
+
+
+def test_adapters_train_on_a_base_in_nf4_as_on_its_restored_weights(tmp_path):
+    """The same run of transformers' weights, quantised by us beforehand and kept as they are."""
+    model = build_model("qwen3", num_hidden_layers=2)
+    model.save_pretrained(tmp_path / "hf")
+    data = write_samples(tmp_path / "data", make_chats(8))
+    documents = {
+        name: {
+            "stage": "sft",
+            "model": {"load": str(tmp_path / "hf")},
+            "data": {"train": [str(data)]},
+            "train": {"max_steps": 3, "seq_length": 48, "global_batch_size": 8},
+            "optimizer": {"lr": 1e-2},
+            "lora": {
+                "target_modules": ["linear_qkv", "linear_fc2"],
+                "rank": 4,
+                "quantize": "nf4" if name == "nf4" else None,
+            },
+            "save": {"path": str(tmp_path / "run")},
+            "recompute": {"kind": "full"},
+            "device": "cpu",
+        }
+        for name in ("nf4", "restored", "plain")
+    }
+
+    def look(training, splits):
+        chunk = training.chunks[0]
+        if training.config.save.path.name == "run" and names.pop(0) == "restored":
+            with torch.no_grad():
+                for name, parameter in chunk.named_parameters():
+                    if "linear_" in name and name.endswith(".weight") and parameter.dim() == 2:
+                        quantized = quantize(parameter, is_double=True)
+                        parameter.copy_(quantized.restored())
+        curve = []
+
+        class Log:
+            def step(self, metrics):
+                curve.append((metrics.loss, metrics.grad_norm))
+
+        go(training, splits, Log())
+        kinds = {type(p.data).__name__ for p in chunk.parameters()}
+        return curve, kinds
+
+    names = list(documents)
+    found = run_ranks(lambda _rank: dict(each_run(documents, look)), 1)[0]
+    assert found["nf4"][0] == [pytest.approx(one, rel=1e-5) for one in found["restored"][0]]
+    assert found["nf4"][0][0] != pytest.approx(found["plain"][0][0], rel=1e-4)
+    assert "Nf4Tensor" in found["nf4"][1]
+    assert "Nf4Tensor" not in found["plain"][1]
