@@ -1,0 +1,1 @@
+"""A model behind a server with OpenAI's API: `--engine openai:URL`."""
