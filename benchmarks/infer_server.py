@@ -122,9 +122,7 @@ def main() -> None:
         subprocess.run([sys.executable, "-c", "import torch"], check=True)
         torch_s = time.perf_counter() - torch_s
         median, weights_s = statistics.median(starts), reading_s(folder)
-        print(
-            f"| {asked.millions} M | healthy, median s | reading weights | import torch | goal |"
-        )
+        print(f"| {asked.millions} M | healthy, median s | reading weights | import torch | goal |")
         print("|---|---|---|---|---|")
         met = "met" if median <= GOAL_S + weights_s else "missed"
         print(f"| start | {median:.2f} | {weights_s:.2f} | {torch_s:.2f} | {met} |\n")

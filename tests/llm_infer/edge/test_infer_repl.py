@@ -17,6 +17,7 @@ from echo_server import CharTokenizer, EchoEngine
 from llm_infer.chat import Conversation
 from llm_infer.cli import main
 from llm_infer.edge import repl
+from llm_infer.edge.local import LocalSpeaker
 from llm_infer.edge.model_folder import Loaded
 from llm_infer.sampling import Sampling
 from tiny_lm import edit_json
@@ -43,15 +44,16 @@ def template(tmp_path):
 @pytest.fixture
 def asked(monkeypatch):
     """The text of every prompt the engine is given."""
-    from llm_infer.edge.generate import start
+    from llm_infer.edge.local import LocalSpeaker
 
     prompts = []
+    begin = LocalSpeaker._start
 
-    def recording(loaded, tokens, sampling):
-        prompts.append(loaded.tokenizer.decode(tokens))
-        return start(loaded, tokens, sampling)
+    def recording(speaker, tokens, sampling):
+        prompts.append(speaker._loaded.tokenizer.decode(tokens))
+        return begin(speaker, tokens, sampling)
 
-    monkeypatch.setattr(repl, "start", recording)
+    monkeypatch.setattr(LocalSpeaker, "_start", recording)
     return prompts
 
 
@@ -136,11 +138,11 @@ def test_templates_have_names_too(models, asked):
 def _echo_chat(lines, **options):
     """What a chat prints whose model repeats the question."""
     loaded = Loaded(engine=EchoEngine(), tokenizer=CharTokenizer())
-    options = {"template": None, "hides_thoughts": False, "history": Path("unused")} | options
+    options = {"hides_thoughts": False, "history": Path("unused")} | options
     command = click.Command(
         "chat",
         callback=lambda: repl.chat(
-            loaded,
+            LocalSpeaker(loaded, template=None),
             Conversation(system=None, max_turns=4),
             Sampling(max_new_tokens=len(lines[0])),
             repl.ChatOptions(**options),
@@ -165,11 +167,13 @@ def test_a_terminal_edits_lines_and_keeps_their_history(tmp_path):
         "from echo_server import *\n"
         "from llm_infer.chat import Conversation\n"
         "from llm_infer.edge import repl\n"
+        "from llm_infer.edge.local import LocalSpeaker\n"
         "from llm_infer.edge.model_folder import Loaded\n"
         "from llm_infer.sampling import Sampling\n"
-        "repl.chat(Loaded(engine=EchoEngine(), tokenizer=CharTokenizer()),\n"
+        "loaded = Loaded(engine=EchoEngine(), tokenizer=CharTokenizer())\n"
+        "repl.chat(LocalSpeaker(loaded, template=None),\n"
         "    Conversation(system=None, max_turns=4), Sampling(max_new_tokens=4),\n"
-        "    repl.ChatOptions(template=None, hides_thoughts=False, history=Path(sys.argv[2])))\n"
+        "    repl.ChatOptions(hides_thoughts=False, history=Path(sys.argv[2])))\n"
     )
     support = str(Path(echo_server.__file__).parent)
     command = [sys.executable, "-c", script, support, str(history)]

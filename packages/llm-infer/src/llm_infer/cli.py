@@ -14,6 +14,7 @@ from llm_infer.edge.options import (
     SERVING_NAMES,
     loading_of,
     sampling_of,
+    server_of,
     with_options,
 )
 from llm_infer.errors import InferError
@@ -61,11 +62,11 @@ def generate(
     from llm_infer.edge import generate as edge
 
     prompts = edge.read_prompts(input_) if input_ else []
-    loaded = _load(model, options)
+    speaker = _speaker(model, options, template=None)
     if output is not None:
-        edge.to_file(loaded, prompts, output, sampling)
+        edge.to_file(speaker, prompts, output, sampling)
     elif prompt is not None:
-        (edge.to_json if as_json else edge.to_terminal)(loaded, prompt, sampling)
+        (edge.to_json if as_json else edge.to_terminal)(speaker, prompt, sampling)
 
 
 @main.command(cls=_Command, epilog="Example: llm-infer chat hf --system 'Be brief.'")
@@ -88,15 +89,14 @@ def chat(
     sampling = sampling_of(options)
     from llm_infer.chat import Conversation
     from llm_infer.edge import repl
-    from llm_infer.edge.templates import chat_template
 
     how = repl.ChatOptions(
-        template=None if template is None else chat_template(template),
         hides_thoughts=hide_thinking,
         history=Path(click.get_app_dir("llm-infer")) / "chat_history",
     )
     conversation = Conversation(system=system, max_turns=history_turns)
-    repl.chat(_load(model, options), conversation, sampling, how)
+    speaker = _speaker(model, options, template=template)
+    repl.chat(speaker, conversation, sampling, how)
 
 
 @main.command(cls=_Command, epilog="Example: llm-infer serve hf-chat --port 8000")
@@ -132,10 +132,37 @@ def _require_extra(extra: str, modules: tuple[str, ...]) -> None:
 @with_options(LOADING)
 def bench(model: Path, prompt_tokens: int, new_tokens: int, requests: int, **options: Any) -> None:
     """Measure one request, and several together: first token, tokens a second."""
+    if (engine := server_of(options)) is not None:
+        from llm_infer.edge.remote import bench as remote
+
+        served = _remote(model, engine)
+        remote.report(served, prompt_tokens=prompt_tokens, new_tokens=new_tokens, requests=requests)
+        return
     from llm_infer.edge import bench as edge
 
     loaded = _load(model, options)
     edge.report(loaded, prompt_tokens=prompt_tokens, new_tokens=new_tokens, requests=requests)
+
+
+def _speaker(model: Path, options: dict[str, Any], *, template: str | None) -> Any:
+    if (engine := server_of(options)) is not None:
+        if template is not None:
+            raise click.UsageError(f"--template: the server at {engine} decides that")
+        return _remote(model, engine)
+    from llm_infer.edge.local import LocalSpeaker
+    from llm_infer.edge.templates import chat_template
+
+    text = None if template is None else chat_template(template)
+    return LocalSpeaker(_load(model, options), template=text)
+
+
+def _remote(model: Path, engine: str) -> Any:
+    from llm_infer.edge.remote.model import RemoteModel
+    from llm_infer.edge.remote.server import server_at
+
+    found = RemoteModel(server_at(engine), str(model))
+    click.secho(f"engine: {found.description}", dim=True, err=True)
+    return found
 
 
 def _load(model: Path, options: dict[str, Any]) -> Any:

@@ -51,8 +51,10 @@ class TextStream:
         *,
         room: int,
         clock: Callable[[], float],
+        num_prompt_tokens: int | None = None,
     ) -> None:
         """`room` is how many tokens the context has left; `clock` counts seconds."""
+        self.num_prompt_tokens = num_prompt_tokens
         self.finish_reason: FinishReason | None = None
         self.first_token_s: float | None = None
         self._last_token_s = self._start_s = clock()

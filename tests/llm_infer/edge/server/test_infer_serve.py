@@ -1,5 +1,8 @@
 """`llm-infer serve` with a tiny model, asked by the official client; expected is transformers'."""
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
 import pytest
 from openai import BadRequestError, OpenAI
 
@@ -24,16 +27,29 @@ def _complete(client, **fields):
     return client.completions.create(**fields)
 
 
-def _expected(folder, prompt, count):
-    """Greedy text of transformers."""
+@cache
+def _theirs(folder):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def _tokens(folder, prompt, count):
+    """Prompt and greedy answer of transformers, [1, T]."""
+    import torch
+
+    model, tokenizer = _theirs(folder)
     ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False)])
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    new = model.generate(ids, do_sample=False, max_new_tokens=count, pad_token_id=0)[0]
-    return tokenizer.decode(new[ids.shape[1] :], skip_special_tokens=True)
+    whole = model.generate(ids, do_sample=False, max_new_tokens=count, pad_token_id=0)
+    return ids, whole
+
+
+def _expected(folder, prompt, count):
+    """Greedy text of transformers."""
+    ids, whole = _tokens(folder, prompt, count)
+    return _theirs(folder)[1].decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
 
 
 def test_greedy_text_is_that_of_transformers(client, models):
@@ -52,6 +68,35 @@ def test_a_chat_is_written_with_the_named_template(client, models):
         model="tiny", messages=messages, max_tokens=8, temperature=0
     )
     assert answer.choices[0].message.content == _expected(models["qwen3"], prompt, 8)
+
+
+def test_many_at_once_get_what_each_gets_alone(client, models):
+    prompts = [PROMPT, "a", "Grüße", "你好", "0123456789", "def", "open(path)", "file"]
+    with ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(lambda p: _complete(client, prompt=p).choices[0].text, prompts))
+    assert texts == [_expected(models["qwen3"], prompt, 12) for prompt in prompts]
+
+
+def test_log_probabilities_are_those_of_transformers(client, models):
+    import torch
+
+    answer = _complete(client, max_tokens=6, logprobs=3).choices[0].logprobs
+    ids, whole = _tokens(models["qwen3"], PROMPT, 6)
+    model, tokenizer = _theirs(models["qwen3"])
+    with torch.no_grad():
+        logprobs = model(whole).logits[0, ids.shape[1] - 1 : -1].log_softmax(-1)
+    chosen = logprobs.gather(1, whole[0, ids.shape[1] :, None])[:, 0]
+    assert answer.token_logprobs == pytest.approx(chosen.tolist(), abs=1e-4)
+    for row, found in zip(logprobs, answer.top_logprobs, strict=True):
+        best = row.topk(3)
+        assert sorted(found.values(), reverse=True) == pytest.approx(best.values.tolist(), abs=1e-4)
+        assert set(found) == {tokenizer.decode([one]) for one in best.indices.tolist()}
+
+
+def test_a_bias_can_force_a_token(client, models):
+    token = 65
+    text = _complete(client, logit_bias={str(token): 100}, max_tokens=4).choices[0].text
+    assert text == _theirs(models["qwen3"])[1].decode([token]) * 4
 
 
 def test_a_seed_repeats_an_answer_and_n_answers_differ(client):

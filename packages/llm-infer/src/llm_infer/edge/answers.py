@@ -24,6 +24,7 @@ class Answer:
     text: str
     num_tokens: int
     finish_reason: FinishReason | None
+    num_prompt_tokens: int | None = None
 
 
 class Advance(Protocol):
@@ -39,7 +40,7 @@ def answers_of(
 ) -> list[Answer]:
     """One answer a prompt, in order; prompt N draws with `seed + N`. Progress goes to stderr."""
     samplings = [replace(sampling, seed=sampling.seed + n) for n in range(len(prompts))]
-    with _progress("prompts", len(prompts)) as advance:
+    with progress("prompts", len(prompts)) as advance:
         if isinstance(loaded.engine, BatchEngine):
             return _together(loaded, loaded.engine, prompts, samplings, advance)
         return [
@@ -95,7 +96,7 @@ def _alone(loaded: Loaded, prompt: Sequence[int], sampling: Sampling, advance: A
 
 
 @contextmanager
-def _progress(label: str, total: int) -> Iterator[Advance]:
+def progress(label: str, total: int) -> Iterator[Advance]:
     """A bar on a terminal, else a line every now and then."""
     if sys.stderr.isatty():
         with click.progressbar(length=total, label=label, file=sys.stderr) as bar:

@@ -45,12 +45,12 @@ def report(loaded: Loaded, *, prompt_tokens: int, new_tokens: int, requests: int
     sampling = Sampling(max_new_tokens=new_tokens, ignores_end=is_native)
     for _ in engine.generate(prompts(1)[0], Sampling(max_new_tokens=_WARM_UP_TOKENS)):
         pass
-    _print("one request", alone(engine, prompts(1)[0], sampling), prompt_tokens)
+    print_timing("one request", alone(engine, prompts(1)[0], sampling), prompt_tokens)
     if not isinstance(engine, BatchEngine):
         click.echo("several together: this engine answers one at a time")
         return
     timing = together(engine, prompts(requests), sampling)
-    _print(f"{requests} requests together", timing, prompt_tokens * requests)
+    print_timing(f"{requests} requests together", timing, prompt_tokens * requests)
 
 
 def alone(engine: Engine, prompt: list[int], sampling: Sampling) -> Timing:
@@ -86,7 +86,8 @@ def _tokens(engine: BatchEngine) -> Iterator[int]:
         yield from (event.request for event in engine.step() if event.token is not None)
 
 
-def _print(label: str, timing: Timing, prompt_tokens: int) -> None:
+def print_timing(label: str, timing: Timing, prompt_tokens: int) -> None:
+    """One line of the report; `prompt_tokens` counts those of all requests in it."""
     prefill = prompt_tokens / timing.first_token_s
     click.echo(
         f"{label}: first token after {timing.first_token_s:.3f} s "

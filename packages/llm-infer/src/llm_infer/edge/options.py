@@ -11,7 +11,20 @@ from llm_infer.edge.device import CHOICES as DEVICES
 from llm_infer.sampling import Sampling
 
 _DEFAULT = Sampling()
+REMOTE = "openai:"
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class _Engine(click.ParamType):
+    """One of ours, or the address of a server."""
+
+    name = "auto|native|transformers|openai:URL"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in ENGINES and not value.startswith(REMOTE):
+            self.fail(f"{value!r} is none of {self.name}", param, ctx)
+        return value
+
 
 SAMPLING = (
     click.option("--max-new-tokens", type=int, default=_DEFAULT.max_new_tokens, show_default=True),
@@ -34,8 +47,9 @@ SAMPLING = (
                  help="End before this text; may be given more than once."),
 )  # fmt: skip
 LOADING = (
-    click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True,
-                 help="auto: native where it can run the model, else transformers."),
+    click.option("--engine", type=_Engine(), default="auto", show_default=True,
+                 help="auto: native where it can run the model, else transformers. "
+                 "openai:URL asks a server for its model of that name."),
     click.option("--device", type=click.Choice(DEVICES), default="auto",
                  show_default=True, help="auto: CUDA, else NPU, else CPU."),
     click.option("--dtype", type=click.Choice(_DTYPES), default="auto", show_default=True,
@@ -127,5 +141,20 @@ def sampling_of(options: Mapping[str, Any]) -> Sampling:
 
 
 def loading_of(options: Mapping[str, Any]) -> LoadOptions:
-    """How to load."""
+    """How to load a model in this process."""
+    if options["engine"].startswith(REMOTE):
+        raise click.UsageError("--engine openai:URL is for generate, chat and bench")
     return LoadOptions(**{name: options[name] for name in _LOADING_NAMES})
+
+
+def server_of(options: Mapping[str, Any]) -> str | None:
+    """`openai:URL` where a server is to be asked, which loads the model in its own way."""
+    engine = str(options["engine"])
+    if not engine.startswith(REMOTE):
+        return None
+    default = LoadOptions()
+    for name in _LOADING_NAMES:
+        if name != "engine" and options[name] != getattr(default, name):
+            option = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"{option}: the server at {engine} decides that")
+    return engine

@@ -9,21 +9,19 @@ import click
 
 from llm_infer.chat import HELP, Conversation, split_command, unknown_command
 from llm_infer.edge.atomic import atomic_text
-from llm_infer.edge.generate import start, summary
+from llm_infer.edge.generate import summary
 from llm_infer.edge.line_editor import lines
-from llm_infer.edge.model_folder import Loaded
+from llm_infer.edge.speaker import Speaker
 from llm_infer.engine import Message
 from llm_infer.errors import InferError
 from llm_infer.sampling import Sampling
-from llm_infer.thinking import Kind, Part, ThoughtSplitter, opens_thought
+from llm_infer.thinking import Kind, Part, ThoughtSplitter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatOptions:
-    """How a chat is written and shown."""
+    """How a chat is shown."""
 
-    template: str | None
-    """Jinja text in place of the tokenizer's chat template."""
     hides_thoughts: bool
     history: Path
     """Where the lines that were typed are kept."""
@@ -33,7 +31,7 @@ class ChatOptions:
 class _Chat:
     """A chat in progress."""
 
-    loaded: Loaded
+    speaker: Speaker
     conversation: Conversation
     sampling: Sampling
     options: ChatOptions
@@ -41,14 +39,12 @@ class _Chat:
 
 
 def chat(
-    loaded: Loaded, conversation: Conversation, sampling: Sampling, options: ChatOptions
+    speaker: Speaker, conversation: Conversation, sampling: Sampling, options: ChatOptions
 ) -> None:
     """Answer until the input ends or `/quit`; answer N is drawn with `seed + N`."""
-    if options.template is None and not loaded.tokenizer.has_chat_template:
-        raise InferError("the tokenizer has no chat template; give one with --template NAME|FILE")
     # A template that cannot be used should say so before the first question.
-    loaded.tokenizer.encode_chat(conversation.messages("."), options.template)
-    state = _Chat(loaded, conversation, sampling, options)
+    speaker.require_chat(conversation.messages("."))
+    state = _Chat(speaker, conversation, sampling, options)
     for line in lines(options.history):
         command = split_command(line)
         if command is not None and command[0] == "/quit":
@@ -74,11 +70,9 @@ def _answer(state: _Chat, question: str) -> None:
 
 def _ask(state: _Chat, messages: Sequence[Message], sampling: Sampling) -> str:
     """Show the answer as it comes, and return it without its thoughts, which are not told back."""
-    tokenizer = state.loaded.tokenizer
-    tokens = tokenizer.encode_chat(messages, state.options.template)
-    stream = start(state.loaded, tokens, sampling)
-    is_open = opens_thought(tokenizer.decode(tokens[-16:]))
+    is_open = state.speaker.opens_thought(messages)
     splitter, shown = ThoughtSplitter(is_open=is_open), _Shown(state.options)
+    stream = state.speaker.converse(messages, sampling)
     try:
         for piece in stream:
             shown.add(splitter.push(piece))
@@ -87,7 +81,7 @@ def _ask(state: _Chat, messages: Sequence[Message], sampling: Sampling) -> str:
     except KeyboardInterrupt:
         click.echo()
     else:
-        click.secho(summary(stream, len(tokens)), dim=True, err=True)
+        click.secho(summary(stream), dim=True, err=True)
     return shown.answer
 
 

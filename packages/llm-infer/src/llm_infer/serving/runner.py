@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from llm_infer.detokenize import Decode
 from llm_infer.engine import BatchEngine, Event
+from llm_infer.errors import InferError
 from llm_infer.openai_api.answers import Piece, Usage
 from llm_infer.openai_api.errors import invalid
 from llm_infer.openai_api.jobs import Job
@@ -146,7 +147,10 @@ class Runner:
         try:
             events = self._engine.step()
         except AnswerError as error:
-            self._fail(self._running[error.request].ticket, error.cause)
+            cause = error.cause
+            is_refusal = isinstance(cause, InferError)
+            ticket = self._running[error.request].ticket
+            self._fail(ticket, invalid(str(cause)) if is_refusal else cause)
         except Exception as error:  # noqa: BLE001  handed to those who asked
             # A defect, or no memory left: those in computation fail, the server goes on.
             _log.exception("a step of the engine failed")

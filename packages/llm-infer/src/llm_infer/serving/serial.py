@@ -8,12 +8,6 @@ from itertools import count
 from llm_infer.engine import EndReason, Engine, Event
 from llm_infer.sampling import Sampling
 
-_ONLY_BATCHED = (
-    "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias",
-    "logprobs", "ignores_end",
-)  # fmt: skip
-_PLAIN = Sampling()
-
 
 class AnswerError(Exception):
     """One request failed; the others are as they were."""
@@ -67,10 +61,7 @@ class SerialEngine:
         return self._engine.generate(prompt, sampling)
 
     def submit(self, prompt: Sequence[int], sampling: Sampling) -> int:
-        """Queue an answer. ValueError for no prompt or room, or a setting it does not have."""
-        for name in _ONLY_BATCHED:
-            if getattr(sampling, name) != getattr(_PLAIN, name):
-                raise ValueError(f"{name}: not with the engine {self._engine.description}")
+        """Queue an answer. ValueError when there is nothing to answer or no room for it."""
         if not 0 < len(prompt) < self.context_length:
             wanted = f"want 1 to {self.context_length - 1}"
             raise ValueError(f"the prompt has {len(prompt)} tokens, {wanted}")

@@ -2,9 +2,12 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from difflib import get_close_matches
 
+from llm_infer.edge.answers import Answer, progress
 from llm_infer.edge.remote.server import Server
 from llm_infer.engine import Message
 from llm_infer.errors import InferError
@@ -15,8 +18,11 @@ from llm_infer.openai_api.outgoing import (
     model_names,
     parse_event,
 )
+from llm_infer.prompts import Prompt
 from llm_infer.sampling import Sampling
 from llm_infer.stream import FinishReason
+
+_AT_ONCE = 16
 
 
 class RemoteStream:
@@ -48,6 +54,16 @@ class RemoteStream:
         with closing(self._server.stream(self._path, self._body)) as events:
             for data in events:
                 yield from self._piece(data)
+
+    def finished(self) -> Answer:
+        """All of it."""
+        text = "".join(self)
+        return Answer(
+            text=text,
+            num_tokens=self.num_tokens,
+            finish_reason=self.finish_reason,
+            num_prompt_tokens=self.num_prompt_tokens,
+        )
 
     def _piece(self, data: str) -> Iterator[str]:
         delta = parse_event(data, where=self._server.name)
@@ -82,6 +98,13 @@ class RemoteModel:
         """As printed once at the start."""
         return f"openai: {self._name} at {self._server.name}"
 
+    def require_chat(self, messages: Sequence[Message]) -> None:
+        """The server has the template, and says so when it cannot use it."""
+
+    def opens_thought(self, messages: Sequence[Message]) -> bool:  # noqa: ARG002  as a Speaker
+        """Nobody knows: a thought that only ends is told as text."""
+        return False
+
     def complete(self, prompt: str | Sequence[int], sampling: Sampling) -> RemoteStream:
         """What follows a text, or tokens."""
         body = completion_body(self._name, prompt, sampling)
@@ -91,3 +114,24 @@ class RemoteModel:
         """The answer in a conversation, written with the server's chat template."""
         body = chat_body(self._name, messages, sampling)
         return RemoteStream(self._server, "/chat/completions", body, sampling)
+
+    def complete_all(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Answer]:
+        """A few at once; the server batches them."""
+
+        def answer(number: int) -> Answer:
+            prompt = prompts[number]
+            drawn = replace(sampling, seed=sampling.seed + number)
+            try:
+                found = self.complete(prompt.text, drawn).finished()
+            except InferError as error:
+                raise InferError(f"{prompt.where}: {error}") from error
+            advance()
+            return found
+
+        with progress("prompts", len(prompts)) as advance, ThreadPoolExecutor(_AT_ONCE) as pool:
+            running = [pool.submit(answer, number) for number in range(len(prompts))]
+            try:
+                return [one.result() for one in running]
+            finally:
+                # After an error nobody wants the others.
+                pool.shutdown(wait=False, cancel_futures=True)

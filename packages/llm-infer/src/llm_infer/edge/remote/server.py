@@ -10,10 +10,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from llm_infer.edge.options import REMOTE
 from llm_infer.errors import InferError
 from llm_infer.openai_api.outgoing import error_message
 
-PREFIX = "openai:"
 _TIMEOUT_S = 600.0
 _MAX_TRIES = 8
 _BUSY = (429, 503)
@@ -119,7 +119,7 @@ class _BusyError(Exception):
 
 def server_at(engine: str) -> Server:
     """The server that `--engine openai:URL` names; `OPENAI_API_KEY` is the key it is shown."""
-    url = engine.removeprefix(PREFIX)
+    url = engine.removeprefix(REMOTE)
     parts = urlsplit(url)
     try:
         port = parts.port

@@ -1,0 +1,88 @@
+"""A model in this process as a `Speaker`."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from llm_infer.edge.answers import Answer, answers_of
+from llm_infer.edge.model_folder import Loaded
+from llm_infer.engine import Message
+from llm_infer.errors import InferError
+from llm_infer.prompts import Prompt
+from llm_infer.sampling import Sampling
+from llm_infer.stream import TextStream
+from llm_infer.thinking import opens_thought
+
+_LAST_TOKENS = 16
+"""Enough of a prompt to see how it ends."""
+
+
+class LocalSpeaker:
+    """Encodes, checks the room, and lets the engine generate."""
+
+    def __init__(self, loaded: Loaded, *, template: str | None) -> None:
+        """`template` is Jinja text in place of the tokenizer's chat template."""
+        self._loaded, self._template = loaded, template
+
+    def require_chat(self, messages: Sequence[Message]) -> None:
+        """Raise when there is no template, or one that cannot write this."""
+        if self._template is None and not self._loaded.tokenizer.has_chat_template:
+            raise InferError(
+                "the tokenizer has no chat template; give one with --template NAME|FILE"
+            )
+        self._written(messages)
+
+    def opens_thought(self, messages: Sequence[Message]) -> bool:
+        """Whether the template opens a thought at the end of the prompt."""
+        tokens = self._written(messages)
+        return opens_thought(self._loaded.tokenizer.decode(tokens[-_LAST_TOKENS:]))
+
+    def complete(self, prompt: str, sampling: Sampling) -> TextStream:
+        """What follows a text."""
+        return self._start(self._loaded.tokenizer.encode(prompt), sampling)
+
+    def converse(self, messages: Sequence[Message], sampling: Sampling) -> TextStream:
+        """The next answer in a conversation."""
+        return self._start(self._written(messages), sampling)
+
+    def complete_all(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Answer]:
+        """All together where the engine can; a prompt without room fails before anything runs."""
+        encoded = [self._encoded(prompt) for prompt in prompts]
+        answers = answers_of(self._loaded, encoded, sampling)
+        return [
+            replace(answer, num_prompt_tokens=len(tokens))
+            for answer, tokens in zip(answers, encoded, strict=True)
+        ]
+
+    def _written(self, messages: Sequence[Message]) -> list[int]:
+        return self._loaded.tokenizer.encode_chat(messages, self._template)
+
+    def _encoded(self, prompt: Prompt) -> list[int]:
+        tokens = self._loaded.tokenizer.encode(prompt.text)
+        try:
+            self._check_room(tokens)
+        except InferError as error:
+            raise InferError(f"{prompt.where}: {error}") from error
+        return tokens
+
+    def _start(self, prompt: Sequence[int], sampling: Sampling) -> TextStream:
+        self._check_room(prompt)
+        return TextStream(
+            self._loaded.engine.generate(prompt, sampling),
+            self._loaded.tokenizer.decode,
+            sampling,
+            room=self._loaded.engine.context_length - len(prompt),
+            clock=time.perf_counter,
+            num_prompt_tokens=len(prompt),
+        )
+
+    def _check_room(self, prompt: Sequence[int]) -> None:
+        """Raise unless there is a prompt, and room behind it in the context."""
+        context = self._loaded.engine.context_length
+        if not prompt:
+            raise InferError("the prompt is empty and the tokenizer adds nothing to it")
+        if len(prompt) >= context:
+            raise InferError(
+                f"the prompt has {len(prompt)} tokens; the model's context of {context} "
+                "leaves no room for an answer"
+            )
