@@ -1,6 +1,5 @@
 """The `llm-infer` command: parses and calls."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from llm_infer.edge.options import (
     SAMPLING,
     SERVING,
     SERVING_NAMES,
-    loading_of,
     sampling_of,
     server_of,
     with_options,
@@ -60,9 +58,10 @@ def generate(
         raise click.UsageError("--json is for --prompt; --output is JSON already")
     sampling = sampling_of(options)
     from llm_infer.edge import generate as edge
+    from llm_infer.edge.opening import open_speaker
 
     prompts = edge.read_prompts(input_) if input_ else []
-    speaker = _speaker(model, options, template=None)
+    speaker = open_speaker(model, options, template=None)
     if output is not None:
         edge.to_file(speaker, prompts, output, sampling)
     elif prompt is not None:
@@ -89,13 +88,14 @@ def chat(
     sampling = sampling_of(options)
     from llm_infer.chat import Conversation
     from llm_infer.edge import repl
+    from llm_infer.edge.opening import open_speaker
 
     how = repl.ChatOptions(
         hides_thoughts=hide_thinking,
         history=Path(click.get_app_dir("llm-infer")) / "chat_history",
     )
     conversation = Conversation(system=system, max_turns=history_turns)
-    speaker = _speaker(model, options, template=template)
+    speaker = open_speaker(model, options, template=template)
     repl.chat(speaker, conversation, sampling, how)
 
 
@@ -104,7 +104,9 @@ def chat(
 @with_options(SERVING, LOADING)
 def serve(model: Path, **options: Any) -> None:
     """Answer OpenAI's HTTP API, and show a page to chat in."""
-    _require_extra("serve", ("fastapi", "uvicorn", "prometheus_client"))
+    from llm_infer.edge.opening import open_model, require_extra
+
+    require_extra("serve", ("fastapi", "uvicorn", "prometheus_client"))
     from llm_infer.edge.server import run
     from llm_infer.edge.templates import chat_template
 
@@ -114,13 +116,7 @@ def serve(model: Path, **options: Any) -> None:
         template=None if name is None else chat_template(name),
         **{one: options[one] for one in SERVING_NAMES},
     )
-    run.serve(_load(model, options), settings)
-
-
-def _require_extra(extra: str, modules: tuple[str, ...]) -> None:
-    missing = [name for name in modules if find_spec(name) is None]
-    if missing:
-        raise InferError(f"{', '.join(missing)}: not installed; pip install 'llm-infer[{extra}]'")
+    run.serve(open_model(model, options), settings)
 
 
 @main.command(cls=_Command, epilog="Example: llm-infer bench hf --requests 16")
@@ -132,42 +128,12 @@ def _require_extra(extra: str, modules: tuple[str, ...]) -> None:
 @with_options(LOADING)
 def bench(model: Path, prompt_tokens: int, new_tokens: int, requests: int, **options: Any) -> None:
     """Measure one request, and several together: first token, tokens a second."""
-    if (engine := server_of(options)) is not None:
-        from llm_infer.edge.remote import bench as remote
-
-        served = _remote(model, engine)
-        remote.report(served, prompt_tokens=prompt_tokens, new_tokens=new_tokens, requests=requests)
-        return
     from llm_infer.edge import bench as edge
+    from llm_infer.edge.opening import open_model, open_remote
+    from llm_infer.edge.remote import bench as remote
 
-    loaded = _load(model, options)
-    edge.report(loaded, prompt_tokens=prompt_tokens, new_tokens=new_tokens, requests=requests)
-
-
-def _speaker(model: Path, options: dict[str, Any], *, template: str | None) -> Any:
+    counts = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "requests": requests}
     if (engine := server_of(options)) is not None:
-        if template is not None:
-            raise click.UsageError(f"--template: the server at {engine} decides that")
-        return _remote(model, engine)
-    from llm_infer.edge.local import LocalSpeaker
-    from llm_infer.edge.templates import chat_template
-
-    text = None if template is None else chat_template(template)
-    return LocalSpeaker(_load(model, options), template=text)
-
-
-def _remote(model: Path, engine: str) -> Any:
-    from llm_infer.edge.remote.model import RemoteModel
-    from llm_infer.edge.remote.server import server_at
-
-    found = RemoteModel(server_at(engine), str(model))
-    click.secho(f"engine: {found.description}", dim=True, err=True)
-    return found
-
-
-def _load(model: Path, options: dict[str, Any]) -> Any:
-    from llm_infer.edge.loading import load
-
-    loaded, line = load(model, loading_of(options))
-    click.secho(f"engine: {line}", dim=True, err=True)
-    return loaded
+        remote.report(open_remote(model, engine), **counts)
+    else:
+        edge.report(open_model(model, options), **counts)

@@ -12,6 +12,10 @@ from llm_infer.sampling import Sampling
 from server_process import ECHO, served
 
 
+def _at(engine):
+    return server_at(engine, key=None)
+
+
 @pytest.fixture(scope="module")
 def url():
     with served([*ECHO, "--max-open", "1"]) as server:
@@ -19,7 +23,7 @@ def url():
 
 
 def test_a_text_and_a_conversation_are_continued(url):
-    model = RemoteModel(server_at(f"openai:{url}"), "echo")
+    model = RemoteModel(_at(f"openai:{url}"), "echo")
     stream = model.complete("abc", Sampling(max_new_tokens=7))
     assert "".join(stream) == stream.text == "abcabca"
     assert (stream.num_prompt_tokens, stream.num_tokens, stream.finish_reason) == (3, 7, "length")
@@ -29,7 +33,7 @@ def test_a_text_and_a_conversation_are_continued(url):
 
 
 def test_settings_reach_the_server(url):
-    model = RemoteModel(server_at(f"openai:{url}/v1"), "echo")
+    model = RemoteModel(_at(f"openai:{url}/v1"), "echo")
     stream = model.complete("abc", Sampling(max_new_tokens=50, stop=("ca",), top_k=3, min_p=0.1))
     assert "".join(stream) == "ab"
     assert stream.finish_reason == "stop"
@@ -37,7 +41,7 @@ def test_settings_reach_the_server(url):
 
 def test_a_stream_left_early_frees_its_place(url):
     # The server takes one answer at a time: the second waits for the first to be closed.
-    model = RemoteModel(server_at(f"openai:{url}"), "echo")
+    model = RemoteModel(_at(f"openai:{url}"), "echo")
     pieces = iter(model.complete("abc", Sampling(max_new_tokens=4000)))
     next(pieces)
     pieces.close()
@@ -54,22 +58,22 @@ def test_a_stream_left_early_frees_its_place(url):
 )
 def test_an_address_that_is_none_is_refused(engine, said):
     with pytest.raises(InferError, match=said):
-        server_at(engine)
+        _at(engine)
 
 
 def test_errors_of_the_server_are_told(url):
     with pytest.raises(InferError, match="no model eco: did you mean echo"):
-        RemoteModel(server_at(f"openai:{url}"), "eco")
-    model = RemoteModel(server_at(f"openai:{url}"), "echo")
+        RemoteModel(_at(f"openai:{url}"), "eco")
+    model = RemoteModel(_at(f"openai:{url}"), "echo")
     with pytest.raises(InferError, match="status 400: the prompt has 5000 tokens"):
         list(model.complete("a" * 5000, Sampling()))
     with pytest.raises(InferError, match="status 404: no route"):
-        RemoteModel(server_at(f"openai:{url}/v2"), "echo")
+        RemoteModel(_at(f"openai:{url}/v2"), "echo")
 
 
 def test_a_server_that_is_not_there(unused_port):
     with pytest.raises(InferError, match="cannot be reached"):
-        RemoteModel(server_at(f"openai:http://127.0.0.1:{unused_port}"), "echo")
+        RemoteModel(_at(f"openai:http://127.0.0.1:{unused_port}"), "echo")
 
 
 @pytest.fixture
@@ -103,7 +107,7 @@ def test_a_busy_server_is_asked_again_when_it_says():
     busy = b"HTTP/1.1 429 Busy\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n"
     event = b'data: {"choices": [{"text": "hi", "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
     port = _canned(_MODELS, busy, busy, _HEAD + event)
-    model = RemoteModel(server_at(f"openai:http://127.0.0.1:{port}"), "m")
+    model = RemoteModel(_at(f"openai:http://127.0.0.1:{port}"), "m")
     stream = model.complete("x", Sampling())
     assert "".join(stream) == "hi"
     # It told no counts: a piece counts as a token.
@@ -120,6 +124,6 @@ def test_a_busy_server_is_asked_again_when_it_says():
 )
 def test_half_an_answer_is_an_error(sent, said):
     port = _canned(_MODELS, _HEAD + sent)
-    model = RemoteModel(server_at(f"openai:http://127.0.0.1:{port}"), "m")
+    model = RemoteModel(_at(f"openai:http://127.0.0.1:{port}"), "m")
     with pytest.raises(InferError, match=said):
         list(model.complete("x", Sampling()))

@@ -2,10 +2,9 @@
 
 import http.client
 import json
-import os
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -42,7 +41,7 @@ class Server:
             response = self._ask(connection, "GET", path, None)
             return self._json(response.read(), path)
 
-    def stream(self, path: str, body: bytes) -> Iterator[str]:
+    def stream(self, path: str, body: bytes) -> Generator[str, None, None]:
         """The data of each event that answers a request. A busy server is asked again."""
         for attempt in range(1, _MAX_TRIES + 1):
             with closing(self._connect()) as connection:
@@ -117,8 +116,8 @@ class _BusyError(Exception):
         self.wait_s = float(wait) if wait.isdecimal() else _DEFAULT_WAIT_S
 
 
-def server_at(engine: str) -> Server:
-    """The server that `--engine openai:URL` names; `OPENAI_API_KEY` is the key it is shown."""
+def server_at(engine: str, *, key: str | None) -> Server:
+    """The server that `--engine openai:URL` names; `key` is shown to it."""
     url = engine.removeprefix(REMOTE)
     parts = urlsplit(url)
     try:
@@ -133,5 +132,5 @@ def server_at(engine: str) -> Server:
         port=port,
         # Without a path, that of OpenAI.
         path=parts.path.rstrip("/") or "/v1",
-        key=os.environ.get("OPENAI_API_KEY"),
+        key=key,
     )

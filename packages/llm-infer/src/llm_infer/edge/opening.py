@@ -1,0 +1,52 @@
+"""What a command talks to: the model its options name, opened, and told of once on stderr."""
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llm_infer.edge.loading import load
+from llm_infer.edge.local import LocalSpeaker
+from llm_infer.edge.model_folder import Loaded
+from llm_infer.edge.options import loading_of, server_of
+from llm_infer.edge.remote.model import RemoteModel
+from llm_infer.edge.remote.server import server_at
+from llm_infer.edge.speaker import Speaker
+from llm_infer.edge.templates import chat_template
+from llm_infer.errors import InferError
+
+
+def open_model(model: Path, options: Mapping[str, Any]) -> Loaded:
+    """A model in this process."""
+    loaded, line = load(model, loading_of(options))
+    click.secho(f"engine: {line}", dim=True, err=True)
+    return loaded
+
+
+def open_remote(model: Path, engine: str) -> RemoteModel:
+    """A model of the server that `openai:URL` names; `OPENAI_API_KEY` is the key it is shown."""
+    server = server_at(engine, key=os.environ.get("OPENAI_API_KEY"))
+    found = RemoteModel(server, str(model))
+    click.secho(f"engine: {found.description}", dim=True, err=True)
+    return found
+
+
+def open_speaker(model: Path, options: Mapping[str, Any], *, template: str | None) -> Speaker:
+    """Either; `template` is the name or the file of a chat template."""
+    if (engine := server_of(options)) is not None:
+        if template is not None:
+            raise click.UsageError(f"--template: the server at {engine} decides that")
+        return open_remote(model, engine)
+    # Before the model, which takes longer.
+    text = None if template is None else chat_template(template)
+    return LocalSpeaker(open_model(model, options), template=text)
+
+
+def require_extra(extra: str, modules: Sequence[str]) -> None:
+    """Raise unless the packages of an extra of llm-infer are there."""
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise InferError(f"{', '.join(missing)}: not installed; pip install 'llm-infer[{extra}]'")
