@@ -21,6 +21,7 @@ TOLERANCE = 1e-5
 GOLDEN_ARCH = ROOT / "tests" / "contracts" / "arch" / "golden" / "qwen3_tiny.json"
 
 EXPERTS = {**TINY, "ffn_hidden_size": 64}
+KERNELS = "kernels=llm-kernels-npu"
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +86,31 @@ LAYOUTS = {
     "tp2-sp": ("dense", 2, ["parallel.tp=2"]),
     "pp2": ("dense", 2, ["parallel.pp=2"]),
     "ep2": ("moe", 2, ["parallel.ep=2"]),
+    "tp2-sp-kernels": ("dense", 2, ["parallel.tp=2", KERNELS]),
+    "ep2-kernels": ("moe", 2, ["parallel.ep=2", "moe.grouped_gemm=true", KERNELS]),
+}
+# What `kernels` brings that plain torch does not call; losses and latents are not cut in these.
+FUSED = {
+    "dense": {
+        *("npu_rms_norm", "npu_rms_norm_backward", "npu_swiglu", "npu_swiglu_backward"),
+        *("npu_rotary_mul", "npu_rotary_mul_backward"),
+        *("npu_fusion_attention", "npu_fusion_attention_grad"),
+    },
+    "moe": {
+        *("npu_rms_norm", "npu_swiglu", "npu_rotary_mul", "npu_fusion_attention"),
+        *("npu_cross_entropy_loss", "npu_cross_entropy_loss_backward"),
+        *("npu_grouped_matmul", "npu_moe_token_permute", "npu_moe_token_permute_grad"),
+        *("npu_moe_token_unpermute", "npu_moe_token_unpermute_grad"),
+    },
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_training_on_the_npu_gives_the_losses_of_the_cpu(
-    layout, configs, cpu_curves, environment, tmp_path
+    layout, configs, cpu_curves, environment, tmp_path, monkeypatch
 ):
     model, devices, overrides = LAYOUTS[layout]
+    monkeypatch.setenv("FAKE_NPU_CALLS", str(tmp_path))
     run = tmp_path / "run"
     done = environment.run(
         *("-m", "llm_train", "run", str(configs[model]), "device=npu", f"save.path={run}"),
@@ -107,6 +125,13 @@ def test_training_on_the_npu_gives_the_losses_of_the_cpu(
         assert one[0] == pytest.approx(two[0], abs=TOLERANCE), f"loss of step {step}"
         assert one[1] == pytest.approx(two[1], rel=1e-4), f"gradient norm of step {step}"
     assert wanted[-1][0] < wanted[0][0]
+    ranks = [file.read_text() for file in tmp_path.glob("*.calls")]
+    assert len(ranks) == devices
+    for calls in ranks:
+        fused = {line.split()[0].removeprefix("npu::") for line in calls.splitlines()}
+        assert (fused >= FUSED[model]) == (KERNELS in overrides)
+    printed = done.stderr.count("llm-kernels-npu: kernels on npu: rms_norm npu")
+    assert printed == (1 if KERNELS in overrides else 0)
 
 
 def test_run_without_torch_npu_says_what_would_bring_it(configs):

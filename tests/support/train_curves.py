@@ -102,6 +102,7 @@ def each_run(documents, look):
     from llm_train.edge.device import DeviceKind, device_session
     from llm_train.edge.groups import model_parallel
     from llm_train.edge.inputs import with_boundaries
+    from llm_train.edge.kernels import open_kernels
     from llm_train.train.bench import NoCheckpoints
     from llm_train.train.training import Training
     from llm_train.weights import arch_of, open_source
@@ -120,7 +121,14 @@ def each_run(documents, look):
                 arch = parse_arch(read_document(config.model.arch), where=name)
             else:
                 arch = arch_of(source, where=config.model.load)
-            training = Training(config, arch, source=source, store=NoCheckpoints(), device=device)
+            training = Training(
+                config,
+                arch,
+                source=source,
+                store=NoCheckpoints(),
+                device=device,
+                kernels=open_kernels(config, arch, device=device.type),
+            )
             cache_dir = Path(first.save.path) / "data_cache"
             yield name, look(training, _splits(config, arch, source, cache_dir))
 

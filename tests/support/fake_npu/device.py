@@ -5,7 +5,10 @@ can stand for it: results of in-place operators and views need no copying back.
 """
 
 import ctypes
+import os
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +49,12 @@ class FakeNpu(TorchDispatchMode):
         else:
             out = func(*args, **kwargs)
         return tree_map(call.to_npu, out)
+
+    def write_calls(self, folder: str) -> None:
+        """How often each operator was called in this process: a file of its own in `folder`."""
+        counts = Counter(self.calls)
+        lines = (f"{name} {count}\n" for name, count in sorted(counts.items()))
+        Path(folder, f"{os.getpid()}.calls").write_text("".join(lines))
 
 
 def active() -> FakeNpu:

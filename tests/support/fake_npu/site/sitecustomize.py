@@ -1,7 +1,9 @@
 """Python runs this at start: whoever imports torch_npu later gets the fake device's computing."""
 
+import atexit
 import importlib.abc
 import importlib.machinery
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -24,6 +26,8 @@ class _EnterAfter(importlib.abc.Loader):
         # torch's stack of modes holds no reference of its own once a mode was popped and pushed.
         self.mode = FakeNpu()
         self.mode.__enter__()
+        if "FAKE_NPU_CALLS" in os.environ:
+            atexit.register(self.mode.write_calls, os.environ["FAKE_NPU_CALLS"])
         carry_by_gloo(module._C._distributed_c10d.ProcessGroupHCCL)
 
 

@@ -62,7 +62,8 @@ def notes(config: RunConfig, arch: Arch) -> list[str]:
         )
     if parallel.tp == 1 and "sequence_parallel" in parallel.model_fields_set:
         found.append("parallel.sequence_parallel has no effect with tp=1")
-    is_shared = parallel.cp > 1 or config.data.reset_documents
+    is_packed = config.data.reset_documents and config.kernels is None
+    is_shared = parallel.cp > 1 or is_packed
     is_unfused = config.device is Device.NPU or (
         config.device is Device.CUDA and train.precision is Precision.FP32
     )

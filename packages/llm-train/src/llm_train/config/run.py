@@ -59,6 +59,10 @@ class RunConfig(Section):
     save: SaveConfig
     log: LogConfig = LogConfig()
     device: Device = Field(default=Device.AUTO, description="auto, cpu, cuda or npu")
+    kernels: str | None = Field(
+        default=None,
+        description="package whose fused operators are used: llm-kernels-npu; null = plain torch",
+    )
 
     @model_validator(mode="after")
     def _fill_decay_steps(self) -> Self:

@@ -23,6 +23,7 @@ from llm_train.edge.device import (
 )
 from llm_train.edge.groups import model_parallel
 from llm_train.edge.inputs import one_tokenizer, read_inputs, with_boundaries
+from llm_train.edge.kernels import open_kernels
 from llm_train.edge.metrics_log import MetricsLog
 from llm_train.edge.quiet import quiet_libraries
 from llm_train.edge.raw_data import with_datasets
@@ -56,6 +57,9 @@ def run(config: RunConfig) -> None:
     tokenizer_digest = one_tokenizer(config.data, facts, source)
     kind = resolve(config.device.value)
     quiet_libraries()
+    kernels = open_kernels(config, arch, device=kind.value)
+    if kernels is not None:
+        _say(f"{config.kernels}: {kernels}")
     train = config.train
     with (
         device_session(
@@ -68,7 +72,9 @@ def run(config: RunConfig) -> None:
         from llm_train.train.training import Training
 
         store = _checkpoints(config, document, tokenizer_digest)
-        training = Training(config, arch, source=source, store=store, device=device)
+        training = Training(
+            config, arch, source=source, store=store, device=device, kernels=kernels
+        )
         splits = _splits(config, arch, source, facts)
         is_first = rank_environment().rank == 0
         if is_first:

@@ -19,6 +19,7 @@ from llm_train.config import Device, RunConfig
 from llm_train.edge.arch_facts import read_arch
 from llm_train.edge.config_file import load
 from llm_train.edge.inputs import read_inputs
+from llm_train.edge.kernels import find_provider
 from llm_train.edge.launch import run_local
 from llm_train.edge.raw_data import overrides_for_ranks, with_datasets
 from llm_train.overrides import ConfigError
@@ -47,6 +48,8 @@ def start(path: Path, overrides: Sequence[str], *, nproc: int | None) -> None:
     # Both now, not after every rank has loaded megatron-core.
     resolved = with_datasets(config, say=_say)
     read_inputs(resolved, arch)
+    if config.kernels is not None:
+        find_provider(config.kernels)
     for note in notes(config, arch):
         _say(f"note: {note}")
     if world_size == 1:

@@ -1,11 +1,13 @@
 """Self-attention of one layer: projections and head norms of megatron-core, rotation of our own."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
 from megatron.core.transformer.attention import SelfAttention
 
+from llm_train.model.kernels import kernels_of
 from llm_train.model.linears import ColumnLinear
 from llm_train.model.norms import LateHeadNorm
 from llm_train.model.rope import rotate
@@ -67,9 +69,13 @@ class Attention(SelfAttention):
             lent = torch.cat([key, value], -1)
             key, value = lent.chunk(2, -1)
         if self.has_rope and rotary_pos_emb is not None:
-            query, key = (
-                rotate(x, rotary_pos_emb, is_interleaved=self.is_interleaved) for x in (query, key)
+            turn = partial(
+                rotate,
+                table=rotary_pos_emb,
+                is_interleaved=self.is_interleaved,
+                kernels=kernels_of(self.config),
             )
+            query, key = turn(query), turn(key)
         query, key = _late(self.q_layernorm, query), _late(self.k_layernorm, key)
         is_recomputed = self.checkpoint_core_attention and self.training
         attend = self._checkpointed_attention_forward if is_recomputed else self.core_attention

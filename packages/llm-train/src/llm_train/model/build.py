@@ -14,6 +14,7 @@ from llm_train.config import ContextParallel, MoeConfig, ParallelConfig, Recompu
 from llm_train.model.chunked_loss import Parts, chunked_losses
 from llm_train.model.ends import finish_ends
 from llm_train.model.fields import config_fields
+from llm_train.model.kernels import kernels_of
 from llm_train.model.moe_options import moe_fields
 from llm_train.model.mtp import Ahead
 from llm_train.model.packed_rows import PackedRows
@@ -160,7 +161,11 @@ class Model(GPTModel):
         if real < columns:
             padding = torch.arange(columns, device=logits.device) >= real
             logits = logits.masked_fill(padding, torch.finfo(logits.dtype).min)
-        return super().compute_language_model_loss(labels, logits)
+        kernels = kernels_of(self.config)
+        if kernels is None or self.config.tensor_model_parallel_size > 1:
+            return super().compute_language_model_loss(labels, logits)
+        losses = kernels.cross_entropy(logits.flatten(0, 1), labels.T.flatten())
+        return losses.view(labels.T.shape).T.contiguous()
 
 
 def padded_vocab_size(arch: Arch, tp: int) -> int:

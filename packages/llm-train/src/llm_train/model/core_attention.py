@@ -9,6 +9,7 @@ from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
+from llm_train.interfaces import SoftmaxAttention
 from llm_train.model.context_parallel.allgather import gather
 from llm_train.model.context_parallel.blocks import Scoring
 from llm_train.model.context_parallel.place import context_group, context_rank, ring_of
@@ -17,6 +18,7 @@ from llm_train.model.context_parallel.spans import held, plan, ring_plans
 from llm_train.model.context_parallel.ulysses import heads_for_tokens, tokens_for_heads
 from llm_train.model.draws import own_draws
 from llm_train.model.indexer import Indexer
+from llm_train.model.kernels import kernels_of
 from llm_train.model.packed_rows import PackedRows
 
 # Scores of no more than tile × tile tokens lie in memory at a time.
@@ -72,7 +74,20 @@ class CoreAttention(torch.nn.Module):
         assert attention_bias is None, "CoreAttention takes no bias"
         packed = packed_seq_params
         assert packed is None or isinstance(packed, PackedRows)
-        if allowed is not None or self._is_ordinary(packed):
+        operator = self._operator(query, value)
+        if operator is not None and allowed is None:
+            q, k, v = (x.transpose(0, 1) for x in (query, key, value))
+            out_TBHE = operator(
+                q,
+                k,
+                v,
+                causal=True,
+                scale=self.softmax_scale,
+                window=self._window(q.shape[1]),
+                sinks=self.softmax_offset,
+                cu_seqlens=None if packed is None else packed.bounds,
+            ).transpose(0, 1)
+        elif allowed is not None or self._is_ordinary(packed):
             q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
             out_TBHE = self._fused(q, k, v, allowed).permute(2, 0, 1, 3)
         elif self.config.context_parallel_size > 1 and self.config.cp_comm_type == "all_gather":
@@ -110,6 +125,16 @@ class CoreAttention(torch.nn.Module):
                 scale=self.softmax_scale,
                 enable_gqa=q_BHTD.shape[1] != k_BGTD.shape[1],
             )
+
+    def _operator(self, query: torch.Tensor, value: torch.Tensor) -> SoftmaxAttention | None:
+        """The run's fused operator, where it can say all of this attention."""
+        kernels = kernels_of(self.config)
+        is_plain = self.softcap is None and self.alibi_heads is None
+        is_dropped = self.training and self.config.attention_dropout > 0
+        # Latent attention's values are shorter than its keys.
+        is_even = query.shape[-1] == value.shape[-1]
+        fits = is_plain and is_even and not is_dropped and self.config.context_parallel_size == 1
+        return kernels.attention if kernels is not None and fits else None
 
     def _is_ordinary(self, packed: PackedRows | None) -> bool:
         """Whether torch's own attention can say all of it."""

@@ -13,6 +13,7 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from llm_train.config import RecomputeModule
 from llm_train.model.feed_forward import activate
 from llm_train.model.grouped import grouped_linear, one_by_one, products_for
+from llm_train.model.kernels import kernels_of
 from llm_train.model.recompute import Recomputed, is_recomputed
 
 
@@ -54,6 +55,11 @@ class Experts(SequentialMLP):
 
     def _linear(self, name: str, tokens: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
         weights = [linear.weight for linear in self._each(name)]
+        kernels = kernels_of(self.config)
+        if self.config.moe_grouped_gemm and kernels is not None:
+            # The stack is kept for backward: it has no other way to the experts' own weights.
+            stack_EKN = torch.stack(weights).transpose(1, 2)
+            return kernels.grouped_matmul(tokens, stack_EKN, counts)
         if self.config.moe_grouped_gemm:
             multiply = partial(grouped_linear, products_for(tokens.dtype, tokens.device.type))
         else:

@@ -9,6 +9,7 @@ from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from llm_train.config import RecomputeModule
+from llm_train.model.kernels import kernels_of
 from llm_train.model.recompute import Recomputed, is_recomputed
 
 
@@ -38,6 +39,10 @@ def activate(
         return config.activation_func(wide)
     limit, offset = config.activation_func_clamp_value, config.glu_linear_offset
     if config.activation_func is F.silu and limit is None and offset == 0.0:
+        kernels = kernels_of(config)
+        # Experts of a rank may get no token at all, which fused operators refuse.
+        if kernels is not None and wide.numel():
+            return kernels.swiglu(wide)
         return cast("torch.Tensor", _SwiGlu.apply(wide))
     gate, up = torch.chunk(wide, 2, dim=-1)
     if limit is not None:

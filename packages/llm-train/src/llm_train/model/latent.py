@@ -22,6 +22,7 @@ from llm_train.config import RecomputeModule
 from llm_train.model.core_attention import CoreAttention
 from llm_train.model.indexer import Choice, Indexer
 from llm_train.model.indexer_loss import Attended, learn
+from llm_train.model.kernels import kernels_of
 from llm_train.model.linears import ColumnLinear, ReplicatedLinear, output_linear
 from llm_train.model.norms import RMSNorm
 from llm_train.model.packed_rows import PackedRows
@@ -165,10 +166,13 @@ class LatentAttention(MegatronModule):
         )
         k_rope = k_rope[:, :, None, :]
         if self.options.has_rope and rotary_pos_emb is not None:
-            q_rope, k_rope = (
-                rotate(x, rotary_pos_emb, is_interleaved=self.options.is_interleaved)
-                for x in (q_rope, k_rope)
+            turn = partial(
+                rotate,
+                table=rotary_pos_emb,
+                is_interleaved=self.options.is_interleaved,
+                kernels=kernels_of(self.config),
             )
+            q_rope, k_rope = turn(q_rope), turn(k_rope)
         key = torch.cat([k_plain, k_rope.expand(*k_plain.shape[:-1], -1)], dim=-1)
         return torch.cat([q_plain, q_rope], dim=-1), key, value
 

@@ -8,6 +8,8 @@ from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
+from llm_train.model.kernels import kernels_of
+
 
 def norm_parameter(config: TransformerConfig, fill: float, size: int) -> torch.nn.Parameter:
     """A vector every rank holds; its gradient is summed where ranks see slices of the sequence."""
@@ -24,9 +26,13 @@ class RMSNorm(torch.nn.Module):
         super().__init__()
         self.eps = eps
         self.zero_centered = config.layernorm_zero_centered_gamma
+        self.kernels = kernels_of(config)
         self.weight = norm_parameter(config, 0.0 if self.zero_centered else 1.0, hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kernels is not None:
+            offset = 1.0 if self.zero_centered else 0.0
+            return self.kernels.rms_norm(x, self.weight, eps=self.eps, offset=offset)
         weight = self.weight + 1 if self.zero_centered else self.weight
         return F.rms_norm(x, (x.shape[-1],), weight, self.eps)
 
@@ -38,10 +44,14 @@ class LayerNorm(torch.nn.Module):
         super().__init__()
         self.eps = eps
         self.zero_centered = config.layernorm_zero_centered_gamma
+        self.kernels = kernels_of(config)
         self.weight = norm_parameter(config, 0.0 if self.zero_centered else 1.0, hidden_size)
         self.bias = norm_parameter(config, 0.0, hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kernels is not None:
+            offset = 1.0 if self.zero_centered else 0.0
+            return self.kernels.layer_norm(x, self.weight, self.bias, eps=self.eps, offset=offset)
         weight = self.weight + 1 if self.zero_centered else self.weight
         return F.layer_norm(x, (x.shape[-1],), weight, self.bias, self.eps)
 

@@ -26,6 +26,13 @@ class PackedRows:
         """Tokens of the longest document."""
         return max(max(lengths) for lengths in self._lengths())
 
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """Where documents start when the rows lie one after another, and where the last ends."""
+        rows = enumerate(self.starts)
+        starts = (row * self.tokens + start for row, many in rows for start in many)
+        return (*starts, len(self.starts) * self.tokens)
+
     def first_places(self) -> torch.Tensor:
         """[B, T] on the host: where the document of each token starts."""
         rows = zip(self.starts, self._lengths(), strict=True)

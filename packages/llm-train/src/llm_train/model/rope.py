@@ -10,6 +10,7 @@ import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 
 from llm_train.arch import Llama3Scaling, LongRopeScaling, Rope, YarnScaling
+from llm_train.interfaces import Kernels
 
 
 class Rotary(RotaryEmbedding):
@@ -40,15 +41,31 @@ def at_positions(table: torch.Tensor, position_ids: torch.Tensor) -> torch.Tenso
     return table.squeeze(1)[position_ids.T]
 
 
-def rotate(x: torch.Tensor, table: torch.Tensor, *, is_interleaved: bool) -> torch.Tensor:
+def rotate(
+    x: torch.Tensor,
+    table: torch.Tensor,
+    *,
+    is_interleaved: bool,
+    kernels: Kernels | None = None,
+) -> torch.Tensor:
     """Turn the first elements of every head of x [T, B, H, D] by `table` [T, 1|B, 1, rotary_dim].
 
     A pair is (i, i + rotary_dim / 2), or (2i, 2i + 1) when interleaved. In fp32.
     """
     cos, sin = table.chunk(2, dim=-1)
+    if kernels is not None:
+        cos, sin = (_for_each_feature(one, is_interleaved=is_interleaved) for one in (cos, sin))
+        return kernels.rope(x, cos, sin, interleaved=is_interleaved)
     turning, rest = x[..., : table.shape[-1]].float(), x[..., table.shape[-1] :]
     turned = cast("torch.Tensor", _Turn.apply(turning, cos, sin, is_interleaved)).type_as(x)
     return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+
+
+def _for_each_feature(of_pairs: torch.Tensor, *, is_interleaved: bool) -> torch.Tensor:
+    """[..., R / 2] → [..., R]: an entry for both features of a pair."""
+    if is_interleaved:
+        return of_pairs.repeat_interleave(2, dim=-1)
+    return torch.cat([of_pairs, of_pairs], dim=-1)
 
 
 class _Turn(torch.autograd.Function):

@@ -34,6 +34,7 @@ from llm_train.model.latent import LatentAttention, LatentOptions
 from llm_train.model.layer import Layer, LayerSubmodules
 from llm_train.model.linears import ColumnLinear, RowLinear
 from llm_train.model.mamba import MambaMixer
+from llm_train.model.mixture import Mixture
 from llm_train.model.mtp import PredictionLayer
 from llm_train.model.norms import AllHeadsNorm, LateHeadNorm, Norm
 from llm_train.model.router import Router
@@ -140,8 +141,8 @@ def _moe_spec(arch: Arch) -> ModuleSpec:
         router=partial(Router, facts=arch.moe.router),
         experts=ModuleSpec(module=Experts, submodules=_linears(arch.moe.bias)),
     )
-    if arch.moe.router.zero_experts:
-        spec.module = ZeroExpertMixture
+    # Of what a token chose, zero experts are not sent: what is sent differs from token to token.
+    spec.module = ZeroExpertMixture if arch.moe.router.zero_experts else Mixture
     return spec
 
 

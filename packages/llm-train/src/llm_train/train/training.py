@@ -19,9 +19,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from llm_train import check
 from llm_train.arch import Arch
 from llm_train.config import KeptType, Precision, RunConfig
-from llm_train.interfaces import WeightSource
+from llm_train.interfaces import Kernels, WeightSource
 from llm_train.model.build import Model, build_chunks, padded_vocab_size, transformer_config
 from llm_train.model.fill import fill_from_source, fill_randomly
+from llm_train.model.kernels import use_kernels
 from llm_train.model.lora.attach import attach_adapters
 from llm_train.model.lora.quantized import quantize_base
 from llm_train.model.lora.tensors import base_digest, fill_adapters
@@ -91,8 +92,9 @@ class CheckpointStore(Protocol):
 class Training:
     """One run on this rank, inside an open device session with its process groups.
 
-    `source` holds the first weights, None for random ones. Building it fills the model, from the
-    newest checkpoint where there is one: `restored` is done already.
+    `source` holds the first weights, None for random ones; `kernels` are the fused operators that
+    layers use, None for plain torch. Building it fills the model, from the newest checkpoint where
+    there is one: `restored` is done already.
     """
 
     def __init__(
@@ -103,8 +105,10 @@ class Training:
         source: WeightSource | None,
         store: CheckpointStore,
         device: torch.device,
+        kernels: Kernels | None = None,
     ) -> None:
         self.config = config
+        self.kernels = kernels
         self.arch = arch
         self.source = source
         self.store = store
@@ -137,6 +141,7 @@ class Training:
             recompute=config.recompute,
             moe=config.moe,
         )
+        use_kernels(model_config, self.kernels)
         model_config.attention_dropout = config.train.attention_dropout
         model_config.hidden_dropout = config.train.hidden_dropout
         # Where megatron-core has a faster way whose sums come in any order.
