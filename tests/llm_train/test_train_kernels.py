@@ -131,3 +131,49 @@ def test_a_cut_model_keeps_the_loss_over_all_ranks(compared):
     assert_same(found)
     assert calls["attention"] > 0
     assert calls["cross_entropy"] == 0
+
+
+def test_unknown_provider_is_an_error_that_names_what_to_install():
+    from llm_train.edge.kernels import find_provider
+    from llm_train.weights import ProviderError
+
+    with pytest.raises(ProviderError) as caught:
+        find_provider("flash")
+    assert str(caught.value) == (
+        "kernels=flash: no installed package provides 'llm_train.kernels' under that name (found: "
+        "llm-kernels-npu); pip install llm-kernels-npu, or set kernels=null for plain torch"
+    )
+
+
+def test_unknown_provider_stops_a_run_before_torch_is_loaded(run_document, tmp_path):
+    import subprocess
+    import sys
+
+    import yaml
+
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(run_document))
+    code = (
+        "import sys\n"
+        "from llm_train.cli import main\n"
+        f"try: main(['run', {str(path)!r}, 'kernels=flash'])\n"
+        "finally: assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "kernels=flash: no installed package provides" in done.stderr
+    assert "AssertionError" not in done.stderr
+
+
+def test_what_a_model_asks_of_attention_is_told_to_the_provider(run_document):
+    from llm_train.arch import parse as parse_arch
+    from llm_train.config_parse import parse
+    from llm_train.edge.kernels import attention_features
+
+    document = json.loads(Path(run_document["model"]["arch"]).read_text())
+    config = parse(run_document, [], "plain")
+    assert attention_features(config, parse_arch(document, where="plain")) == set()
+    arch = parse_arch(sinks_and_windows(document), where="changed")
+    assert attention_features(config, arch) == {"sinks", "window"}
+    packed = parse(run_document, ["data.reset_documents=true"], "packed")
+    assert attention_features(packed, arch) == {"sinks", "window", "documents"}

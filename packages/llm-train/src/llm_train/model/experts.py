@@ -4,7 +4,6 @@ M tokens sorted by expert, F an expert's share of its hidden size, H the model's
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -56,15 +55,15 @@ class Experts(SequentialMLP):
     def _linear(self, name: str, tokens: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
         weights = [linear.weight for linear in self._each(name)]
         kernels = kernels_of(self.config)
-        if self.config.moe_grouped_gemm and kernels is not None:
+        if not self.config.moe_grouped_gemm:
+            out = one_by_one(tokens, weights, counts)
+        elif kernels is None:
+            products = products_for(tokens.dtype, tokens.device.type)
+            out = grouped_linear(products, tokens, weights, counts)
+        else:
             # The stack is kept for backward: it has no other way to the experts' own weights.
             stack_EKN = torch.stack(weights).transpose(1, 2)
-            return kernels.grouped_matmul(tokens, stack_EKN, counts)
-        if self.config.moe_grouped_gemm:
-            multiply = partial(grouped_linear, products_for(tokens.dtype, tokens.device.type))
-        else:
-            multiply = one_by_one
-        out = multiply(tokens, weights, counts)
+            out = kernels.grouped_matmul(tokens, stack_EKN, counts)
         return out + self.adapters[name](tokens, counts) if name in self.adapters else out
 
     def _biases(self, name: str, counts: Sequence[int]) -> torch.Tensor | None:
