@@ -114,10 +114,17 @@ def test_packed_rows_of_a_layer_norm_model_train_as_with_plain_torch(compared, r
     assert calls["attention"] == 2 * 2 * STEPS
 
 
-@pytest.mark.parametrize("overlap", [False, True])
-def test_experts_over_two_ranks_train_as_with_plain_torch(compared, overlap):
+ADAPTERS = {"lora": {"target_modules": ["linear_proj", "linear_fc1", "linear_fc2"]}}
+
+
+@pytest.mark.parametrize(
+    ("overlap", "sections"),
+    [(False, {}), (True, {}), (False, ADAPTERS)],
+    ids=["plain", "overlap", "lora"],
+)
+def test_experts_over_two_ranks_train_as_with_plain_torch(compared, overlap, sections):
     moe = {"grouped_gemm": True, "aux_loss_coeff": 0.1, "shared_expert_overlap": overlap}
-    found, calls = compared(deepseek, world_size=2, parallel={"ep": 2}, moe=moe)
+    found, calls = compared(deepseek, world_size=2, parallel={"ep": 2}, moe=moe, **sections)
     assert_same(found)
     # One micro-batch of two sequences a rank; latent attention keeps torch's own.
     assert calls["permute"] == calls["unpermute"] == STEPS
