@@ -91,6 +91,25 @@ def test_vocab_parallel_cross_entropy_of_a_far_rank_survives_large_logits():
         assert loss.item() == 0.0
 
 
+def test_vocab_parallel_cross_entropy_keeps_the_logits_and_no_softmax():
+    kept = []
+
+    def note(x):
+        kept.append((x.data_ptr(), x.nbytes))
+        return x
+
+    logits = torch.randn(64, 128).bfloat16().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        load("vocab_parallel_cross_entropy", "torch")[0](
+            logits,
+            torch.zeros(64, dtype=torch.int64),
+            vocab_start=0,
+            all_reduce_max=lambda x: x,
+            all_reduce_sum=lambda x: x,
+        )
+    assert [pointer for pointer, size in kept if size >= logits.nbytes] == [logits.data_ptr()]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_matmul_add_equals_the_gradient_torch_gives_a_linear_layer(seed, dtype):
     layer = torch.nn.Linear(5, 7, bias=False)

@@ -1,6 +1,7 @@
 """attention by `torch_npu.npu_fusion_attention`."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -43,8 +44,7 @@ def attention(
     heads = q.shape[2]
     if cu_seqlens is None:
         return fused(q, k, v, heads, "BSND", **options)[0]
-    options["actual_seq_qlen"] = list(cu_seqlens[1:])
-    options["actual_seq_kvlen"] = list((cu_seqlens_k or cu_seqlens)[1:])
+    options["actual_seq_qlen"], options["actual_seq_kvlen"] = _ends(cu_seqlens, cu_seqlens_k)
     flat = (x.flatten(0, 1) for x in (q, k, v))
     return fused(*flat, heads, "TND", **options)[0].view(q.shape)
 
@@ -73,6 +73,15 @@ def _masking(
     # The query's own position is not counted among the tokens before it.
     band = {"pre_tockens": window - 1, "next_tockens": 0}
     return {**triangle, **band, "sparse_mode": _BAND_ENDING_AT_LAST_KEY}
+
+
+def _ends(
+    cu_seqlens: Sequence[int], cu_seqlens_k: Sequence[int] | None
+) -> tuple[list[int], list[int]]:
+    """Where each document's queries and keys end; documents that have neither are left out."""
+    bounds = zip(cu_seqlens, cu_seqlens_k or cu_seqlens, strict=True)
+    ends = [after for before, after in itertools.pairwise(bounds) if after != before]
+    return [queries for queries, _ in ends], [keys for _, keys in ends]
 
 
 @functools.lru_cache(maxsize=16)
