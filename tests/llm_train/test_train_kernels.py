@@ -133,10 +133,11 @@ def test_experts_over_two_ranks_train_as_with_plain_torch(compared, overlap, sec
     assert calls.keys() >= EVERYWHERE
 
 
-def test_a_cut_model_keeps_the_loss_over_all_ranks(compared):
+def test_a_cut_model_trains_as_with_plain_torch(compared):
     found, calls = compared(lambda arch: arch, world_size=2, parallel={"tp": 2})
     assert_same(found)
     assert calls["attention"] > 0
+    assert calls["vocab_parallel_cross_entropy"] == 2 * STEPS
     assert calls["cross_entropy"] == 0
 
 

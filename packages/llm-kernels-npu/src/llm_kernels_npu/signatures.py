@@ -178,6 +178,13 @@ class Attention(Protocol):
         ...
 
 
+RouterScore = Literal["softmax", "sigmoid"]
+"""How a router's logits become scores."""
+
+GroupScore = Literal["top2", "max"]
+"""A group of experts counts for the sum of its two highest scores, or for its highest."""
+
+
 class RouterTopk(Protocol):
     """Weights float32 and experts int64 of each token, both [N, K], highest score first."""
 
@@ -186,11 +193,11 @@ class RouterTopk(Protocol):
         logits: Tensor,
         *,
         top_k: int,
-        score: str = "softmax",
+        score: RouterScore = "softmax",
         bias: Tensor | None = None,
         groups: int = 1,
         top_groups: int = 1,
-        group_score: str = "top2",
+        group_score: GroupScore = "top2",
         normalize: bool = False,
         scaling: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
@@ -232,7 +239,7 @@ class CausalConv1d(Protocol):
         bias: Tensor | None = None,
         initial_state: Tensor | None = None,
         *,
-        activation: str | None = None,
+        activation: Literal["silu"] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Compute it; see the class."""
         ...

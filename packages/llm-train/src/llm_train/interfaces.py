@@ -1,6 +1,6 @@
 """What llm-train asks of other packages, by shape; providers are found through entry points."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -193,6 +193,27 @@ class CrossEntropy(Protocol):
         ...
 
 
+AllReduce = Callable[["torch.Tensor"], "torch.Tensor"]
+"""A reduction over ranks, which may write to its argument."""
+
+
+class VocabParallelCrossEntropy(Protocol):
+    """The loss of each row of logits that lie cut over ranks."""
+
+    def __call__(
+        self,
+        logits: "torch.Tensor",
+        targets: "torch.Tensor",
+        *,
+        vocab_start: int,
+        all_reduce_max: AllReduce,
+        all_reduce_sum: AllReduce,
+        ignore_index: int = -100,
+    ) -> "torch.Tensor":
+        """[N, V / ranks] from word `vocab_start` on, and [N] → [N] in fp32 on every rank."""
+        ...
+
+
 class GroupedMatmul(Protocol):
     """Each group of rows times a matrix of its own."""
 
@@ -257,6 +278,11 @@ class Kernels(Protocol):
     @property
     def cross_entropy(self) -> CrossEntropy:
         """The loss, where one rank holds all logits."""
+        ...
+
+    @property
+    def vocab_parallel_cross_entropy(self) -> VocabParallelCrossEntropy:
+        """The loss over tensor-parallel ranks."""
         ...
 
     @property

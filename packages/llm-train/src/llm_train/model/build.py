@@ -21,6 +21,7 @@ from llm_train.model.packed_rows import PackedRows
 from llm_train.model.recompute import recompute_fields, set_modules
 from llm_train.model.rope import Rotary, at_positions, rotary_dim
 from llm_train.model.spec import block_spec, prediction_spec
+from llm_train.model.token_losses import token_losses
 from llm_train.placement import chunks
 
 POSITION_EMBEDDINGS: Mapping[str, Any] = MappingProxyType(
@@ -162,10 +163,9 @@ class Model(GPTModel):
             padding = torch.arange(columns, device=logits.device) >= real
             logits = logits.masked_fill(padding, torch.finfo(logits.dtype).min)
         kernels = kernels_of(self.config)
-        if kernels is None or self.config.tensor_model_parallel_size > 1:
+        if kernels is None:
             return super().compute_language_model_loss(labels, logits)
-        losses = kernels.cross_entropy(logits.flatten(0, 1), labels.T.flatten())
-        return losses.view(labels.T.shape).T.contiguous()
+        return token_losses(kernels, labels, logits, group=self.pg_collection.tp)
 
 
 def padded_vocab_size(arch: Arch, tp: int) -> int:

@@ -1,5 +1,7 @@
 """The specification of causal_conv1d."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -13,7 +15,7 @@ def causal_conv1d(
     bias: Tensor | None = None,
     initial_state: Tensor | None = None,
     *,
-    activation: str | None = None,
+    activation: Literal["silu"] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`act(bias + Σ over w of weight[c, w] * x[t - W + 1 + w, c])`, in float32, rounded at the end.
 

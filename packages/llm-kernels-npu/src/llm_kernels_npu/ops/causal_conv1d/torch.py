@@ -1,5 +1,7 @@
 """causal_conv1d by PyTorch's own depthwise convolution."""
 
+from typing import Literal
+
 from torch import Tensor
 from torch.nn import functional
 
@@ -12,7 +14,7 @@ def causal_conv1d(
     bias: Tensor | None = None,
     initial_state: Tensor | None = None,
     *,
-    activation: str | None = None,
+    activation: Literal["silu"] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `reference.causal_conv1d`; computed in x's dtype."""
     seen = with_state(x, weight.shape[1], initial_state)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from llm_kernels_npu.ops.router_topk.reference import TINY
+from llm_kernels_npu.signatures import GroupScore, RouterScore
 
 _NORM_TYPES = {"softmax": 0, "sigmoid": 1}
 _GROUP_SELECT_MODES = {"max": 0, "top2": 1}
@@ -17,11 +18,11 @@ def router_topk(
     logits: Tensor,
     *,
     top_k: int,
-    score: str = "softmax",
+    score: RouterScore = "softmax",
     bias: Tensor | None = None,
     groups: int = 1,
     top_groups: int = 1,
-    group_score: str = "top2",
+    group_score: GroupScore = "top2",
     normalize: bool = False,
     scaling: float = 1.0,
 ) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from llm_kernels_npu.ops.checks import wide
+from llm_kernels_npu.signatures import GroupScore, RouterScore
 
 TINY = 1e-20
 """Under the sum that normalised weights are divided by."""
@@ -13,11 +14,11 @@ def router_topk(
     logits: Tensor,
     *,
     top_k: int,
-    score: str = "softmax",
+    score: RouterScore = "softmax",
     bias: Tensor | None = None,
     groups: int = 1,
     top_groups: int = 1,
-    group_score: str = "top2",
+    group_score: GroupScore = "top2",
     normalize: bool = False,
     scaling: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
@@ -42,7 +43,7 @@ def router_topk(
     return weights * scaling, experts
 
 
-def limited(ranked: Tensor, *, groups: int, top_groups: int, group_score: str) -> Tensor:
+def limited(ranked: Tensor, *, groups: int, top_groups: int, group_score: GroupScore) -> Tensor:
     """Scores [N, E] with -inf for experts outside the best groups."""
     by_group = ranked.unflatten(-1, (groups, -1))
     best = by_group.topk(GROUP_SCORES[group_score], dim=-1).values.sum(-1)

@@ -1,0 +1,33 @@
+"""The loss of every token by a run's fused operators, whether or not ranks share the logits."""
+
+from functools import partial
+
+import torch
+import torch.distributed as dist
+
+from llm_train.interfaces import Kernels
+
+
+def token_losses(
+    kernels: Kernels, labels_BT: torch.Tensor, logits_TBV: torch.Tensor, *, group: dist.ProcessGroup
+) -> torch.Tensor:
+    """[B, T] in fp32; every rank of the tensor-parallel `group` has as many of the words."""
+    logits_NV, targets_N = logits_TBV.flatten(0, 1), labels_BT.T.flatten()
+    if group.size() == 1:
+        losses = kernels.cross_entropy(logits_NV, targets_N)
+    else:
+        losses = kernels.vocab_parallel_cross_entropy(
+            logits_NV,
+            targets_N,
+            vocab_start=group.rank() * logits_NV.shape[1],
+            all_reduce_max=partial(_reduced, group=group, operation=dist.ReduceOp.MAX),
+            all_reduce_sum=partial(_reduced, group=group, operation=dist.ReduceOp.SUM),
+        )
+    return losses.view(labels_BT.T.shape).T.contiguous()
+
+
+def _reduced(
+    x: torch.Tensor, *, group: dist.ProcessGroup, operation: dist.ReduceOp.RedOpType
+) -> torch.Tensor:
+    dist.all_reduce(x, op=operation, group=group)
+    return x
