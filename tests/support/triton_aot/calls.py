@@ -14,7 +14,7 @@ from triton_aot.recording import Launch, recorded
 WIDTHS = (64, 1024, 2048, 4096, 8192, 16_384, 20_480)
 """Features of a row: below every tile, at each, over the largest."""
 TOKENS = 4096
-TILES = frozenset({"TILE"})
+TILES = frozenset({"TILE", "HALF", "PASSING", "ROWS", "KEYS", "DIM", "VALUE_DIM"})
 """Constants that are sizes; the others choose what a kernel does."""
 
 
@@ -64,10 +64,48 @@ def _geglu(dtype: torch.dtype) -> Iterator[Call]:
         yield from _gated(dtype, approximate=approximate)
 
 
+def _losses(dtype: torch.dtype) -> Iterator[Call]:
+    for vocab in (512, 4096, 32_768, 152_064):
+        yield (leaf(256, vocab, dtype=dtype), _targets(256)), {}
+
+
+def _linear_losses(dtype: torch.dtype) -> Iterator[Call]:
+    hidden, weight = leaf(TOKENS, 1024, dtype=dtype), leaf(152_064, 1024, dtype=dtype)
+    yield (hidden, weight, _targets(TOKENS)), {}
+
+
+def _targets(rows: int) -> Tensor:
+    return torch.empty(rows, dtype=torch.int64, device="meta")
+
+
+def _rope(dtype: torch.dtype) -> Iterator[Call]:
+    for heads, dim, rotary in ((32, 128, 128), (1, 128, 64), (8, 256, 256), (16, 192, 64)):
+        table = torch.empty(1, TOKENS, 1, rotary, dtype=torch.float32, device="meta")
+        for interleaved in (False, True):
+            x = leaf(1, TOKENS, heads, dim, dtype=dtype)
+            yield (x, table, table), {"interleaved": interleaved}
+
+
+def _attention(dtype: torch.dtype) -> Iterator[Call]:
+    for dim, value_dim in ((64, 64), (128, 128), (192, 128), (256, 256)):
+        q = leaf(1, TOKENS, 8, dim, dtype=dtype)
+        k, v = leaf(1, TOKENS, 2, dim, dtype=dtype), leaf(1, TOKENS, 2, value_dim, dtype=dtype)
+        yield (q, k, v), {"causal": True}
+    q, k, v = (leaf(1, TOKENS, heads, 128, dtype=dtype) for heads in (8, 2, 2))
+    yield (q, k, v), {"causal": False}
+    yield (q, k, v), {"causal": True, "window": 1024, "softcap": 50.0}
+    sinks = leaf(8, dtype=dtype)
+    yield (q, k, v), {"causal": True, "window": 128, "sinks": sinks}
+
+
 CALLS: Mapping[str, Callable[[torch.dtype], Iterable[Call]]] = {
     "rms_norm": _norm,
     "add_rms_norm": partial(_norm, like_x=2),
     "layer_norm": partial(_norm, vectors=2),
     "swiglu": _gated,
     "geglu": _geglu,
+    "cross_entropy": _losses,
+    "linear_cross_entropy": _linear_losses,
+    "rope": _rope,
+    "attention": _attention,
 }

@@ -17,6 +17,8 @@ def compile_cubin(launch: Launch, capability: int) -> Any:
     constants = dict(launch.constants)
     signature = dict(launch.signature) | dict.fromkeys(constants, "constexpr")
     ordered = {name: signature[name] for name in launch.kernel.arg_names}
-    source = ASTSource(fn=launch.kernel, signature=ordered, constexprs=constants)
+    places = [launch.kernel.arg_names.index(name) for name in launch.aligned]
+    aligned = {(place,): [["tt.divisibility", 16]] for place in places}
+    source = ASTSource(launch.kernel, ordered, constexprs=constants, attrs=aligned)
     target = GPUTarget("cuda", capability, 32)
     return triton.compile(source, target=target, options={"num_warps": launch.warps})

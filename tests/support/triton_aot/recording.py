@@ -27,6 +27,8 @@ class Launch:
     signature: tuple[tuple[str, str], ...]
     constants: tuple[tuple[str, Any], ...]
     warps: int
+    aligned: tuple[str, ...] = ()
+    """Arguments that are multiples of 16: Triton compiles for that, as it does for a pointer's."""
 
     @property
     def name(self) -> str:
@@ -49,7 +51,8 @@ def recorded() -> Iterator[dict[Launch, tuple[int, ...]]]:
         absent = {name: value for name, value in named.items() if value is None}
         fixed = {name: named[name] for name in named if name in constants} | absent
         signature = tuple((n, _kind(v)) for n, v in named.items() if n not in fixed)
-        launch = Launch(kernel, signature, tuple(fixed.items()), num_warps)
+        aligned = tuple(n for n, _ in signature if _is_aligned(named[n]))
+        launch = Launch(kernel, signature, tuple(fixed.items()), num_warps, aligned)
         launches.setdefault(launch, grid)
 
     original = triton.JITFunction.run
@@ -58,6 +61,10 @@ def recorded() -> Iterator[dict[Launch, tuple[int, ...]]]:
         yield launches
     finally:
         triton.JITFunction.run = original
+
+
+def _is_aligned(value: object) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0)
 
 
 def _kind(value: object) -> str:

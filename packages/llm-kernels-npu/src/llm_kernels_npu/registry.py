@@ -102,17 +102,17 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
             Operator(
                 name="rope",
                 summary="rotary position embedding: half, interleaved, partial",
-                backends=(_REFERENCE, _TORCH, _npu()),
+                backends=(_REFERENCE, _TORCH, _triton(), _npu()),
             ),
             Operator(
                 name="cross_entropy",
                 summary="loss a row from logits",
-                backends=(_REFERENCE, _TORCH, _npu()),
+                backends=(_REFERENCE, _TORCH, _triton(), _npu()),
             ),
             Operator(
                 name="linear_cross_entropy",
                 summary="loss a row from hidden states, logits in chunks",
-                backends=(_REFERENCE, _TORCH),
+                backends=(_REFERENCE, _TORCH, _triton()),
             ),
             Operator(
                 name="add_rms_norm",
@@ -156,6 +156,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
                 backends=(
                     _REFERENCE,
                     Backend(name="torch", lacks=frozenset({"softcap"})),
+                    _triton("mask", "bias"),
                     _npu("softcap", "bias"),
                 ),
                 features=frozenset({"window", "softcap", "sinks", "mask", "bias", "documents"}),

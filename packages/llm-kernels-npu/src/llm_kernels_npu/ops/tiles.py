@@ -26,6 +26,8 @@ ROW_COST: Mapping[str, tuple[int, int]] = MappingProxyType(
         "layer_norm.forward": (27, 25),
         "layer_norm.backward": (32, 28),
         "layer_norm.weight": (18, 16),
+        "cross_entropy.forward": (7, 7),
+        "cross_entropy.backward": (21, 21),
         "silu.forward": (14, 12),
         "silu.backward": (22, 20),
         "gelu.forward": (22, 20),
@@ -36,7 +38,11 @@ ROW_COST: Mapping[str, tuple[int, int]] = MappingProxyType(
 )
 """Bytes of Unified Buffer a feature of the tile takes, with 16-bit and with 32-bit tensors."""
 
+ROPE_PAIR_BYTES = 72
+"""Bytes of Unified Buffer a pair of rope takes: interleaved, half of that otherwise."""
+
 _MAX_TILE = 16_384
+_ROPE_PAIRS = 2048
 _WAVE: Mapping[Target, int] = MappingProxyType({"cuda": 264, "npu": 48})
 """Programs that fill a device: two a multiprocessor of an H100, one a vector core of a 910B."""
 
@@ -57,6 +63,13 @@ def unified_buffer_bytes(kernel: str, tile: int, *, itemsize: int) -> int:
     """What a row kernel (a key of `ROW_COST`) needs for a tile of that many features."""
     narrow, wide = ROW_COST[kernel]
     return tile * (wide if itemsize > 2 else narrow)
+
+
+def rope_tile(lanes: int, *, half: int, passing: int) -> int:
+    """Rows of features a tile of rope, each of `half` pairs and `passing` single features."""
+    width = max(power_of_two(half), power_of_two(passing) // 2)
+    # Two at least: AscendNPU-IR 1.2.0 for the 950 crashes on one interleaved row.
+    return max(2, min(power_of_two(lanes), _ROPE_PAIRS // width))
 
 
 def tile_count(size: int, tile: int) -> int:

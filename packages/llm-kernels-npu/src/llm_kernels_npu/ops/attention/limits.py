@@ -8,7 +8,16 @@ from typing import Required, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import alike, floating, npu_floating, on_npu, short, together
+from llm_kernels_npu.ops.attention.tiles import MAX_DIM
+from llm_kernels_npu.ops.checks import (
+    alike,
+    floating,
+    npu_floating,
+    on_npu,
+    short,
+    together,
+    triton_floating,
+)
 
 # npu_fusion_attention's documented ranges.
 _NPU_MAX_HEAD_DIM = 512
@@ -90,6 +99,24 @@ def _npu(q: Tensor, k: Tensor, v: Tensor, **options: Unpack[Options]) -> str | N
         or _npu_sizes(q, k, v)
         or _npu_documents(options.get("cu_seqlens"), options.get("cu_seqlens_k"))
     )
+
+
+def _triton(q: Tensor, k: Tensor, v: Tensor, **options: Unpack[Options]) -> str | None:
+    if options.get("mask") is not None:
+        return "mask: the Triton kernels have none"
+    widest = max(q.shape[-1], v.shape[-1])
+    if widest > MAX_DIM:
+        return f"{widest} features a head, want at most {MAX_DIM}"
+    return (
+        _reference(q, k, v, **options)
+        or triton_floating("q", q)
+        or triton_floating("v", v)
+        or _below("tokens", max(q.shape[0] * q.shape[1], k.shape[0] * k.shape[1]))
+    )
+
+
+def _below(what: str, count: int) -> str | None:
+    return None if count < 1 << 31 else f"{count} {what}, want fewer than {1 << 31}"
 
 
 def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str | None:
@@ -208,5 +235,5 @@ def _npu_documents(
 
 
 LIMITS: Mapping[str, Callable[..., str | None]] = MappingProxyType(
-    {"reference": _reference, "torch": _torch, "npu": _npu}
+    {"reference": _reference, "torch": _torch, "triton": _triton, "npu": _npu}
 )

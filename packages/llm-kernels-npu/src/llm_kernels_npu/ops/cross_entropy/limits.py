@@ -6,7 +6,14 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import floating, npu_floating, on_npu, short, together
+from llm_kernels_npu.ops.checks import (
+    floating,
+    npu_floating,
+    on_npu,
+    short,
+    together,
+    triton_floating,
+)
 
 
 def _shapes(logits: Tensor, targets: Tensor) -> str | None:
@@ -30,6 +37,11 @@ def _npu(logits: Tensor, targets: Tensor, *, ignore_index: int = -100) -> str | 
     return on_npu("logits", logits) or _shapes(logits, targets) or npu_floating("logits", logits)
 
 
+def _triton(logits: Tensor, targets: Tensor, *, ignore_index: int = -100) -> str | None:
+    del ignore_index
+    return _shapes(logits, targets) or triton_floating("logits", logits)
+
+
 LIMITS: Mapping[str, Callable[..., str | None]] = MappingProxyType(
-    {"reference": _any_device, "torch": _any_device, "npu": _npu}
+    {"reference": _any_device, "torch": _any_device, "triton": _triton, "npu": _npu}
 )

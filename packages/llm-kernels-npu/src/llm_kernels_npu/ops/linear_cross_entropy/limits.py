@@ -6,7 +6,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import alike, floating, short, together
+from llm_kernels_npu.ops.checks import alike, floating, short, together, triton_floating
 
 
 def _any_device(
@@ -29,6 +29,15 @@ def _any_device(
     )
 
 
+def _triton(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100
+) -> str | None:
+    reason = _any_device(hidden, weight, targets, ignore_index=ignore_index)
+    if reason is None and weight.shape[0] == 0:
+        reason = f"weight of shape {tuple(weight.shape)} has no words"
+    return reason or triton_floating("hidden", hidden)
+
+
 LIMITS: Mapping[str, Callable[..., str | None]] = MappingProxyType(
-    {"reference": _any_device, "torch": _any_device}
+    {"reference": _any_device, "torch": _any_device, "triton": _triton}
 )

@@ -36,7 +36,7 @@ class _Chunked(torch.autograd.Function):
         picks = targets.masked_fill(ignored, 0)
         losses = torch.empty(hidden.shape[0], dtype=wide(hidden[:0]).dtype, device=hidden.device)
         totals = torch.empty_like(losses)
-        for rows in _chunks(hidden, weight):
+        for rows in chunks(hidden, weight):
             logits = wide(hidden[rows] @ weight.T)
             totals[rows] = torch.logsumexp(logits, dim=1)
             losses[rows] = totals[rows] - logits.gather(1, picks[rows, None])[:, 0]
@@ -54,7 +54,7 @@ class _Chunked(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         # Chunks add up in float32: in bfloat16 late chunks would vanish.
         grad_weight = torch.zeros_like(weight, dtype=totals.dtype) if needs_weight else None
-        for rows in _chunks(hidden, weight):
+        for rows in chunks(hidden, weight):
             slope = wide(hidden[rows] @ weight.T).sub_(totals[rows, None]).exp_()
             slope.scatter_add_(1, picks[rows, None], slope.new_full((slope.shape[0], 1), -1.0))
             slope = slope.mul_(row_grad[rows]).to(hidden.dtype)
@@ -67,7 +67,8 @@ class _Chunked(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None
 
 
-def _chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
+def chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
+    """The rows of each chunk, first to last."""
     rows, hidden_size = hidden.shape
     step = chunk_rows(rows, hidden_size=hidden_size, vocab_size=weight.shape[0])
     for start in range(0, rows, step):

@@ -5,8 +5,17 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import alike, floating, npu_floating, on_npu, together
+from llm_kernels_npu.ops.checks import (
+    alike,
+    floating,
+    npu_floating,
+    on_npu,
+    together,
+    triton_floating,
+)
 
+_TRITON_MAX_DIMENSIONS = 4
+_TRITON_MAX_FEATURES = 1024
 _NPU_MAX_DIM = 896
 _NPU_MAX_BATCH_HEADS = 1000
 
@@ -67,6 +76,16 @@ def _npu_layout(x: Tensor, cos: Tensor, *, interleaved: bool) -> str | None:
     return None
 
 
+def _triton(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> str | None:
+    del interleaved
+    if x.dim() > _TRITON_MAX_DIMENSIONS:
+        return f"x has {x.dim()} dimensions, want at most {_TRITON_MAX_DIMENSIONS}"
+    if x.shape[-1] > _TRITON_MAX_FEATURES:
+        return f"x has {x.shape[-1]} features, want at most {_TRITON_MAX_FEATURES}"
+    reason = _shapes(x, cos, sin)
+    return reason or triton_floating("x", x) or triton_floating("cos", cos)
+
+
 LIMITS: Mapping[str, Callable[..., str | None]] = MappingProxyType(
-    {"reference": _any_device, "torch": _any_device, "npu": _npu}
+    {"reference": _any_device, "torch": _any_device, "triton": _triton, "npu": _npu}
 )

@@ -1,0 +1,73 @@
+"""linear_cross_entropy over chunks of rows, a chunk's logits turned into their gradient in place.
+
+The products are PyTorch's. The backward computes each chunk's logits again.
+"""
+
+from collections.abc import Callable
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from llm_kernels_npu.ops.autograd import Context
+from llm_kernels_npu.ops.cross_entropy.triton import row_losses, write_slopes
+from llm_kernels_npu.ops.linear_cross_entropy.torch import chunks
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100
+) -> Tensor:
+    """See `reference.linear_cross_entropy`; the product is made in hidden's dtype."""
+    # torch leaves `apply` untyped.
+    run = cast(Callable[..., Tensor], _Chunked.apply)  # pyright: ignore[reportUnknownMemberType]
+    return run(hidden, weight, targets, ignore_index)
+
+
+class _LossContext(Context, Protocol):
+    ignore_index: int
+
+
+class _Chunked(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: _LossContext, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int
+    ) -> Tensor:
+        targets = targets.contiguous()
+        losses = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+        totals = torch.empty_like(losses)
+        for rows in chunks(hidden, weight):
+            losses[rows], totals[rows] = row_losses(
+                hidden[rows] @ weight.T, targets[rows], ignore_index=ignore_index
+            )
+        ctx.save_for_backward(hidden, weight, targets, totals)
+        ctx.ignore_index = ignore_index
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # torch types it *args
+        ctx: _LossContext, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+        hidden, weight, targets, totals = ctx.saved_tensors
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        # Chunks add up in float32: in bfloat16 late chunks would vanish.
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        for rows in chunks(hidden, weight):
+            slope = hidden[rows] @ weight.T
+            write_slopes(
+                slope,
+                targets[rows],
+                totals[rows],
+                grad[rows],
+                out=slope,
+                ignore_index=ctx.ignore_index,
+            )
+            if grad_hidden is not None:
+                grad_hidden[rows] = slope @ weight
+            if grad_weight is not None:
+                grad_weight += slope.T @ hidden[rows]
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
+        return grad_hidden, grad_weight, None, None

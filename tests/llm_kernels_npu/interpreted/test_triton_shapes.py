@@ -1,0 +1,121 @@
+"""Triton kernels at shapes that hypothesis draws, and at sizes of several tiles."""
+
+import importlib
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_kernels_npu.parity import Result, compare
+from llm_kernels_npu.select import load
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+NORMS = ("rms_norm", "add_rms_norm", "layer_norm")
+GATED = ("swiglu", "geglu")
+ROWS = st.integers(0, 5)
+# A norm of few features has a gradient of nothing but rounding.
+SIZES = st.integers(16, 300)
+dtypes = st.sampled_from(DTYPES)
+few = settings(max_examples=8, deadline=None, derandomize=True)
+
+
+def equals_reference(name, *shape, dtype, **options):
+    case = importlib.import_module(f"llm_kernels_npu.ops.{name}.cases").case(*shape, **options)
+    result = compare(name, "triton", case, device="cpu", dtype=dtype)
+    assert isinstance(result, Result), result
+    assert result.passed, (case.name, dtype, result.worst)
+
+
+@few
+@given(rows=ROWS, size=SIZES, dtype=dtypes, name=st.sampled_from(NORMS))
+def test_norms_of_any_shape(rows, size, dtype, name):
+    equals_reference(name, rows, size, offset=1.0, dtype=dtype)
+
+
+@few
+@given(rows=ROWS, size=SIZES, dtype=dtypes, name=st.sampled_from(GATED))
+def test_gated_units_of_any_shape(rows, size, dtype, name):
+    equals_reference(name, rows, 2 * size, dtype=dtype)
+
+
+@few
+@given(rows=ROWS, vocab=SIZES, scale=st.sampled_from((0.1, 30.0)), dtype=dtypes)
+def test_cross_entropy_of_any_shape(rows, vocab, scale, dtype):
+    equals_reference("cross_entropy", rows, vocab, scale=scale, dtype=dtype)
+
+
+@few
+@given(
+    length=st.integers(1, 9),
+    heads=st.integers(1, 5),
+    pairs=st.integers(1, 20),
+    rest=st.integers(0, 9),
+    interleaved=st.booleans(),
+    dtype=dtypes,
+)
+def test_rope_of_any_shape(length, heads, pairs, rest, interleaved, dtype):
+    rotary = 2 * pairs
+    shape = (2, length, heads, rotary + rest)
+    equals_reference("rope", *shape, rotary=rotary, interleaved=interleaved, dtype=dtype)
+
+
+@few
+@given(
+    queries=st.integers(1, 40),
+    more_keys=st.integers(0, 40),
+    groups=st.integers(1, 2),
+    dim=st.integers(4, 40),
+    window=st.none() | st.integers(1, 50),
+    softcap=st.none() | st.just(5.0),
+    dtype=dtypes,
+)
+def test_attention_of_any_shape(queries, more_keys, groups, dim, window, softcap, dtype):
+    shape = (1, queries, queries + more_keys, 2 * groups, groups, dim)
+    equals_reference("attention", *shape, window=window, softcap=softcap, dtype=dtype)
+
+
+# Rows wider than the widest tile: loops over tiles, and the weight's gradient by its own kernel.
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_of_rows_of_several_tiles(name):
+    equals_reference(name, 3, 16_384 + 77, dtype=torch.bfloat16)
+
+
+def test_gated_unit_of_rows_of_several_tiles():
+    equals_reference("swiglu", 3, 2 * (4096 + 77), dtype=torch.float32)
+
+
+def test_cross_entropy_of_several_tiles():
+    equals_reference("cross_entropy", 3, 2 * 8192 + 5, scale=10.0, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    "options", [{"window": 100}, {"causal": False}, {"extra": "sinks"}], ids=str
+)
+def test_attention_of_several_tiles(options):
+    equals_reference("attention", 1, 150, 210, 2, 1, 16, dtype=torch.float32, **options)
+
+
+def test_attention_reads_strided_tensors():
+    """Query, key and value as they lie side by side in one product's output."""
+    packed = torch.randn(2, 9, 4, 3 * 16, generator=torch.Generator().manual_seed(0))
+    q, k, v = packed.split(16, dim=-1)
+    found = load("attention", "triton")[0](q, k, v, causal=True)
+    wanted = load("attention", "reference")[0](q, k, v, causal=True)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_infinite_logits_give_the_references_losses():
+    inf = float("inf")
+    logits = torch.tensor(
+        [[-inf, -inf, 1.0, 2.0], [-inf] * 4, [inf, 1.0, 2.0, 3.0], [-inf, 70.0, -70.0, 0.0]]
+    )
+    targets = torch.tensor([2, 1, 1, 1])
+    found = load("cross_entropy", "triton")[0](logits, targets)
+    wanted = load("cross_entropy", "reference")[0](logits, targets)
+    torch.testing.assert_close(found, wanted, equal_nan=True)
+
+
+def test_target_outside_the_vocabulary_gives_nan():
+    losses = load("cross_entropy", "triton")[0](torch.zeros(2, 3), torch.tensor([3, 0]))
+    assert losses.isnan().tolist() == [True, False]
