@@ -32,11 +32,11 @@ def test_every_triton_operator_has_calls():
 
 @pytest.mark.parametrize("name", calls.CALLS)
 def test_each_kernel_compiles_to_a_cubin(name):
-    for launch in calls.first_of_each_kernel(name, torch.bfloat16):
+    for launch in calls.first_of_each_kernel(name, torch.bfloat16, variants=False):
         compiles(launch, 90)
 
 
-# Last run 2026-11-27, two busy cores: @SECONDS@.
+# Every launch was compiled on 2026-11-27, by hand; minutes.
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", sorted(cuda.SHARED_BYTES))
 @pytest.mark.parametrize("name", calls.CALLS)

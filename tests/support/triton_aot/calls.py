@@ -30,12 +30,14 @@ def launches(operator: str, dtype: torch.dtype) -> dict[Launch, tuple[int, ...]]
     return found
 
 
-def first_of_each_kernel(operator: str, dtype: torch.dtype) -> list[Launch]:
-    """One launch of every kernel an operator has, of each of its variants: the smallest tile."""
+def first_of_each_kernel(
+    operator: str, dtype: torch.dtype, *, variants: bool = True
+) -> list[Launch]:
+    """One launch of every kernel an operator has (of each of its variants): the smallest tile."""
     firsts: dict[tuple[object, ...], Launch] = {}
     for launch in launches(operator, dtype):
         flags = tuple(value for key, value in launch.constants if key not in TILES)
-        firsts.setdefault((launch.kernel, flags), launch)
+        firsts.setdefault((launch.kernel, flags if variants else ()), launch)
     return list(firsts.values())
 
 

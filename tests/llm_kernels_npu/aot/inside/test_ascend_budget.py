@@ -56,3 +56,15 @@ def test_largest_tile_of_the_budget_compiles(cost, dtype, tmp_path):
     for launch in variants(cost, dtype):
         outcome = compiled_with_tile(launch, most, tmp_path)
         assert outcome.compiled, (most, outcome.messages)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_budget_of_rope_is_what_the_compiler_counts(dtype, tmp_path):
+    wanted = []
+    for launch in calls.first_of_each_kernel("rope", dtype):
+        half = dict(launch.constants)["HALF"]
+        outcome = compiled_with_tile(launch, OVERSIZE // 2 // half, tmp_path)
+        assert outcome.overflow is not None, outcome.messages
+        wanted.append(outcome.overflow[1] / (OVERSIZE // 2))
+    assert 0.9 * tiles.ROPE_PAIR_BYTES < max(wanted) <= tiles.ROPE_PAIR_BYTES, wanted
+    assert tiles.rope_tile(1 << 20, half=64, passing=0) * 64 * max(wanted) <= 196_608
