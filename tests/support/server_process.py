@@ -4,10 +4,12 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Queue
 
 ECHO = (sys.executable, str(Path(__file__).with_name("echo_server.py")))
 LLM_INFER = str(Path(sys.executable).parent / "llm-infer")
@@ -33,15 +35,12 @@ class Served:
 def served(command: Sequence[str]):
     """Start, give the address it tells on stderr, and stop."""
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    said = []
+    said = Queue()
+    # Read on, or a server that logs much would wait for us.
+    reader = threading.Thread(target=_read, args=(process.stderr, said), daemon=True)
+    reader.start()
     try:
-        for line in process.stderr:
-            said.append(line)
-            if found := re.search(r"http://[\d.]+:\d+", line):
-                yield Served(found[0], process)
-                break
-        else:
-            raise AssertionError(f"no server: {''.join(said)}")
+        yield Served(_address(said), process)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -50,4 +49,22 @@ def served(command: Sequence[str]):
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        reader.join()
         process.stderr.close()
+
+
+def _read(stream, said):
+    for line in stream:
+        said.put(line)
+        # Where a failed test shows it.
+        sys.stderr.write(line)
+    said.put(None)
+
+
+def _address(said):
+    lines = []
+    while (line := said.get(timeout=120)) is not None:
+        lines.append(line)
+        if found := re.search(r"http://[\d.]+:\d+", line):
+            return found[0]
+    raise AssertionError(f"no server: {''.join(lines)}")

@@ -1,5 +1,6 @@
 """`llm-infer serve` with a tiny model, asked by the official client; expected is transformers'."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -121,3 +122,45 @@ def test_a_prompt_longer_than_the_context_is_told_apart(client):
     with pytest.raises(BadRequestError) as caught:
         _complete(client, prompt="x" * 100)
     assert caught.value.code == "context_length_exceeded"
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "colour": {"enum": ["red", "blue"]},
+        "sizes": {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 2},
+    },
+    "required": ["colour", "sizes"],
+    "additionalProperties": False,
+}
+
+
+def _format(schema):
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+
+def test_answers_follow_a_schema_whatever_the_model_would_say(client):
+    # A random model, hot: four answers of one request, beside one that is free. The context is too
+    # short for a chat.
+    with ThreadPoolExecutor(1) as pool:
+        free = pool.submit(_complete, client)
+        answer = _complete(
+            client, prompt="a", n=4, temperature=2, seed=1, max_tokens=60,
+            extra_body={"response_format": _format(SCHEMA)},
+        )  # fmt: skip
+        assert free.result().choices[0].text == _complete(client).choices[0].text
+    assert [choice.finish_reason for choice in answer.choices] == ["stop"] * 4
+    found = [json.loads(choice.text) for choice in answer.choices]
+    for one in found:
+        assert set(one) == {"colour", "sizes"}
+        assert one["colour"] in ("red", "blue")
+        assert [type(size) for size in one["sizes"]] == [bool, bool]
+    assert len({json.dumps(one) for one in found}) > 1
+
+
+def test_a_schema_that_cannot_be_followed_is_refused(client):
+    messages = [{"role": "user", "content": "hi"}]
+    with pytest.raises(BadRequestError, match="response_format: the schema cannot be followed"):
+        client.chat.completions.create(
+            model="tiny", messages=messages, response_format=_format({"type": "colour"})
+        )

@@ -41,6 +41,7 @@ def _request(**fields):
         (_request(messages=[{"role": "user", "content": "x" * 4096}]), 400, "messages",
          "context_length_exceeded"),
         (_request(model="gpt"), 404, "model", "model_not_found"),
+        (_request(response_format={"type": "json_object"}), 400, "response_format", None),
         (_request(tools=[{}]), 400, "tools", "unsupported_parameter"),
         (b"[" * (1 << 21), 413, None, "request_too_large"),
     ],

@@ -2,11 +2,12 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_infer.edge import device as devices
+from llm_infer.edge.guides import JsonGuides, NoJsonGuides
 from llm_infer.engine import Engine, Tokenizer
 from llm_infer.errors import InferError
 
@@ -24,6 +25,8 @@ class Loaded:
 
     engine: Engine
     tokenizer: Tokenizer
+    guides: JsonGuides = field(default_factory=NoJsonGuides)
+    """For a `GuidingEngine`."""
 
 
 def check(folder: Path) -> None:

@@ -10,10 +10,12 @@ from transformers import PreTrainedTokenizerBase
 from llm_infer.arch import Arch, parse
 from llm_infer.edge import device as devices
 from llm_infer.edge.choices import LoadOptions
+from llm_infer.edge.guides import json_guides
 from llm_infer.edge.memory import cache_tokens
 from llm_infer.edge.model_folder import Loaded, check_tokenizer, load_tokenizer
 from llm_infer.edge.tokenizer import HfTokenizer
-from llm_infer.engines.native import BLOCK_TOKENS, Limits, NativeEngine
+from llm_infer.engines.guided import GuidedEngine
+from llm_infer.engines.native import BLOCK_TOKENS, Limits
 from llm_infer.errors import InferError
 from llm_infer.kernels import resolve
 from llm_infer.model.decoder import Decoder
@@ -58,13 +60,15 @@ def load_native(folder: Path, options: LoadOptions) -> Loaded:
     finally:
         source.close()
     size = cache_tokens_of(decoder) if options.cache_tokens is None else options.cache_tokens
-    engine = NativeEngine(
+    end_tokens = _end_tokens(folder, tokenizer)
+    engine = GuidedEngine(
         decoder,
-        end_tokens=_end_tokens(folder, tokenizer),
+        end_tokens=end_tokens,
         limits=Limits(cache_tokens=max(size, 2 * BLOCK_TOKENS)),
         kernels=kernels,
     )
-    return Loaded(engine=engine, tokenizer=HfTokenizer(tokenizer))
+    guides = json_guides(tokenizer, end_tokens=end_tokens)
+    return Loaded(engine=engine, tokenizer=HfTokenizer(tokenizer), guides=guides)
 
 
 def cache_tokens_of(decoder: Decoder) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from llm_infer.guide import Guide, NewGuide
 from llm_infer.openai_api.errors import invalid, too_long
 from llm_infer.openai_api.requests import Common
 from llm_infer.sampling import Sampling
@@ -17,6 +18,8 @@ class Job:
 
     prompt: Sequence[int]
     sampling: Sampling
+    guide: Guide | None = None
+    """What its tokens are held to."""
 
 
 def jobs(
@@ -27,6 +30,7 @@ def jobs(
     vocab_size: int,
     seed: int,
     param: str,
+    new_guide: NewGuide | None = None,
 ) -> list[Job]:
     """`n` answers a prompt, in the order of the prompts; answer i is drawn with `seed + i`.
 
@@ -42,7 +46,8 @@ def jobs(
         room = context_length - len(prompt)
         for _ in range(request.num_choices):
             sampling = _sampling(request, room=room, seed=first + len(found), bias=bias)
-            found.append(Job(prompt=prompt, sampling=sampling))
+            guide = None if new_guide is None else new_guide()
+            found.append(Job(prompt=prompt, sampling=sampling, guide=guide))
     return found
 
 

@@ -5,6 +5,7 @@ Beyond them, as vLLM has them: `top_k`, `min_p`, `repetition_penalty`.
 """
 
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -115,6 +116,14 @@ class Common(_Model):
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def schema_wanted(self) -> Mapping[str, object] | None:
+        """The JSON schema of the answer; None for plain text."""
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return None
+        return {"type": "object"} if wanted.json_schema is None else wanted.json_schema.schema_
 
     @property
     def includes_usage(self) -> bool:
@@ -237,9 +246,6 @@ def _check(request: Common) -> None:
     wanted = request.response_format
     if wanted is not None and wanted.type == "json_schema" and wanted.json_schema is None:
         raise invalid("response_format.json_schema: missing", param="response_format")
-    if wanted is not None and wanted.type != "text":
-        message = f"response_format: {wanted.type} is not supported by this server"
-        raise invalid(message, param="response_format", code="unsupported_parameter")
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options: only with stream: true", param="stream_options")
     if isinstance(request, ChatRequest):

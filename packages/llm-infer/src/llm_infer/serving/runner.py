@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from llm_infer.detokenize import Decode
 from llm_infer.engine import BatchEngine, Event
 from llm_infer.errors import InferError
+from llm_infer.guide import GuidingEngine
 from llm_infer.openai_api.answers import Piece, Usage
 from llm_infer.openai_api.errors import invalid
 from llm_infer.openai_api.jobs import Job
@@ -122,7 +123,7 @@ class Runner:
             return
         try:
             for index, job in enumerate(jobs):
-                request = self._engine.submit(job.prompt, job.sampling)
+                request = self._submit(job)
                 ticket.requests.add(request)
                 assembler = Assembler(index, self._decode, job.sampling.stop)
                 self._running[request] = _Running(ticket, assembler)
@@ -131,6 +132,12 @@ class Runner:
             self._fail(ticket, invalid(str(error)))
         except Exception as error:  # noqa: BLE001  handed to the one who asked
             self._fail(ticket, error)
+
+    def _submit(self, job: Job) -> int:
+        if job.guide is None:
+            return self._engine.submit(job.prompt, job.sampling)
+        assert isinstance(self._engine, GuidingEngine), "guides are made for engines that take them"
+        return self._engine.submit_guided(job.prompt, job.sampling, job.guide)
 
     def _cancel(self, ticket: Ticket) -> None:
         for request in ticket.requests:

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
+from llm_infer.edge.guides import JsonGuides
 from llm_infer.edge.server.body import BodyReader
 from llm_infer.edge.server.metrics import Metrics, metrics
 from llm_infer.edge.server.reply import AnswerResponse, Watch, error_response
@@ -74,10 +75,15 @@ class Api:
     """The handlers of one server."""
 
     def __init__(
-        self, runner: Runner, engine: BatchEngine, tokenizer: Tokenizer, settings: Settings
+        self,
+        runner: Runner,
+        engine: BatchEngine,
+        tokenizer: Tokenizer,
+        guides: JsonGuides,
+        settings: Settings,
     ) -> None:
         self._runner, self._engine = runner, engine
-        self._tokenizer, self._settings = tokenizer, settings
+        self._tokenizer, self._guides, self._settings = tokenizer, guides, settings
         self._metrics: Metrics = metrics(num_open=lambda: runner.num_open)
         self._bodies = BodyReader(max_bytes=settings.max_body_bytes)
         # The tokenizer is not meant for several threads; a long prompt must not stop the loop.
@@ -191,7 +197,7 @@ class Api:
                 prompt = await asyncio.to_thread(self._tokenizer.encode_chat, messages, template)
             except InferError as error:
                 raise invalid(f"messages: {error}", param="messages") from None
-        found = self._jobs(request, [prompt], param="messages")
+        found = await self._jobs(request, [prompt], param="messages")
         return _Asked(request, found, len(prompt), [""] * len(found), ChatFormat, "chatcmpl")
 
     async def _understand_completion(self, request: CompletionRequest) -> _Asked:
@@ -205,13 +211,15 @@ class Api:
                     prompts.append(one)
                 if request.echo:
                     texts.append(one if isinstance(one, str) else self._tokenizer.decode(one))
-        found = self._jobs(request, prompts, param="prompt")
+        found = await self._jobs(request, prompts, param="prompt")
         echoed = texts or [""] * len(prompts)
         prefixes = [text for text in echoed for _ in range(request.num_choices)]
         num_prompt = sum(map(len, prompts))
         return _Asked(request, found, num_prompt, prefixes, CompletionFormat, "cmpl")
 
-    def _jobs(self, request: Common, prompts: Sequence[Sequence[int]], *, param: str) -> list[Job]:
+    async def _jobs(
+        self, request: Common, prompts: Sequence[Sequence[int]], *, param: str
+    ) -> list[Job]:
         num_answers = len(prompts) * request.num_choices
         if num_answers > self._runner.max_open:
             raise invalid(
@@ -219,6 +227,13 @@ class Api:
                 f"this server takes {self._runner.max_open} at once",
                 param="n",
             )
+        schema, new_guide = request.schema_wanted, None
+        if schema is not None:
+            try:
+                # A schema may take a second to compile.
+                new_guide = await asyncio.to_thread(self._guides.of_schema, schema)
+            except InferError as error:
+                raise invalid(f"response_format: {error}", param="response_format") from None
         return jobs(
             request,
             prompts,
@@ -226,6 +241,7 @@ class Api:
             vocab_size=self._tokenizer.vocab_size,
             seed=secrets.randbits(63),
             param=param,
+            new_guide=new_guide,
         )
 
     def _watch(self, route: str, ticket: Ticket, start_s: float) -> Watch:
@@ -268,10 +284,14 @@ class Api:
 
 
 def create_app(
-    runner: Runner, engine: BatchEngine, tokenizer: Tokenizer, settings: Settings
+    runner: Runner,
+    engine: BatchEngine,
+    tokenizer: Tokenizer,
+    guides: JsonGuides,
+    settings: Settings,
 ) -> FastAPI:
     """The server's routes around a runner that is started elsewhere."""
-    api = Api(runner, engine, tokenizer, settings)
+    api = Api(runner, engine, tokenizer, guides, settings)
     # Its pages of documentation would fetch scripts from the network.
     app = FastAPI(title="llm-infer", docs_url=None, redoc_url=None, openapi_url=None)
     for path, (method, handler) in api.routes.items():

@@ -52,7 +52,7 @@ def serve(loaded: Loaded, options: Options) -> None:
         send_timeout_s=options.send_timeout_s,
     )
     config = uvicorn.Config(
-        create_app(runner, engine, loaded.tokenizer, settings),
+        create_app(runner, engine, loaded.tokenizer, loaded.guides, settings),
         log_config=None,
         access_log=False,
         server_header=False,
