@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
     from transformers import PreTrainedTokenizerBase
 
-_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""Free white space would let a model write line ends until its tokens run out."""
-
 
 class JsonGuides(Protocol):
     """What makes guides of JSON schemas."""
@@ -52,7 +49,15 @@ class LlguidanceGuides:
 
         table = self._made_table()
         try:
-            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_OPTIONS)
+            grammar = LLMatcher.grammar_from_json_schema(
+                json.dumps(schema),
+                # With free white space a model could write line ends until its tokens run out.
+                overrides={
+                    "whitespace_flexible": False,
+                    "item_separator": ", ",
+                    "key_separator": ": ",
+                },
+            )
         except ValueError as error:
             raise InferError(f"the schema cannot be followed: {error}") from error
         is_error, reasons = LLMatcher.validate_grammar_with_warnings(grammar, table)
