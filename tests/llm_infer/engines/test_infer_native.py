@@ -10,8 +10,8 @@ from llm_infer.sampling import Sampling
 from native_decoder import engine_of, open_decoder, run
 
 SIZES = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
+    "hidden_size": 256,
+    "intermediate_size": 384,
     "num_hidden_layers": 2,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,

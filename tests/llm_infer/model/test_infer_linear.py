@@ -6,11 +6,16 @@ from torch.nn import functional as F
 
 from llm_infer.model.attend import Attend, Scores
 from llm_infer.model.cache import Pool, Step, segments
-from llm_infer.model.linear import PackedLinear, TiledLinear, multiply
+from llm_infer.model.linear import MklLinear, PackedLinear, TiledLinear, multiply
 from llm_infer.model.rowwise import by_row
 
 COUNTS = (1, 2, 3, 5, 8, 15, 16, 17, 33, 64, 100)
-SHAPES = [(1024, 3072), (3072, 1024), (96, 64), (40, 8), (33, 7), (1, 5)]
+LARGE = [(1024, 3072), (3072, 1024), (384, 512), (2048, 64)]
+SHAPES = [*LARGE[:2], (96, 64), (40, 8), (33, 7), (100, 1), (1, 5)]
+KINDS = [
+    *((MklLinear, *shape) for shape in LARGE),
+    *((kind, *shape) for kind in (PackedLinear, TiledLinear) for shape in SHAPES),
+]
 
 
 @pytest.fixture(params=[1, 2], ids=["one-thread", "two-threads"])
@@ -21,8 +26,7 @@ def threads(request):
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("kind", [PackedLinear, TiledLinear])
-@pytest.mark.parametrize(("inner", "outer"), SHAPES)
+@pytest.mark.parametrize(("kind", "inner", "outer"), KINDS)
 def test_a_row_of_a_linear_layer_stays_the_same(kind, inner, outer, threads):
     weight, bias = torch.randn(outer, inner), torch.randn(outer)
     linear, x = kind(weight, bias), torch.randn(130, inner)

@@ -39,9 +39,8 @@ class TorchKernels:
 
     def rms_norm(self, x: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0) -> Tensor:
         """See `Kernels`; in float32, rounded once."""
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-        return (normed * (weight + offset if offset else weight)).to(x.dtype)
+        gain = weight.float() + offset if offset else weight.float()
+        return F.rms_norm(x.float(), gain.shape, gain, eps).to(x.dtype)
 
     def swiglu(self, x: Tensor) -> Tensor:
         """See `Kernels`."""

@@ -85,14 +85,15 @@ def cache_tokens_of(decoder: Decoder) -> int:
 def _decoder(arch: Arch, source: WeightSource, options: LoadOptions) -> tuple[Decoder, str]:
     device = torch.device(devices.resolve(options.device))
     stored = source.dtype("embedding.word_embeddings.weight")
+    dtype = stored if options.dtype == "auto" else getattr(torch, options.dtype)
     kernels = resolve(options.kernels, device=device.type)
     decoder = Decoder(
         arch,
         source,
         kernels,
-        make_linear=maker(device),
+        make_linear=maker(device, dtype),
         device=device,
-        dtype=stored if options.dtype == "auto" else getattr(torch, options.dtype),
+        dtype=dtype,
         context=arch.max_position_embeddings,
         block_tokens=BLOCK_TOKENS,
     )

@@ -1,9 +1,10 @@
 """Linear layers whose rows come out the same, to the bit, however many there are.
 
 A matrix product on a CPU takes another path, and rounds otherwise, for one row than for sixteen.
-oneDNN's packed weights do not: its kernels add the products of a row in an order of their own
-(measured, and held to by tests). They are also as fast for eight rows as for one, since reading the
-weights is what takes the time. Where they are not, rows go through in tiles of one size.
+Weights packed by oneDNN do not, nor do large ones packed by MKL, which reads them faster: their
+kernels add the products of a row in one order (measured, and held to by tests). Eight rows take
+little longer than one, since reading the weights is what takes the time. Where neither library is,
+rows go through in tiles of one size.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,11 @@ from torch.nn import functional as F
 TILE_ROWS = 16
 MAX_ROWS = 128
 _EXPECTED_ROWS = 16
+# With one output oneDNN takes another path, too.
+_MIN_OUTPUTS = 8
+# Rows differ in MKL below 20,000 numbers, and with one output.
+_MKL_NUMBERS = 1 << 17
+_MKL_OUTPUTS = 64
 
 
 class Linear(Protocol):
@@ -26,16 +32,35 @@ class Linear(Protocol):
         ...
 
 
+class MklLinear:
+    """MKL's layout for large float32 weights; the tensor given may be freed afterwards."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight = torch.ops.mkl._mkl_reorder_linear_weight(weight.contiguous(), MAX_ROWS)
+        # The operator reads only the shape of what it calls the original weight.
+        self._shaped = weight.new_zeros(1, 1).expand(weight.shape)
+        self._bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Linear`."""
+        return torch.ops.mkl._mkl_linear(x, self._weight, self._shaped, self._bias, len(x))
+
+
 class PackedLinear:
     """oneDNN's layout, made once; the tensor given may be freed afterwards."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._outputs = weight.shape[0]
+        if missing := max(0, _MIN_OUTPUTS - self._outputs):
+            weight = F.pad(weight, (0, 0, 0, missing))
+            bias = None if bias is None else F.pad(bias, (0, missing))
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _EXPECTED_ROWS)
         self._bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Linear`."""
-        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        y = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        return y[:, : self._outputs]
 
 
 class TiledLinear:
@@ -65,11 +90,20 @@ class PlainLinear:
 MakeLinear = Callable[[Tensor, Tensor | None], Linear]
 
 
-def maker(device: torch.device) -> MakeLinear:
-    """The kind of linear layer for a device."""
+def maker(device: torch.device, dtype: torch.dtype) -> MakeLinear:
+    """The kind of linear layer for a device and number type."""
     if device.type != "cpu":
         return PlainLinear
-    return PackedLinear if torch.backends.mkldnn.is_available() else TiledLinear
+    if not torch.backends.mkldnn.is_available():
+        return TiledLinear
+    is_mkl = dtype == torch.float32 and torch.backends.mkl.is_available()
+    return _packed if is_mkl else PackedLinear
+
+
+def _packed(weight: Tensor, bias: Tensor | None) -> Linear:
+    """By MKL where its rows are the same too: in small matrices some are not."""
+    is_large = weight.numel() >= _MKL_NUMBERS and weight.shape[0] >= _MKL_OUTPUTS
+    return MklLinear(weight, bias) if is_large else PackedLinear(weight, bias)
 
 
 def multiply(x_BMK: Tensor, w_BKN: Tensor) -> Tensor:
