@@ -49,6 +49,10 @@ def sharding(config: RunConfig) -> Iterator[str]:
             memory.optimizer_state is KeptType.BF16,
             "its update works on slices of the distributed optimizer",
         ),
+        "optimizer.frozen": (
+            bool(config.optimizer.frozen),
+            "every layer's rows are gathered and reduced as one",
+        ),
         "train.loss_chunk": (
             config.train.loss_chunk is not None,
             "its gradients are summed outside of the layers that FSDP gathers",

@@ -17,6 +17,7 @@ def adapters(config: RunConfig, arch: Arch) -> Iterator[str]:
         return
     refused = {
         "parallel.fsdp": (config.parallel.fsdp, "adapters are small; use parallel.tp or pp"),
+        "optimizer.frozen": (bool(config.optimizer.frozen), "all but adapters is frozen"),
         "save.hf": (config.save.hf, "each checkpoint has an adapter; llm-ckpt merge-lora merges"),
         "moe.bias_update_rate": (
             arch.moe is not None and arch.moe.router.bias and config.moe.bias_update_rate > 0,

@@ -56,6 +56,14 @@ class OptimizerConfig(Section):
     beta2: Fraction = Field(default=0.95, description="decay of the second moment")
     eps: Positive = Field(default=1e-8, description="added to the root of the second moment")
     clip_grad: Amount = Field(default=1.0, description="largest global gradient norm; 0 = off")
+    lr_scales: dict[str, Positive] = Field(
+        default_factory=dict[str, float],
+        description="glob over parameter names (decoder.layers.0.*, *.router.weight) → factor of "
+        "lr and min_lr; a name takes the first glob that it matches",
+    )
+    frozen: tuple[str, ...] = Field(
+        default=(), description="globs over parameter names; what they match does not train"
+    )
     distributed: bool = Field(
         default=True, description="shard optimizer state over the data-parallel ranks"
     )

@@ -1,20 +1,30 @@
 """megatron-core's optimizer and learning-rate schedule, and what its checkpoints need from us."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import (
+    MegatronOptimizer,
+    OptimizerConfig,
+    ParamGroupOverride,
+    ParamKey,
+    get_megatron_optimizer,
+    get_standard_config_overrides,
+)
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer_config import ParamPredicate
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from llm_train import config
 from llm_train.train.fsdp import ShardedModel
 from llm_train.train.memory.adam import KeptAdam, is_fused
 from llm_train.train.memory.attach import keep_state, leave_masters_to_inner, state_layout
+from llm_train.train.selection import scale_of
 
 SHARDING_METADATA = {
     "distrib_optim_sharding_type": "fully_reshardable",
@@ -52,16 +62,40 @@ def build_optimizer(
         params_dtype=torch.float32 if is_sharded else dtype,
         initial_loss_scale=_first_loss_scale(tokens_per_micro_batch),
     )
+    rates = _overrides(wanted, settings)
     if not memory.changes_state:
-        optimizer = get_megatron_optimizer(wanted, list(chunks))
+        optimizer = get_megatron_optimizer(wanted, list(chunks), rates)
         if is_sharded:
             _count_every_rank(optimizer)
         return optimizer
     leave_masters_to_inner(wanted)
-    optimizer = get_megatron_optimizer(wanted, list(chunks))
+    optimizer = get_megatron_optimizer(wanted, list(chunks), rates)
     for part in _distributed_parts(optimizer):
         keep_state(part, state_layout(memory))
     return optimizer
+
+
+def _overrides(
+    wanted: OptimizerConfig, settings: config.OptimizerConfig
+) -> dict[ParamKey, ParamGroupOverride]:
+    """megatron-core's own, and a group for each factor of the learning rate."""
+    found = get_standard_config_overrides(wanted)
+    for scale in set(settings.lr_scales.values()):
+        predicate = ParamPredicate(name=f"lr_scale {scale}", fn=partial(_is_scaled, scale))
+        rates = {"max_lr": settings.lr * scale, "min_lr": settings.min_lr * scale}
+        found[ParamKey(predicate=predicate)] = cast("ParamGroupOverride", rates)
+    return found
+
+
+def _is_scaled(scale: float, parameter: torch.nn.Parameter) -> bool:
+    return scale_of(parameter) == scale
+
+
+def main_lr(optimizer: MegatronOptimizer) -> float:
+    """The learning rate of what no glob has given another."""
+    groups = optimizer.param_groups
+    own = [group for group in groups if group.get("default_config", True)]
+    return float((own or groups)[0]["lr"])
 
 
 def _count_every_rank(optimizer: MegatronOptimizer) -> None:

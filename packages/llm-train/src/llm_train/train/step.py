@@ -22,6 +22,7 @@ from llm_train.model.packed_rows import packed_rows
 from llm_train.train.ahead import Batch, batches_ahead
 from llm_train.train.fsdp import ShardedModel
 from llm_train.train.indexer_loss import collect_indexer_loss
+from llm_train.train.optimizer import main_lr
 from llm_train.train.router_losses import RouterLosses, collect_router_losses
 
 
@@ -72,7 +73,7 @@ def train_step(parts: Trainable, batches: Sequence[Iterator[Batch]]) -> StepResu
     reports = _forward_backward(parts, batches, is_forward_only=False)
     losses = _mean_losses(reports, 1 + parts.mtp_layers, parts.device)
     is_finite = all(map(math.isfinite, losses))
-    lr = float(parts.optimizer.param_groups[0]["lr"])
+    lr = main_lr(parts.optimizer)
     is_updated, grad_norm = False, None
     if is_finite:
         is_updated, grad_norm, _ = parts.optimizer.step()  # pyright: ignore[reportGeneralTypeIssues]  # unannotated

@@ -23,7 +23,7 @@ from llm_train.interfaces import Kernels, WeightSource
 from llm_train.model.build import Model, build_chunks, padded_vocab_size, transformer_config
 from llm_train.model.fill import fill_from_source, fill_randomly
 from llm_train.model.kernels import use_kernels
-from llm_train.model.lora.attach import attach_adapters
+from llm_train.model.lora.attach import attach_adapters, let_frozen_embeddings_need_gradients
 from llm_train.model.lora.quantized import quantize_base
 from llm_train.model.lora.tensors import base_digest, fill_adapters
 from llm_train.model.noise import add_noise
@@ -34,6 +34,7 @@ from llm_train.train.memory.attach import HOST
 from llm_train.train.not_finite import guard_updates
 from llm_train.train.optimizer import build_optimizer, build_schedule, update_in_one_pass
 from llm_train.train.precision import DTYPES
+from llm_train.train.selection import freeze, mark_rates
 from llm_train.train.step import Trainable
 from llm_train.train.weight_gradients import add_in_products
 
@@ -163,6 +164,9 @@ class Training:
                 quantize_base(chunks, is_double=config.lora.double_quantize)
             attach_adapters(chunks, config.lora)
             fill_adapters(chunks, seed=config.train.seed)
+        freeze(chunks, config.optimizer.frozen)
+        mark_rates(chunks, config.optimizer.lr_scales)
+        let_frozen_embeddings_need_gradients(chunks)
         if config.sft.neftune_alpha is not None:
             for chunk in chunks:
                 add_noise(chunk, config.sft.neftune_alpha)

@@ -54,7 +54,12 @@ def attach_adapters(chunks: Sequence[Model], lora: LoraConfig) -> None:
         for target in list(targets(chunk)):
             if any(_matches(target.name, pattern) for pattern in lora.target_modules):
                 _adapt(target, form)
-        if chunk.pre_process:
+
+
+def let_frozen_embeddings_need_gradients(chunks: Sequence[Model]) -> None:
+    """For chunks that begin with frozen embeddings, whatever froze them."""
+    for chunk in chunks:
+        if chunk.pre_process and not any(p.requires_grad for p in chunk.embedding.parameters()):
             chunk.embedding.register_forward_hook(_differentiable)
 
 
