@@ -179,11 +179,14 @@ def test_a_recipe_learns(recipe, model, tmp_path):
     words = ["train.max_steps=30", "optimizer.lr=3e-3"]
     if recipe == "packed":
         words += ["parallel.cp=1", "train.global_batch_size=4", "train.micro_batch_size=1"]
+    if recipe == "tools":
+        words.append("train.seq_length=1024")
     template = "qwen3" if recipe == "tools" else "chatml"
     start(recipe, model, chats, tmp_path / "work", *words, template=template)
     found = losses(tmp_path / "work" / recipe)
     assert len(found) == 30
-    assert found[-1] < 0.6 * found[0]
+    # Adapters of a random model have less to turn.
+    assert found[-1] < (0.8 if "lora" in recipe else 0.6) * found[0]
 
 
 # Last run 2026-11-27: two minutes on a busy machine.
