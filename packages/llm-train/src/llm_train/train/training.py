@@ -114,6 +114,7 @@ class Training:
         self.source = source
         self.store = store
         self.device = device
+        self.base_digest: str | None = None
         self.chunks, self.trainable = self._build()
         store.base_digest = self.base_digest
         self.restored = store.restore(self.chunks, self.trainable.optimizer)
@@ -155,21 +156,7 @@ class Training:
             chunks = build_chunks(self.arch, model_config)
         self._place(chunks, dtype)
         self._fill(chunks)
-        for chunk in chunks:
-            chunk.loss_chunk = config.train.loss_chunk
-        self.base_digest: str | None = None
-        if config.lora is not None:
-            self.base_digest = base_digest(chunks)
-            if config.lora.quantize is not None:
-                quantize_base(chunks, is_double=config.lora.double_quantize)
-            attach_adapters(chunks, config.lora)
-            fill_adapters(chunks, seed=config.train.seed)
-        freeze(chunks, config.optimizer.frozen)
-        mark_rates(chunks, config.optimizer.lr_scales)
-        let_frozen_embeddings_need_gradients(chunks)
-        if config.sft.neftune_alpha is not None:
-            for chunk in chunks:
-                add_noise(chunk, config.sft.neftune_alpha)
+        self._choose_what_trains(chunks)
         offload_activations(chunks, config.memory.offload_activations, host=HOST)
         wrapped = (_shards if is_sharded else _wrap)(chunks, model_config, config)
         if not is_sharded:
@@ -200,6 +187,24 @@ class Training:
             device=self.device,
         )
         return chunks, trainable
+
+    def _choose_what_trains(self, chunks: Sequence[Model]) -> None:
+        """The whole model or adapters, at which rates; on filled chunks."""
+        config = self.config
+        for chunk in chunks:
+            chunk.loss_chunk = config.train.loss_chunk
+        if config.lora is not None:
+            self.base_digest = base_digest(chunks)
+            if config.lora.quantize is not None:
+                quantize_base(chunks, is_double=config.lora.double_quantize)
+            attach_adapters(chunks, config.lora)
+            fill_adapters(chunks, seed=config.train.seed)
+        freeze(chunks, config.optimizer.frozen)
+        mark_rates(chunks, config.optimizer.lr_scales)
+        let_frozen_embeddings_need_gradients(chunks)
+        if config.sft.neftune_alpha is not None:
+            for chunk in chunks:
+                add_noise(chunk, config.sft.neftune_alpha)
 
     def _place(self, chunks: Sequence[Model], dtype: torch.dtype) -> None:
         """Give the weights their memory, on the device."""
