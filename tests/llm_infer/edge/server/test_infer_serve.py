@@ -1,6 +1,7 @@
 """`llm-infer serve` with a tiny model, asked by the official client; expected is transformers'."""
 
 import json
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -164,3 +165,18 @@ def test_a_schema_that_cannot_be_followed_is_refused(client):
         client.chat.completions.create(
             model="tiny", messages=messages, response_format=_format({"type": "colour"})
         )
+
+
+def test_metrics_tell_what_was_found_in_the_cache(client):
+    def value(name):
+        with urllib.request.urlopen(
+            f"{str(client.base_url).removesuffix('/v1/')}/metrics"
+        ) as found:
+            lines = found.read().decode().splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+    before = value("llm_infer_started_prompt_tokens")
+    assert _complete(client, prompt=[70, 71, 72]).usage.prompt_tokens == 3
+    assert value("llm_infer_started_prompt_tokens") - before == 3
+    assert value("llm_infer_running_answers") == value("llm_infer_cache_blocks_held") == 0
+    assert value("llm_infer_cache_blocks") > 0

@@ -84,7 +84,7 @@ class Api:
     ) -> None:
         self._runner, self._engine = runner, engine
         self._tokenizer, self._guides, self._settings = tokenizer, guides, settings
-        self._metrics: Metrics = metrics(num_open=lambda: runner.num_open)
+        self._metrics: Metrics = metrics(engine, num_open=lambda: runner.num_open)
         self._bodies = BodyReader(max_bytes=settings.max_body_bytes)
         # The tokenizer is not meant for several threads; a long prompt must not stop the loop.
         self._tokenizing = asyncio.Lock()
