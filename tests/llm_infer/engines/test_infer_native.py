@@ -1,6 +1,8 @@
 """The native engine over a tiny Qwen3 with context 256; expected tokens are transformers'."""
 
 import random
+import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,6 +107,16 @@ def test_a_text_that_left_nan_in_the_cache_does_not_reach_the_next(decoder):
         pool.values.fill_(float("nan"))
     engine._blocks.forget()
     assert run(engine, [request]) == expected
+
+
+def test_a_cache_takes_memory_only_where_it_is_written(decoder):
+    def resident_bytes():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    before = resident_bytes()
+    engine = engine_of(decoder, cache_tokens=1 << 20)  # 2 layers of 2 * 64 numbers a token: 1 GiB
+    run(engine, [([1, 2, 3], Sampling(max_new_tokens=4))])
+    assert resident_bytes() - before < 200 << 20
 
 
 def test_an_end_token_ends_and_is_not_given(decoder):

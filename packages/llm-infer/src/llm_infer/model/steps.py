@@ -52,17 +52,20 @@ def make_step(parts: Sequence[Part], *, block_tokens: int, decoder: Decoder) -> 
 
 
 def make_pools(decoder: Decoder, *, num_slots: int) -> list[Pool | None]:
-    """A pool for each layer that has keys. Memory of a CPU is taken when it is first written."""
+    """A pool for each layer that has keys.
 
-    def zeros(groups: int, channels: int) -> torch.Tensor:
+    It holds anything until it is written (see `Pool.clear`): so a CPU gives it no memory before.
+    """
+
+    def empty(groups: int, channels: int) -> torch.Tensor:
         shape = (groups, num_slots, channels)
-        return torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
+        return torch.empty(shape, dtype=decoder.dtype, device=decoder.device)
 
     pools = list[Pool | None]()
     for shape in decoder.cache_shapes:
         if shape is None:
             pools.append(None)
             continue
-        values = None if shape.is_one else zeros(shape.groups, shape.value_dim)
-        pools.append(Pool(zeros(shape.groups, shape.key_dim), values, shape.value_dim))
+        values = None if shape.is_one else empty(shape.groups, shape.value_dim)
+        pools.append(Pool(empty(shape.groups, shape.key_dim), values, shape.value_dim))
     return pools
