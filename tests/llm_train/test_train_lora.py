@@ -185,12 +185,15 @@ ARCHS = {
     "dora": (_dense, {"target_modules": LINEARS, "dora": True}),
     "latent": (lambda d: latent(_dense(d)), {"target_modules": LATENT_LINEARS}),
     "experts": (_experts, {"target_modules": LINEARS}),
+    # Under expert parallelism nothing dense is left to train.
+    "experts-alone": (_experts, {"target_modules": ["*.experts.*"]}),
 }
 # layout → config, the models of ARCHS that are trained at it
 LAYOUTS = {
     "tp2": ({"parallel": {"tp": 2}}, ("dense", "dora", "latent")),
     "tp2-no-sp": ({"parallel": {"tp": 2, "sequence_parallel": False}}, ("dense", "latent")),
     "tp2-ep2": ({"parallel": {"tp": 2, "ep": 2}}, ("experts",)),
+    "ep2": ({"parallel": {"ep": 2}}, ("experts-alone",)),
     "tp2-etp2": ({"parallel": {"tp": 2, "etp": 2}}, ("experts",)),
     "pp2": ({"parallel": {"pp": 2}}, ("dense", "dora")),
     "cp2": ({"parallel": {"cp": 2}}, ("dense",)),

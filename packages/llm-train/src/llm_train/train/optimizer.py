@@ -17,6 +17,7 @@ from megatron.core.optimizer import (
     get_standard_config_overrides,
 )
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.optimizer.optimizer_config import ParamPredicate
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
@@ -63,16 +64,26 @@ def build_optimizer(
         initial_loss_scale=_first_loss_scale(tokens_per_micro_batch),
     )
     rates = _overrides(wanted, settings)
+    if memory.changes_state:
+        leave_masters_to_inner(wanted)
+    optimizer = _without_stubs(get_megatron_optimizer(wanted, list(chunks), rates))
+    if is_sharded:
+        _count_every_rank(optimizer)
     if not memory.changes_state:
-        optimizer = get_megatron_optimizer(wanted, list(chunks), rates)
-        if is_sharded:
-            _count_every_rank(optimizer)
         return optimizer
-    leave_masters_to_inner(wanted)
-    optimizer = get_megatron_optimizer(wanted, list(chunks), rates)
     for part in _distributed_parts(optimizer):
         keep_state(part, state_layout(memory))
     return optimizer
+
+
+def _without_stubs(optimizer: MegatronOptimizer) -> MegatronOptimizer:
+    """The chain without those that no rank has a parameter for: adapters of experts alone have no
+    dense part. megatron-core keeps such an optimizer, with None where torch's would be.
+    """
+    if not isinstance(optimizer, ChainedOptimizer):
+        return optimizer
+    parts = [part for part in optimizer.chained_optimizers if not part.is_stub_optimizer]
+    return ChainedOptimizer(parts)
 
 
 def _overrides(
