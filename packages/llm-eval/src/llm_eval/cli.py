@@ -97,13 +97,43 @@ def list_(pattern: str, include_path: Path | None) -> None:
 @click.argument("before", type=PATH)
 @click.argument("after", type=PATH)
 def compare(before: Path, after: Path) -> None:
-    """Show two results side by side, with their differences."""
+    """Show two results side by side, with their differences and 95 % intervals.
+
+    Runs over the same documents are compared document by document. `better?` and `worse?` are
+    differences that may be chance.
+    """
     from llm_eval.comparison import compare as compare_results
-    from llm_eval.edge.run_folder import read_results
+    from llm_eval.edge.run_folder import read_results, read_samples
     from llm_eval.edge.tables import print_comparison
 
-    rows = compare_results(read_results(before), read_results(after))
+    rows = compare_results(
+        read_results(before),
+        read_results(after),
+        samples_before=read_samples(before),
+        samples_after=read_samples(after),
+    )
     print_comparison(rows, before=before.name, after=after.name)
+
+
+@main.command(
+    "report", cls=Command, epilog="Example: llm-eval report eval-before eval-after --html r.html"
+)
+@click.argument("results", nargs=-1, required=True, type=PATH)
+@click.option("--html", type=PATH, help="File to write: one page, nothing to fetch.")
+@click.option("--markdown", type=PATH, help="File to write.  [default: to the screen]")
+def report_(results: tuple[Path, ...], html: Path | None, markdown: Path | None) -> None:
+    """Write a report of one or more results: totals, and a bar for each subject."""
+    from llm_eval.edge.atomic import write_atomic
+    from llm_eval.edge.run_folder import read_results
+    from llm_eval.report import gather, to_html, to_markdown
+
+    found = gather([(folder.name, read_results(folder)) for folder in results])
+    if html is not None:
+        write_atomic(html, to_html(found).encode())
+    if markdown is not None:
+        write_atomic(markdown, to_markdown(found).encode())
+    if html is None and markdown is None:
+        click.echo(to_markdown(found), nl=False)
 
 
 for _named in named.commands():

@@ -208,6 +208,19 @@ def read_results(folder: Path) -> dict[str, object]:
     return _read_object(folder / RESULTS)
 
 
+def read_samples(folder: Path) -> list[dict[str, Any]]:
+    """The rows of `samples.jsonl`, or none where there is no such file."""
+    path = folder / SAMPLES
+    if not path.is_file():
+        return []
+    # Not splitlines: a text may hold U+2028, which JSON leaves as it is.
+    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        return [json.loads(line) for line in lines if line]
+    except ValueError as error:
+        raise EvalError(f"{path}: not JSON lines ({error})") from None
+
+
 def _read_object(path: Path) -> dict[str, object]:
     try:
         value = json.loads(path.read_bytes())

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from llm_eval.comparison import Row
+from llm_eval.comparison import Interval, Row
 
 _STYLES = {"better": "green", "worse": "red", "same": "dim", "changed": ""}
 
@@ -25,8 +25,8 @@ def print_results(results: Mapping[str, object]) -> None:
 
 
 def print_comparison(rows: Sequence[Row], *, before: str, after: str) -> None:
-    """One line per metric both runs have."""
-    table = _table("task", "metric", before, after, "difference", "ratio", "")
+    """One line per metric both runs have; `?` marks a difference that may be chance."""
+    table = _table("task", "metric", before, after, "difference", "95 % interval", "ratio", "")
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio:.4f}"
         difference = "" if row.difference is None else f"{row.difference:+.6g}"
@@ -36,11 +36,29 @@ def print_comparison(rows: Sequence[Row], *, before: str, after: str) -> None:
             _number(row.before),
             _number(row.after),
             difference,
+            _interval(row.interval),
             ratio,
-            row.verdict,
-            style=_STYLES[row.verdict],
+            _verdict(row),
+            style=_STYLES[row.verdict] if _is_sure(row) else "dim",
         )
     _print(table)
+
+
+def _interval(interval: Interval | None) -> str:
+    if interval is None:
+        return ""
+    mark = " paired" if interval.is_paired else ""
+    return f"{interval.low:+.4g} … {interval.high:+.4g}{mark}"
+
+
+def _is_sure(row: Row) -> bool:
+    return row.interval is None or row.interval.excludes_zero
+
+
+def _verdict(row: Row) -> str:
+    if row.verdict in ("better", "worse") and not _is_sure(row):
+        return f"{row.verdict}?"
+    return row.verdict
 
 
 def _table(*columns: str) -> Table:
