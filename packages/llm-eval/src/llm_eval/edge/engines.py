@@ -45,8 +45,12 @@ class EngineChoice:
         from llm_eval.harness.scorer_engine import ChunkEngine, scorer_engine
 
         if self.scorer == SERVER:
-            lm = _server(self)
-            return ChunkEngine(lm, batch_size=self.batch_size, retries=self.retries)
+            return ChunkEngine(
+                _server(self),
+                batch_size=self.batch_size,
+                retries=self.retries,
+                options={"disable_tqdm": True},
+            )
         scorer = open_scorer(
             self.scorer,
             self.model,

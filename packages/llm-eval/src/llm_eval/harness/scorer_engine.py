@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -19,7 +19,7 @@ class ChunkEngine:
 
     `retries` is how often a failed batch is asked again, after 1, 2, 4, … seconds (up to a minute,
     with a random part so that ranks do not knock together). What a batch's shape does to its
-    scores is the model's own business: a run is bound to its batch size.
+    scores is the model's own business: a run is bound to its batch size. `options` go to each call.
     """
 
     def __init__(
@@ -28,11 +28,13 @@ class ChunkEngine:
         *,
         batch_size: int,
         retries: int = 0,
+        options: Mapping[str, Any] | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._lm = lm
         self._batch_size = batch_size
         self._retries = retries
+        self._options = options or {}
         self._sleep = sleep
 
     def plan(self, kind: Kind, requests: Sequence[Request]) -> Iterator[Work]:
@@ -66,7 +68,7 @@ class ChunkEngine:
 
     def _ask(self, kind: Kind, requests: Sequence[Request]) -> list[Answer]:
         instances = [Instance(kind, {}, request, 0) for request in requests]
-        found = getattr(self._lm, kind)(instances)
+        found = getattr(self._lm, kind)(instances, **self._options)
         if kind == "loglikelihood":
             return [[float(logprob), int(greedy)] for logprob, greedy in found]
         if any(answer is None for answer in found):
