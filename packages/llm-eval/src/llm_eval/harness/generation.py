@@ -26,7 +26,7 @@ _NEUTRAL = (None, 0, 1, 1.0, [], {}, False)
 
 @dataclass(slots=True)
 class _Row:
-    prompt: int
+    limit: int
     tokens: list[int] = field(default_factory=list)
     is_done: bool = False
 
@@ -46,20 +46,20 @@ def continue_greedily(
     prompts: Sequence[Tokens],
     *,
     stops: Sequence[str],
-    max_new_tokens: int,
+    limits: Sequence[int],
 ) -> list[list[int]]:
-    """New tokens of each prompt: up to an end token, a stop string, or the limit.
+    """New tokens of each prompt: up to an end token, a stop string, or its limit.
 
     The same tokens as transformers' generate over left-padded prompts, which the last step may
     exceed by what completes the stop string.
     """
     ends = _end_tokens(model)
     window = 4 + max((len(tokenizer.encode(s, add_special_tokens=False)) for s in stops), default=0)
-    rows = going = [_Row(number) for number in range(len(prompts))]
+    rows = going = [_Row(limit) for limit in limits]
     tokens_BT, mask_BT = _left_padded(prompts, model.device)
     cache: Any = DynamicCache(config=model.config)
     positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
-    for step in range(max_new_tokens):
+    while True:
         logits = model(
             input_ids=tokens_BT, attention_mask=mask_BT, position_ids=positions_BT,
             past_key_values=cache, use_cache=True, logits_to_keep=1,
@@ -67,11 +67,11 @@ def continue_greedily(
         next_B = logits[:, -1].argmax(-1)
         for row, token in zip(going, next_B.tolist(), strict=True):
             row.tokens.append(token)
-            row.is_done = row.is_done or token in ends
+            row.is_done = token in ends or len(row.tokens) >= row.limit
         _mark_stopped(going, tokenizer, stops, window)
         kept = [number for number, row in enumerate(going) if not row.is_done]
-        if not kept or step + 1 == max_new_tokens:
-            break
+        if not kept:
+            return [row.tokens for row in rows]
         positions_B1 = positions_BT[:, -1:] + 1
         if len(kept) < len(going):
             index = torch.tensor(kept, device=next_B.device)
@@ -80,7 +80,6 @@ def continue_greedily(
             going = [going[number] for number in kept]
         tokens_BT, positions_BT = next_B[:, None], positions_B1
         mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(going), 1)], dim=1)
-    return [row.tokens for row in rows]
 
 
 def _mark_stopped(going: Sequence[_Row], tokenizer: Any, stops: Sequence[str], window: int) -> None:

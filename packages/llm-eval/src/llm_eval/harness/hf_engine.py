@@ -31,6 +31,8 @@ _HFLM: Any = huggingface.HFLM
 
 # Tokens that a batch of generations may hold at its longest, prompts included.
 _GENERATED_TOKENS = 32768
+# Encoded texts at hand: a question's own and those with its choices.
+_KEPT_TEXTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,8 @@ class _Pair:
 @dataclass(frozen=True, slots=True)
 class _Generation:
     prompts: tuple[Tokens, ...]
+    limits: tuple[int, ...]
     stops: tuple[str, ...]
-    max_new_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class HFEngine(_HFLM):
         self._reader = Reader(model)
         self._can_share = can_share(model)
         self._is_plain = is_plain(model)
-        self._last_encoded: tuple[Any, list[int]] | None = None
+        self._encoded: dict[Any, list[int]] = {}
 
     def plan(self, kind: Kind, requests: Sequence[Request]) -> Iterator[Work]:
         """Blocks in the order of the requests, as far as sharing and lengths allow."""
@@ -106,10 +108,12 @@ class HFEngine(_HFLM):
     ) -> list[int]:
         """As lm-eval's; a context that comes again for its next choice is not encoded again."""
         key = (string, add_special_tokens, left_truncate_len)
-        if self._last_encoded is None or self._last_encoded[0] != key:
+        if key not in self._encoded:
+            if len(self._encoded) >= _KEPT_TEXTS:
+                self._encoded.pop(next(iter(self._encoded)))
             found = super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
-            self._last_encoded = (key, found)
-        return list(self._last_encoded[1])
+            self._encoded[key] = found
+        return list(self._encoded[key])
 
     def _loglikelihood_tokens(
         self,
@@ -168,41 +172,51 @@ class HFEngine(_HFLM):
             yield Work(indices, _question(block, members, pairs))
 
     def _plan_generations(self, requests: Sequence[Request]) -> Iterator[Work]:
+        """Together what differs only in its prompt and its limit."""
         groups: dict[str, list[int]] = {}
-        for number, (_, options) in enumerate(requests):
+        limits: list[int] = []
+        for number, (_, asked) in enumerate(requests):
+            options: Any = normalize_gen_kwargs(dict(asked), self.max_gen_toks)
+            limits.append(int(options.pop("max_gen_toks")))
             groups.setdefault(json.dumps(options, sort_keys=True), []).append(number)
-        for numbers in groups.values():
-            options = normalize_gen_kwargs(dict(requests[numbers[0]][1]), self.max_gen_toks)
-            if not _is_greedy(options) or not self._is_plain:
-                for start in range(0, len(numbers), MAX_ROWS):
-                    part = tuple(numbers[start : start + MAX_ROWS])
-                    asked = tuple(requests[number] for number in part)
-                    yield Work(part, _Harness("generate_until", asked))
-            else:
-                yield from self._plan_greedy(requests, numbers, options)
+        for key, numbers in groups.items():
+            options = json.loads(key)
+            if _is_greedy(options) and self._is_plain:
+                yield from self._plan_greedy(requests, numbers, limits, options.get("until"))
+                continue
+            for start in range(0, len(numbers), MAX_ROWS):
+                part = tuple(numbers[start : start + MAX_ROWS])
+                chosen = tuple(requests[number] for number in part)
+                yield Work(part, _Harness("generate_until", chosen))
 
     def _plan_greedy(
-        self, requests: Sequence[Request], numbers: Sequence[int], options: Any
+        self, requests: Sequence[Request], numbers: Sequence[int], limits: Sequence[int], until: Any
     ) -> Iterator[Work]:
         end = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
-        stops = tuple(handle_stop_sequences(list(options.get("until") or []), eos=end))
-        new = int(options["max_gen_toks"])
-        room = self.max_length - new
-        if room <= 0:
-            raise EvalError(
-                f"max_gen_toks {new}: no room in the model's context of {self.max_length}"
-            )
-        prompts = {
-            number: tuple(self.tok_batch_encode([requests[number][0]])[0][0].tolist()[-room:])
-            for number in numbers
-        }
+        stops = tuple(handle_stop_sequences(until or [], eos=end))
+        prompts: dict[int, Tokens] = {}
+        for number in numbers:
+            room = self.max_length - limits[number]
+            if room <= 0:
+                raise EvalError(
+                    f"max_gen_toks {limits[number]}: no room in the context of {self.max_length}"
+                )
+            tokens = self.tok_batch_encode([requests[number][0]])[0][0].tolist()[-room:]
+            prompts[number] = tuple(tokens) or (self.prefix_token_id,)
         ordered = sorted(numbers, key=lambda number: (-len(prompts[number]), number))
+        longest = max(limits[number] for number in numbers)
         while ordered:
-            longest = len(prompts[ordered[0]]) + new
-            size = max(1, min(2 * MAX_ROWS, _GENERATED_TOKENS // longest))
-            part, ordered = ordered[:size], ordered[size:]
-            chosen = tuple(prompts[number] for number in part)
-            yield Work(tuple(part), _Generation(chosen, stops, new))
+            width = len(prompts[ordered[0]]) + longest
+            size = max(1, min(2 * MAX_ROWS, _GENERATED_TOKENS // width))
+            part, ordered = tuple(ordered[:size]), ordered[size:]
+            yield Work(
+                part,
+                _Generation(
+                    prompts=tuple(prompts[number] for number in part),
+                    limits=tuple(limits[number] for number in part),
+                    stops=stops,
+                ),
+            )
 
     def _generate(self, task: _Generation) -> Iterator[str]:
         found = continue_greedily(
@@ -210,7 +224,7 @@ class HFEngine(_HFLM):
             self.tokenizer,
             task.prompts,
             stops=[stop for stop in task.stops if stop],
-            max_new_tokens=task.max_new_tokens,
+            limits=task.limits,
         )
         for tokens in found:
             yield postprocess_generated_text(

@@ -60,14 +60,15 @@ class Reader:
             logits = self._model(
                 input_ids=tokens_BS, past_key_values=cache, use_cache=cache is not None
             ).logits
-        logprobs_NV = logits[0].float().log_softmax(-1)
-        wanted_N = torch.tensor(targets, device=logprobs_NV.device)
-        chosen_N = logprobs_NV.gather(1, wanted_N[:, None])[:, 0].double()
-        greedy_N = logprobs_NV.argmax(-1) == wanted_N
+        logits_NV = logits[0].float()
+        wanted_N = torch.tensor(targets, device=logits_NV.device)
+        # The chosen logit less the sum, instead of a second array of N×V log-probabilities.
+        chosen_N = logits_NV.gather(1, wanted_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
+        greedy_N = logits_NV.max(-1).indices == wanted_N
         return [
             (float(logprob.sum()), bool(greedy.all()))
             for logprob, greedy in zip(
-                chosen_N.split(lengths), greedy_N.split(lengths), strict=True
+                chosen_N.double().split(lengths), greedy_N.split(lengths), strict=True
             )
         ]
 
