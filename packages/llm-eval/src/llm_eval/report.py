@@ -232,8 +232,9 @@ def _colour(number: int) -> str:
 
 
 def _number(value: object) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number else None
+    if isinstance(value, bool):
+        return None
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _mapping(value: object) -> Mapping[str, object]:
