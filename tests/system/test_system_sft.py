@@ -170,7 +170,7 @@ def test_recipes_are_configs_that_check_passes_for_many_devices(recipe):
     assert problems(config, parse_arch(arch, where=recipe), 8 * fewest_ranks(config)) == []
 
 
-# Last run 2026-11-27: 5 recipes, each half a minute on a busy machine.
+# Last run 2026-11-27, on a busy machine: half a minute a recipe and more.
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("recipe", RECIPES)
