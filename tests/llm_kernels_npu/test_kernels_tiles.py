@@ -10,14 +10,15 @@ from llm_kernels_npu.ops import tiles
 def test_npu_tile_fits_the_unified_buffer_and_twice_it_does_not(cost, itemsize):
     tile = tiles.row_tile(cost, 1 << 20, itemsize=itemsize, target="npu", most=1 << 20)
     need = tiles.unified_buffer_bytes(cost, tile, itemsize=itemsize)
-    assert need <= 196_608 < 2 * need
+    # A 950 needs up to 1.6 times that share of its Unified Buffer.
+    assert 1.6 * need <= 196_608 < 2 * 1.6 * need
 
 
 def test_tile_holds_a_row_where_it_can():
     sizes = {1: 1, 64: 64, 65: 128, 4096: 4096, 5000: 8192, 16_384: 16_384, 20_480: 16_384}
     for size, tile in sizes.items():
         assert tiles.row_tile("rms_norm.forward", size, itemsize=2, target="cuda") == tile
-    # 26 bytes a feature: 8192 of them are 208 KiB.
+    # 26 bytes a feature: 8192 of them would be 208 KiB.
     assert tiles.row_tile("rms_norm.backward", 8192, itemsize=2, target="npu") == 4096
 
 

@@ -46,14 +46,8 @@ def recorded() -> Iterator[dict[Launch, tuple[int, ...]]]:
     """The launches made inside, each with its grid; nothing runs."""
     launches: dict[Launch, tuple[int, ...]] = {}
 
-    def note(kernel, *args, grid, warmup, num_warps=4, num_stages=None, **constants):
-        named = dict(zip(kernel.arg_names, args, strict=False)) | constants
-        absent = {name: value for name, value in named.items() if value is None}
-        fixed = {name: named[name] for name in named if name in constants} | absent
-        signature = tuple((n, _kind(v)) for n, v in named.items() if n not in fixed)
-        aligned = tuple(n for n, _ in signature if _is_aligned(named[n]))
-        launch = Launch(kernel, signature, tuple(fixed.items()), num_warps, aligned)
-        launches.setdefault(launch, grid)
+    def note(kernel, *args, grid, **options):
+        launches.setdefault(describe(kernel, args, options)[0], grid)
 
     original = triton.JITFunction.run
     triton.JITFunction.run = note
@@ -61,6 +55,19 @@ def recorded() -> Iterator[dict[Launch, tuple[int, ...]]]:
         yield launches
     finally:
         triton.JITFunction.run = original
+
+
+def describe(
+    kernel: Any, args: tuple[object, ...], options: dict[str, Any]
+) -> tuple[Launch, dict[str, object]]:
+    """A call of `kernel[grid]` as a launch, and all its arguments by name."""
+    warps = options.get("num_warps", 4)
+    constants = {n: value for n, value in options.items() if n in kernel.arg_names}
+    named = dict(zip(kernel.arg_names, args, strict=False)) | constants
+    fixed = {n: value for n, value in named.items() if n in constants or value is None}
+    signature = tuple((n, _kind(value)) for n, value in named.items() if n not in fixed)
+    aligned = tuple(n for n, _ in signature if _is_aligned(named[n]))
+    return Launch(kernel, signature, tuple(fixed.items()), warps, aligned), named
 
 
 def _is_aligned(value: object) -> bool:
