@@ -107,11 +107,19 @@ def theirs_padded(model, requests):
 
 def theirs_continuous(model, requests):
     """`generate_batch` takes one length for all: requests of one length go in together."""
-    from transformers import GenerationConfig
+    from transformers import ContinuousBatchingConfig, GenerationConfig
 
     count = max(count for _, count in requests)
     config = GenerationConfig(max_new_tokens=count, do_sample=False, pad_token_id=0)
-    out = model.generate_batch([prompt for prompt, _ in requests], generation_config=config)
+    # As many tokens as ours keeps; left alone it takes most of the machine's memory.
+    limits = ContinuousBatchingConfig(num_blocks=4 * CONTEXT // 256, max_batch_tokens=512)
+    out = model.generate_batch(
+        [prompt for prompt, _ in requests],
+        generation_config=config,
+        continuous_batching_config=limits,
+    )
+    if len(out) != len(requests):
+        raise SystemExit(f"generate_batch answered {len(out)} of {len(requests)} requests")
     return [one.generated_tokens for one in out.values()]
 
 
