@@ -111,7 +111,7 @@ def theirs_continuous(model, requests):
 
     count = max(count for _, count in requests)
     config = GenerationConfig(max_new_tokens=count, do_sample=False, pad_token_id=0)
-    # As many tokens as ours keeps; left alone it takes most of the machine's memory.
+    # As many tokens as ours keeps; left alone it sizes its cache by the machine's memory.
     limits = ContinuousBatchingConfig(num_blocks=4 * CONTEXT // 256, max_batch_tokens=512)
     out = model.generate_batch(
         [prompt for prompt, _ in requests],
