@@ -12,7 +12,7 @@ Tokens = tuple[int, ...]
 
 # A block: at most this many rows, and at most this many tokens after the shared ones.
 MAX_ROWS = 32
-MAX_TOKENS = 4096
+MAX_TOKENS = 2048
 # Computing shared tokens apart costs one more pass: it must save at least so many tokens.
 _MIN_SHARED = 24
 _MIN_SAVED = 96
