@@ -111,7 +111,13 @@ def test_entry_point_gives_the_provider(group):
 
 
 def test_auto_order_ends_with_the_reference():
-    assert all(order[-1] == "reference" for order in AUTO_ORDER.values())
+    for device in AUTO_ORDER:
+        assert all(entry.auto_order(device)[-1] == "reference" for entry in OPERATORS.values())
+
+
+def test_attention_on_cuda_is_pytorchs_unless_it_lacks_a_feature():
+    assert choose("attention", device="cuda").backend == "torch"
+    assert choose("attention", device="cuda", features=["softcap"]).backend != "torch"
 
 
 def test_importing_needs_neither_torch_npu_nor_triton():

@@ -47,6 +47,13 @@ class Operator:
     backends: tuple[Backend, ...]
     features: frozenset[str] = frozenset()
     """What calls may use that not every backend has; a caller may name what it will use."""
+    orders: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    """By device, what `auto` tries where that is not AUTO_ORDER."""
+
+    def auto_order(self, device: str) -> tuple[str, ...]:
+        """What `auto` tries on a device type, first to last."""
+        order = self.orders.get(device, AUTO_ORDER[device])
+        return tuple(name for name in order if any(name == one.name for one in self.backends))
 
     def backend(self, name: str) -> Backend:
         """The backend of that name; UnknownNameError lists those there are."""
@@ -160,6 +167,8 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
                     _npu("softcap", "bias"),
                 ),
                 features=frozenset({"window", "softcap", "sinks", "mask", "bias", "documents"}),
+                # PyTorch brings FlashAttention there; ours has been timed on no device.
+                orders={"cuda": ("torch", "triton", "reference")},
             ),
             Operator(
                 name="router_topk",

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from llm_kernels_npu.errors import BackendMissingError, CallRefusedError, UnknownNameError
-from llm_kernels_npu.registry import AUTO_ORDER, OPERATORS, Backend, Operator, operator
+from llm_kernels_npu.registry import AUTO_ORDER, OPERATORS, Backend, operator
 
 AUTO = "auto"
 
@@ -32,8 +32,8 @@ def choose(
 ) -> Choice:
     """The backend for operator `name` on a device type.
 
-    A backend asked for by name is that one or an error. `auto` is the first of
-    `registry.AUTO_ORDER` that is here and lacks none of the features the caller will use.
+    A backend asked for by name is that one or an error. `auto` is the first of the operator's
+    order that is here and lacks none of the features the caller will use.
     """
     wanted = operator(name)
     if device not in AUTO_ORDER:
@@ -47,7 +47,7 @@ def choose(
             raise BackendMissingError(f"{name}: backend {backend} {reason}")
         return Choice(operator=name, backend=backend)
     passed_over: list[str] = []
-    for candidate in _in_order(wanted, device):
+    for candidate in map(wanted.backend, wanted.auto_order(device)):
         reason = _why_not(candidate, device=device, features=features)
         if reason is None:
             return Choice(operator=name, backend=candidate.name, passed_over=tuple(passed_over))
@@ -84,11 +84,6 @@ def availability(name: str, *, device: str) -> Iterator[tuple[Backend, str | Non
     """Each backend of an operator with None for usable or the reason why not."""
     for backend in OPERATORS[name].backends:
         yield backend, _why_not(backend, device=device, features=())
-
-
-def _in_order(wanted: Operator, device: str) -> Iterator[Backend]:
-    have = {backend.name: backend for backend in wanted.backends}
-    return (have[name] for name in AUTO_ORDER[device] if name in have)
 
 
 def _why_not(backend: Backend, *, device: str, features: Collection[str]) -> str | None:

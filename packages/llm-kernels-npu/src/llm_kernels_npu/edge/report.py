@@ -44,6 +44,9 @@ def show_backends(device: str) -> None:
     console = _console()
     console.print(table)
     console.print(f"auto on {device}: first usable of {_join(AUTO_ORDER[device])}")
+    for name, entry in OPERATORS.items():
+        if device in entry.orders:
+            console.print(f"  {name}: of {_join(entry.orders[device])}")
 
 
 def run_check(

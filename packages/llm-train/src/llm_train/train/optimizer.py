@@ -82,7 +82,11 @@ def _without_stubs(optimizer: MegatronOptimizer) -> MegatronOptimizer:
     """
     if not isinstance(optimizer, ChainedOptimizer):
         return optimizer
-    parts = [part for part in optimizer.chained_optimizers if not part.is_stub_optimizer]
+    parts = [
+        part
+        for part in optimizer.chained_optimizers
+        if not getattr(part, "is_stub_optimizer", False)
+    ]
     return ChainedOptimizer(parts)
 
 
