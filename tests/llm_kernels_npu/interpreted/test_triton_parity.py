@@ -28,7 +28,7 @@ def test_kernels_are_interpreted():
     assert INTERPRETED
 
 
-# Slow ones last run 2026-11-27, two busy cores: 60 s.
+# The slow ones, two minutes, last run by hand on 2026-11-27.
 @pytest.mark.parametrize(("name", "case", "dtype", "lacks"), list(all_calls()))
 def test_triton_equals_reference(name, case, dtype, lacks):
     result = compare(name, "triton", case, device="cpu", dtype=dtype)

@@ -23,7 +23,7 @@ def test_each_kernel_compiles_to_hivm(name, tmp_path):
         assert outcome.compiled, (str(launch), outcome.messages)
 
 
-# Every launch was compiled on 2026-11-27, by hand; minutes.
+# Minutes; not run as a whole yet (2026-11-27): compiled by hand, an operator at a time.
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", calls.CALLS)
