@@ -168,6 +168,37 @@ def hellaswag(folder: Path, *, rows: int = 5) -> Path:
     return _jsonl(folder / "hellaswag_val.jsonl", written)
 
 
+def needlebench(folder: Path) -> Path:
+    """`needles.jsonl`, `PaulGrahamEssays.jsonl`, `zh_finance.jsonl`, and one that is unused."""
+    needles = [
+        {
+            "needle": f"The hidden {thing} is buried on {place} Island.",
+            "arg1": f"hidden {thing}",
+            "arg2": f"{place} Island",
+            "retrieval_question": f"Where is the hidden {thing} buried? "
+            f"Please answer in the format 'The hidden {thing} is buried on _____.'",
+            "language": "English",
+        }
+        for thing, place in (("parcel", "Emerald"), ("globe", "Tiger"), ("rum", "Storm"))
+    ]
+    needles.append(
+        {
+            "needle": "宝藏埋在翡翠岛。",
+            "arg1": "宝藏",
+            "arg2": "翡翠岛",
+            "retrieval_question": "宝藏埋在哪里？请按照“宝藏埋在_____。”的格式回答。",
+            "language": "Chinese",
+        }
+    )
+    _jsonl(folder / "needles.jsonl", needles)
+    essays = [f"Essay {number}. " + "One should write. " * 60 for number in range(12)]
+    _jsonl(folder / "PaulGrahamEssays.jsonl", [{"text": text} for text in essays])
+    finance = [f"第{number}篇。" + "今天股市上涨。" * 60 for number in range(12)]
+    _jsonl(folder / "zh_finance.jsonl", [{"text": text} for text in finance])
+    _jsonl(folder / "zh_movie.jsonl", [{"text": "电影"}])
+    return folder
+
+
 def _jsonl(path: Path, rows: list[dict[str, object]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

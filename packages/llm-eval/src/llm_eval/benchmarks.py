@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from llm_eval.errors import EvalError
+from llm_eval.needlebench import SIZES
 
 Overrides = Mapping[str, object]
 Language = Literal["en", "zh"]
@@ -50,12 +51,16 @@ def _no_languages() -> Mapping[Language, Wording]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
-    """A command: its variants by `--prompt-type`, its wordings by `--language`."""
+    """A command: its variants by `--prompt-type`, its wordings by `--language`.
+
+    `sizes` are the choices of `--size`, for tasks that are ours and built for one.
+    """
 
     title: str
     variants: Mapping[str, Variant]
     languages: Mapping[Language, Wording] = field(default_factory=_no_languages)
     runs_code: bool = False
+    sizes: tuple[str, ...] = ()
 
 
 def choose(name: str, prompt_type: str, language: Language | None) -> tuple[str, Variant]:
@@ -194,7 +199,8 @@ _MMLU = (
 _CEVAL = "{{question.strip()}}" + _LETTERED
 _CMMLU = "{{Question.strip()}}" + _LETTERED
 _LETTERS_ASKED = frozenset({"default", "alternative", "chat"})
-_AGIEVAL = frozenset({"default", "chat"})
+_AGIEVAL = _GUIDED = frozenset({"default", "chat"})
+_NEEDLES = ("needlebench_en", "needlebench_zh")
 _OWN = Wording(prompt_types=_LETTERS_ASKED)
 _ZH = "以下是单项选择题，请选出其中的正确答案。\n\n"
 _EN = "The following are multiple choice questions (with answers).\n\n"
@@ -327,6 +333,30 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
                     ),
                 }
             ),
+        ),
+        "needlebench": Benchmark(
+            title="NeedleBench, single-needle retrieval in English and Chinese",
+            variants=MappingProxyType(
+                {
+                    "default": Variant(
+                        tasks=_NEEDLES, what="the question asks to consider what is relevant first"
+                    ),
+                    "alternative": Variant(
+                        tasks=("needlebench_unguided_en", "needlebench_unguided_zh"),
+                        what="the question alone",
+                    ),
+                    "chat": Variant(
+                        tasks=_NEEDLES, is_chat=True, what="default in the chat template"
+                    ),
+                }
+            ),
+            languages=MappingProxyType(
+                {
+                    "en": Wording(prompt_types=_GUIDED, tasks=_NEEDLES[:1]),
+                    "zh": Wording(prompt_types=_GUIDED, tasks=_NEEDLES[1:]),
+                }
+            ),
+            sizes=tuple(SIZES),
         ),
     }
 )

@@ -46,9 +46,10 @@ def _command(name: str, benchmark: Benchmark) -> click.Command:
         data: Path | None,
         prompt_type: str,
         limit: int | None,
-        num_fewshot: int | None,
         unsafe: bool,
+        num_fewshot: int | None = None,
         language: Any = None,
+        size: str | None = None,
         **model: Any,
     ) -> None:
         from llm_eval.edge import benchmark as engine
@@ -64,13 +65,16 @@ def _command(name: str, benchmark: Benchmark) -> click.Command:
             is_chat=variant.is_chat,
             overrides=variant.overrides,
             unsafe=unsafe,
+            size=size,
         )
         click.echo(f"{full_name} on {data or 'data of the Hugging Face hub'}", err=True)
         model_chosen, output, overwrite = model_choice(model)
         report(engine.run(choice, model_chosen, output, overwrite=overwrite), output)
 
     options = (
-        click.option("--data", type=PATH, help="Folder of import-data.  [default: the hub]"),
+        click.option("--data", type=PATH, required=bool(benchmark.sizes),
+                     help="Folder of import-data."
+                     + ("" if benchmark.sizes else "  [default: the hub]")),
         click.option("--prompt-type", type=click.Choice(list(benchmark.variants)),
                      default="default", show_default=True, help="How to ask; see below."),
         *(
@@ -79,6 +83,9 @@ def _command(name: str, benchmark: Benchmark) -> click.Command:
             if benchmark.languages else []
         ),
         click.option("--limit", type=click.IntRange(min=1), help="Only the first N of each task."),
+        click.option("--size", type=click.Choice(benchmark.sizes), default=benchmark.sizes[0],
+                     show_default=True, help="Longest prompt, in the model's tokens.")
+        if benchmark.sizes else
         click.option("--num-fewshot", type=click.IntRange(min=0), help="[default: see below]"),
     )  # fmt: skip
     kinds = "\n".join(f"{kind:<13}{v.what}" for kind, v in benchmark.variants.items())

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import cast
 
-from llm_eval import agieval, records
+from llm_eval import agieval, needlebench, records
 from llm_eval.errors import EvalError
 from llm_eval.records import Record
 
@@ -250,19 +250,17 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             required=("validation",),
         ),
         "needlebench": Layout(
-            distribution="needles, PaulGrahamEssays, zh_*: .jsonl (opencompass/needlebench)",
-            path=re.compile(r"(?P<split>needles|PaulGrahamEssays|zh_\w+)\.jsonl$"),
+            distribution="needles, PaulGrahamEssays, zh_finance: .jsonl (opencompass/needlebench)",
+            path=re.compile(r"(?P<split>needles|PaulGrahamEssays|zh_finance)\.jsonl$"),
             parse=records.json_lines,
             keys=(),
             row=lambda record, member: records.only(
                 record, _NEEDLES if member.split == "needles" else ("text",)
             ),
-            dataset="opencompass/NeedleBench",
+            dataset=needlebench.DATASET,
             config=None,
             splits=MappingProxyType(
-                {"needles": "needles", "PaulGrahamEssays": "english"}
-                | {f"zh_{topic}": "chinese" for topic in ("all", "finance", "game", "general")}
-                | {f"zh_{topic}": "chinese" for topic in ("government", "movie", "tech")}
+                {"needles": "needles", "PaulGrahamEssays": "english", "zh_finance": "chinese"}
             ),
             required=("needles",),
         ),

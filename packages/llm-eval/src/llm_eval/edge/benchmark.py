@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_eval.edge import model_folder, quiet, tasks
+from llm_eval.edge import model_folder, needles, quiet, tasks
 from llm_eval.edge.engines import HF, SERVER, EngineChoice, Engines
 from llm_eval.edge.local_data import LocalData
 from llm_eval.edge.perplexity import ModelChoice, Outcome
@@ -29,7 +29,8 @@ class TaskChoice:
     """Which tasks, how they are asked, on which data, and how much of them.
 
     `prompt` is the full name of a named benchmark's variant; `overrides` its replaced keys.
-    `unsafe` runs programs that the model writes without a sandbox.
+    `unsafe` runs programs that the model writes without a sandbox. `size` is that of tasks of
+    ours (`llm_eval.needlebench`), which the names then are.
     """
 
     names: Sequence[str]
@@ -41,6 +42,7 @@ class TaskChoice:
     is_chat: bool = False
     overrides: Mapping[str, object] = field(default_factory=dict)
     unsafe: bool = False
+    size: str | None = None
 
 
 def run(choice: TaskChoice, model: ModelChoice, output: Path, *, overwrite: bool) -> Outcome:
@@ -52,7 +54,8 @@ def run(choice: TaskChoice, model: ModelChoice, output: Path, *, overwrite: bool
     if model.scorer == HF:
         model_folder.check(model.model)
     index = tasks.index(choice.include_path)
-    files = [file for name in choice.names for file in require(name, index).files]
+    harness_names = () if choice.size else choice.names
+    files = [file for name in harness_names for file in require(name, index).files]
     data = LocalData.open(choice.data) if choice.data else None
     engine = engine_choice(model)
     settings = {
@@ -63,6 +66,7 @@ def run(choice: TaskChoice, model: ModelChoice, output: Path, *, overwrite: bool
         "data_digest": data.digest() if data else None,
         "num_fewshot": choice.num_fewshot,
         "limit": choice.limit,
+        **({"size": choice.size} if choice.size else {}),
         **_engine_settings(model, engine),
     }
     with RunFolder(output, settings, overwrite=overwrite) as folder:
@@ -77,14 +81,18 @@ def run(choice: TaskChoice, model: ModelChoice, output: Path, *, overwrite: bool
         num_resumed = folder.num_answers
         with _programs(choice, folder) as functions:
             manager = tasks.manager(
-                choice.names,
+                harness_names,
                 index,
                 choice.include_path,
                 data=data,
                 overrides=choice.overrides,
                 functions=functions,
             )
-            found = _evaluate(choice, model, engine, manager, folder)
+            if choice.size:
+                loaded: list[Any] = _needle_tasks(choice, choice.size, model, data)
+            else:
+                loaded = _load(choice, manager)
+            found = _evaluate(choice, model, engine, loaded, manager, folder)
         folder.finish(stable_results(found), _samples(found), seconds=time.monotonic() - start)
         return Outcome(
             results=folder.results(), was_finished=False, num_resumed_batches=num_resumed
@@ -140,14 +148,29 @@ def _programs(choice: TaskChoice, folder: RunFolder) -> Iterator[dict[str, Any]]
         yield functions(passes)
 
 
+def _needle_tasks(
+    choice: TaskChoice, size: str, model: ModelChoice, data: LocalData | None
+) -> list[Any]:
+    if data is None:
+        raise EvalError(f"{', '.join(choice.names)}: --data FOLDER wanted, see import-data")
+    model_folder.require_hf()
+    return needles.build(
+        choice.names, size=size, data=data, model=model.model, max_length=model.max_length
+    )
+
+
 def _evaluate(
-    choice: TaskChoice, model: ModelChoice, engine: EngineChoice, manager: Any, folder: RunFolder
+    choice: TaskChoice,
+    model: ModelChoice,
+    engine: EngineChoice,
+    loaded: list[Any],
+    manager: Any,
+    folder: RunFolder,
 ) -> dict[str, Any]:
     from lm_eval.evaluator import simple_evaluate
 
     from llm_eval.harness.journaled import JournaledLM
 
-    loaded = _load(choice, manager)
     with Engines(engine, num_processes=model.data_parallel) as engines, Reporter() as reporter:
         lm = JournaledLM(
             engines.engine,

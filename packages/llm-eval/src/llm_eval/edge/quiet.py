@@ -16,10 +16,12 @@ def quiet() -> None:
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    logging.getLogger("lm_eval.models.huggingface").addFilter(_is_news)
+    for name in ("lm_eval.models.huggingface", "lm_eval.evaluator_utils"):
+        logging.getLogger(name).addFilter(_is_news)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """False for two warnings that a loaded model was passed in, which is what we mean to do."""
+    """False for warnings of what we mean to do: pass a loaded model, score each depth alone."""
     message = record.getMessage()
-    return "already-initialized" not in message and "`pretrained` model kwarg" not in message
+    meant = ("already-initialized", "`pretrained` model kwarg", "[needlebench_")
+    return not any(part in message for part in meant)
