@@ -1,13 +1,17 @@
 """The command: tables, exit codes, the JSON file."""
 
+import importlib.util
 import json
+import struct
 
 import pytest
 from click.testing import CliRunner
 
 from llm_kernels_npu import parity
 from llm_kernels_npu.cli import main
+from llm_kernels_npu.edge import plot_file, report
 from llm_kernels_npu.registry import OPERATORS
+from llm_kernels_npu.timing import Timing
 
 SMALL = ["--op", "swiglu", "--device", "cpu", "--dtype", "float32"]
 
@@ -73,6 +77,44 @@ def test_bench_writes_json_and_leaves_nothing_partial(tmp_path):
     assert timing["repeats"] >= 5
 
 
+def test_bench_draws_a_png(tmp_path):
+    file = tmp_path / "new" / "bench.png"
+    out = run("bench", *SMALL, "--seconds", "0", "--plot", str(file))
+    assert f"wrote {file}" in out.replace("\n", "")
+    assert list(file.parent.iterdir()) == [file]
+    content = file.read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", content[16:24])
+    assert width == 1300
+    assert 200 < height < 400
+
+
+def test_plot_without_matplotlib_names_the_extra_before_timing(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(report, "measure", None)
+    out = run("bench", *SMALL, "--plot", str(tmp_path / "bench.png"), code=1)
+    assert "pip install 'llm-kernels-npu[plot]'" in out
+
+
+def test_speeds_are_multiples_of_the_references():
+    def timing(backend, forward, both, *, case="a"):
+        numbers = {"forward_us": forward, "forward_backward_us": both, "repeats": 5}
+        names = {"operator": "op", "backend": backend, "case": case}
+        return Timing(device="cpu", dtype="float32", **names, **numbers)
+
+    timings = [
+        timing("reference", 10.0, 30.0),
+        timing("torch", 10.0, 15.0),
+        timing("reference", 8.0, None, case="no gradients"),
+        timing("triton", 16.0, None, case="no gradients"),
+        timing("torch", 1.0, 1.0, case="reference not timed"),
+    ]
+    assert plot_file.speeds(timings) == {
+        ("op", "a", "float32"): {"reference": 1.0, "torch": 2.0},
+        ("op", "no gradients", "float32"): {"reference": 1.0, "triton": 0.5},
+    }
+
+
 @pytest.mark.parametrize(
     ("args", "code", "text"),
     [
@@ -80,6 +122,7 @@ def test_bench_writes_json_and_leaves_nothing_partial(tmp_path):
         (("check", "--device", "gpu"), 2, "unknown device 'gpu'"),
         (("list", "--device", "gpu"), 2, "choices: auto, cpu, cuda, npu"),
         (("bench", "--dtype", "int8"), 2, "bfloat16"),
+        (("bench", "--plot", "bench.pdf"), 2, "want a name in .png"),
         (("frobnicate",), 2, "No such command"),
     ],
 )

@@ -22,17 +22,27 @@ _DTYPE = click.option(
 )
 
 
+def _png(_: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    if path is not None and path.suffix.lower() != ".png":
+        raise click.BadParameter(f"{path}: a PNG is written, want a name in .png", param=option)
+    return path
+
+
 class _Failures(click.Group):
     """Prints this package's errors as one line, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> object:
-        from llm_kernels_npu.errors import BackendMissingError, UnknownNameError
+        from llm_kernels_npu.errors import (
+            BackendMissingError,
+            PackageMissingError,
+            UnknownNameError,
+        )
 
         try:
             return super().invoke(ctx)
         except UnknownNameError as error:
             raise click.UsageError(str(error)) from error
-        except (BackendMissingError, OSError) as error:
+        except (BackendMissingError, PackageMissingError, OSError) as error:
             raise click.ClickException(str(error)) from error
 
 
@@ -84,12 +94,19 @@ def check(operators: tuple[str, ...], device: str, dtypes: tuple[str, ...], verb
     "--seconds", default=1.0, show_default=True, type=click.FloatRange(min=0), help="Time a case."
 )
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=_png,
+    help="PNG of the speeds beside the reference's (extra: plot).",
+)
 def bench(
     operators: tuple[str, ...],
     device: str,
     dtypes: tuple[str, ...],
     seconds: float,
     output: Path | None,
+    plot: Path | None,
 ) -> None:
     """Time every usable backend that passes its parity check first.
 
@@ -98,4 +115,5 @@ def bench(
     """
     from llm_kernels_npu.edge import report
 
-    sys.exit(0 if report.run_bench(operators, device, dtypes, seconds, output) else 1)
+    passed = report.run_bench(operators, device, dtypes, seconds, output=output, plot=plot)
+    sys.exit(0 if passed else 1)

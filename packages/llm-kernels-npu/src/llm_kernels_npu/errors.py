@@ -18,6 +18,10 @@ class BackendMissingError(RuntimeError):
     """A backend whose package or device is not on this machine."""
 
 
+class PackageMissingError(RuntimeError):
+    """A package that an option of a command needs; the message says how to install it."""
+
+
 class CallRefusedError(ValueError):
     """A call outside a backend's limits; the message names the backends that take it."""
 

@@ -10,7 +10,7 @@ from rich.progress import track
 from rich.table import Table
 
 from llm_kernels_npu.cases import bench_cases, check_cases
-from llm_kernels_npu.edge import report_file
+from llm_kernels_npu.edge import plot_file, report_file
 from llm_kernels_npu.edge.device import pick, present
 from llm_kernels_npu.parity import TOLERANCE, Result, compare
 from llm_kernels_npu.registry import AUTO_ORDER, OPERATORS, operator
@@ -76,10 +76,17 @@ def run_bench(
     device: str,
     dtypes: Sequence[str],
     seconds: float,
+    *,
     output: Path | None,
+    plot: Path | None,
 ) -> bool:
-    """Print median times of the backends that pass parity; whether all passed."""
+    """Print median times of the backends that pass parity; whether all passed.
+
+    `output` is a JSON file of them, `plot` a PNG; what the PNG needs is looked for first.
+    """
     device = pick(device)
+    if plot is not None:
+        plot_file.require_matplotlib()
     table = Table("operator", "backend", "dtype", "case", "forward µs", "with backward µs")
     timings: list[Timing] = []
     failed = False
@@ -100,9 +107,10 @@ def run_bench(
             )
             table.add_row(name, backend, timing.dtype, timing.case, *times)
     _console().print(table)
-    if output is not None:
-        report_file.write(output, timings)
-        _console().print(f"wrote {output}")
+    for path, write in ((output, report_file.write), (plot, plot_file.write)):
+        if path is not None:
+            write(path, timings)
+            _console().print(f"wrote {path}")
     return not failed
 
 
