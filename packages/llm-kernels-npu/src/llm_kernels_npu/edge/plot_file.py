@@ -75,7 +75,9 @@ def draw(timings: Sequence[Timing]) -> bytes:
     axes = figure.add_subplot()
     _draw_rows(axes, rows)
     devices = ", ".join(dict.fromkeys(timing.device for timing in timings))
-    axes.set_title(f"speed on {devices}, forward with backward", loc="left", color=_INK)
+    axes.set_title(
+        f"speed on {devices}, with the backward where there is one", loc="left", color=_INK
+    )
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside upper right", ncols=len(_LOOK), frameon=False, labelcolor=_INK
