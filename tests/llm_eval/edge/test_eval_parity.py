@@ -1,4 +1,4 @@
-"""Our engine against lm-eval's own `hf`, on the harness' own tasks, at several batch sizes."""
+"""Our engines against lm-eval's own `hf`, on the harness' own tasks, at several batch sizes."""
 
 import json
 
@@ -59,9 +59,14 @@ def _choice(case, data):
     )
 
 
-def _ours(case, model, data, output):
+def _ours(case, model, data, output, *, scorer="hf", batch_size=8):
     choice = ModelChoice(
-        model=model, scorer="hf", device="cpu", dtype="float32", batch_size=8, max_length=None
+        model=model,
+        scorer=scorer,
+        device="cpu",
+        dtype="float32",
+        batch_size=batch_size,
+        max_length=None,
     )
     outcome = benchmark.run(_choice(case, data), choice, output, overwrite=False)
     samples = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
@@ -85,26 +90,40 @@ def _theirs(case, model, data, batch_size):
     )
 
 
+def _assert_same(case, ours, theirs):
+    """Metrics are equal, requests too, log-probabilities to 1e-5, texts to the letter."""
+    task, _, per_document, _ = CASES[case]
+    results, samples = ours
+    assert samples
+    metrics = {k: v for k, v in theirs["results"][task].items() if "," in k}
+    assert {k: results["results"][task][k] for k in metrics} == metrics
+    rows = theirs["samples"][task]
+    assert len(rows) == len(samples)
+    for mine, row in zip(samples, rows, strict=True):
+        assert mine["arguments"] == [list(asked) for asked in row["arguments"]]
+        assert len(mine["resps"]) == per_document
+        for answer, their in zip(mine["resps"], row["resps"], strict=True):
+            if isinstance(their[0], str):
+                assert answer == their
+            else:
+                assert answer[0][0] == pytest.approx(their[0][0], abs=1e-5)
+                assert bool(answer[0][1]) == their[0][1]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_scores_are_those_of_lm_evals_hf_at_any_batch_size(case, model, data, tmp_path):
-    task, _, per_document, batch_sizes = CASES[case]
-    results, samples = _ours(case, model, data, tmp_path / "out")
-    assert samples
-    for batch_size in batch_sizes:
-        theirs = _theirs(case, model, data, batch_size)
-        metrics = {k: v for k, v in theirs["results"][task].items() if "," in k}
-        assert {k: results["results"][task][k] for k in metrics} == metrics
-        rows = theirs["samples"][task]
-        assert len(rows) == len(samples)
-        for ours, row in zip(samples, rows, strict=True):
-            assert ours["arguments"] == [list(asked) for asked in row["arguments"]]
-            assert len(ours["resps"]) == per_document
-            for mine, their in zip(ours["resps"], row["resps"], strict=True):
-                if isinstance(their[0], str):
-                    assert mine == their
-                else:
-                    assert mine[0][0] == pytest.approx(their[0][0], abs=1e-5)
-                    assert bool(mine[0][1]) == their[0][1]
+    ours = _ours(case, model, data, tmp_path / "out")
+    for batch_size in CASES[case][-1]:
+        _assert_same(case, ours, _theirs(case, model, data, batch_size))
+
+
+@pytest.mark.parametrize("case", ["mmlu", "hellaswag", "gsm8k"])
+def test_scores_of_llm_infers_scorer_are_those_of_lm_evals_hf(case, model, data, tmp_path):
+    theirs = _theirs(case, model, data, 4)
+    for batch_size in (1, 16):
+        output = tmp_path / str(batch_size)
+        ours = _ours(case, model, data, output, scorer="llm-infer", batch_size=batch_size)
+        _assert_same(case, ours, theirs)
 
 
 def test_questions_of_a_subject_share_their_examples(model, data):

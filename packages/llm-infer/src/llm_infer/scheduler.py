@@ -28,6 +28,14 @@ class Sequence:
     digests: list[Digest] = field(default_factory=list[Digest])
     num_shared: int = 0
     """Tokens found in the cache when it was last admitted."""
+    first_wanted: int | None = None
+    """The first token after which logits are wanted; None: the last one."""
+
+    @property
+    def num_reusable(self) -> int:
+        """Tokens that may come from the cache: those before the first one with wanted logits."""
+        last = len(self.tokens) - 1
+        return last if self.first_wanted is None else min(self.first_wanted, last)
 
     @property
     def num_pending(self) -> int:
@@ -159,7 +167,7 @@ class Scheduler:
                 return
             digests = self._digests(sequence)
             # At least one token must be computed, or there is nothing to choose the next one from.
-            usable = digests[: (len(sequence.tokens) - 1) // self.blocks.block_tokens]
+            usable = digests[: sequence.num_reusable // self.blocks.block_tokens]
             found = self.blocks.num_found(usable)
             if found < len(usable) and usable[found] in in_progress:
                 continue  # another one is computing what this one could share

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -46,8 +47,34 @@ def reason_against_native(folder: Path, options: LoadOptions) -> str | None:
         source.close()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A decoder with its weights read, and what goes with it."""
+
+    decoder: Decoder
+    tokenizer: PreTrainedTokenizerBase
+    end_tokens: list[int]
+    kernels: str
+    """What the operators call themselves."""
+
+
 def load_native(folder: Path, options: LoadOptions) -> Loaded:
     """The model with its weights read, ready to answer."""
+    opened = open_native(folder, options)
+    decoder, tokenizer = opened.decoder, opened.tokenizer
+    size = cache_tokens_of(decoder) if options.cache_tokens is None else options.cache_tokens
+    engine = GuidedEngine(
+        decoder,
+        end_tokens=opened.end_tokens,
+        limits=Limits(cache_tokens=max(size, 2 * BLOCK_TOKENS)),
+        kernels=opened.kernels,
+    )
+    guides = json_guides(tokenizer, end_tokens=opened.end_tokens)
+    return Loaded(engine=engine, tokenizer=HfTokenizer(tokenizer), guides=guides)
+
+
+def open_native(folder: Path, options: LoadOptions) -> Opened:
+    """The weights on their device, and the tokenizer."""
     check_tokenizer(folder)
     source = open_source(folder, options.lora)
     try:
@@ -59,16 +86,8 @@ def load_native(folder: Path, options: LoadOptions) -> Loaded:
         decoder, kernels = _decoder(arch, source, options)
     finally:
         source.close()
-    size = cache_tokens_of(decoder) if options.cache_tokens is None else options.cache_tokens
     end_tokens = _end_tokens(folder, tokenizer)
-    engine = GuidedEngine(
-        decoder,
-        end_tokens=end_tokens,
-        limits=Limits(cache_tokens=max(size, 2 * BLOCK_TOKENS)),
-        kernels=kernels,
-    )
-    guides = json_guides(tokenizer, end_tokens=end_tokens)
-    return Loaded(engine=engine, tokenizer=HfTokenizer(tokenizer), guides=guides)
+    return Opened(decoder=decoder, tokenizer=tokenizer, end_tokens=end_tokens, kernels=kernels)
 
 
 def cache_tokens_of(decoder: Decoder) -> int:

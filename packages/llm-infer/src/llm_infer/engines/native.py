@@ -11,7 +11,7 @@ from llm_infer.blocks import BlockManager
 from llm_infer.engine import EndReason, Event
 from llm_infer.logits import Chosen, choose
 from llm_infer.model.decoder import Decoder
-from llm_infer.model.steps import Part, make_pools, make_step
+from llm_infer.model.steps import Part, clear_opened, make_pools, make_step
 from llm_infer.sampling import Sampling
 from llm_infer.scheduler import Scheduler, Work
 from llm_infer.scheduler import Sequence as Text
@@ -192,13 +192,7 @@ class NativeEngine:
             )
             for work in works
         ]
-        for work in works:
-            opened = work.stop // size
-            if work.start <= opened * size < work.stop:
-                block = work.sequence.blocks[opened]
-                for pool in self._pools:
-                    if pool is not None:
-                        pool.clear(block * size, (block + 1) * size)
+        clear_opened(parts, self._pools, block_tokens=size)
         step = make_step(parts, block_tokens=size, decoder=self._decoder)
         return self._decoder.forward(step, self._pools)
 

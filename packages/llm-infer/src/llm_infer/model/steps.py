@@ -51,6 +51,20 @@ def make_step(parts: Sequence[Part], *, block_tokens: int, decoder: Decoder) -> 
     )
 
 
+def clear_opened(
+    parts: Sequence[Part], pools: Sequence[Pool | None], *, block_tokens: int
+) -> None:
+    """Clear each block that parts begin and do not fill (see `Pool.clear`)."""
+    for part in parts:
+        stop = part.first + len(part.tokens)
+        opened = stop // block_tokens
+        if part.first <= opened * block_tokens < stop:
+            start = part.blocks[opened] * block_tokens
+            for pool in pools:
+                if pool is not None:
+                    pool.clear(start, start + block_tokens)
+
+
 def make_pools(decoder: Decoder, *, num_slots: int) -> list[Pool | None]:
     """A pool for each layer that has keys.
 
