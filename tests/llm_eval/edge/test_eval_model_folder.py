@@ -28,10 +28,11 @@ def test_no_config(folder):
         check(folder)
 
 
-def test_a_megatron_folder_names_the_command_that_converts_it(folder):
+def test_a_megatron_folder_names_the_scorer_that_reads_it_and_the_command_that_converts(folder):
     (folder / "config.json").unlink()
     (folder / "latest_checkpointed_iteration.txt").write_text("1")
-    with pytest.raises(EvalError, match=r"llm-ckpt convert \S+/m --to hf --output \S+/m-hf"):
+    said = r"(?s)use --scorer llm-infer.*llm-ckpt convert \S+/m --to hf --output \S+/m-hf"
+    with pytest.raises(EvalError, match=said):
         check(folder)
 
 
@@ -96,3 +97,13 @@ def test_digest_sees_a_changed_weight(folder):
 
 def test_digest_ignores_where_the_folder_lies(models, folder):
     assert digest(folder) == digest(models["llama"])
+
+
+def test_digest_sees_a_changed_weight_of_a_megatron_checkpoint(tmp_path):
+    file = tmp_path / "iter_0000012" / "mp_rank_00" / "model_optim_rng.pt"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"weights")
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("12\n")
+    before = digest(tmp_path)
+    file.write_bytes(b"Weights")
+    assert digest(tmp_path) != before

@@ -27,7 +27,8 @@ def model_options(
 ) -> Callable[..., None]:
     """Add the options that `model_choice` takes out again."""
     options = (
-        click.option("--model", type=PATH, required=True, help="Hugging Face model folder."),
+        click.option("--model", type=PATH, required=True,
+                     help="Hugging Face folder, or what the scorer reads."),
         click.option("--output", type=PATH, required=True, help="Results folder."),
         click.option("--scorer", default="hf", show_default=True, help="hf, or an installed one."),
         click.option(

@@ -25,7 +25,8 @@ def check(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         if (folder / MEGATRON_TRACKER).exists():
             raise EvalError(
-                f"{folder}: a Megatron checkpoint; make a Hugging Face folder of it with\n"
+                f"{folder}: a Megatron checkpoint, which the hf engine cannot run; "
+                "use --scorer llm-infer, or make a Hugging Face folder of it with\n"
                 f"  llm-ckpt convert {folder} --to hf --output {folder}-hf"
             )
         raise EvalError(f"{folder}: no config.json; want a Hugging Face model folder")
@@ -41,9 +42,9 @@ def digest(folder: Path) -> str:
     """
     state = hashlib.sha256()
     files = [*folder.glob("*.json"), *folder.glob("*.safetensors"), *folder.glob("*.model")]
-    for file in sorted(files):
+    for file in sorted([*files, *_megatron_files(folder)]):
         size = file.stat().st_size
-        state.update(f"{file.name}\0{size}\0".encode())
+        state.update(f"{file.relative_to(folder).as_posix()}\0{size}\0".encode())
         with file.open("rb") as stream:
             _digest_file(state, stream, size)
     return state.hexdigest()
@@ -97,6 +98,16 @@ def require_hf() -> None:
             f"{' and '.join(missing)} not installed; the hf engine needs\n"
             "  pip install 'llm-eval[hf]'"
         )
+
+
+def _megatron_files(folder: Path) -> list[Path]:
+    """The tracker of a Megatron checkpoint and the files of the iteration that it names."""
+    tracker = folder / MEGATRON_TRACKER
+    if not tracker.is_file():
+        return []
+    word = tracker.read_text(errors="replace").strip()
+    name = f"iter_{int(word):07d}" if word.isdecimal() else word
+    return [tracker, *(path for path in (folder / name).rglob("*") if path.is_file())]
 
 
 def _check_weights(folder: Path) -> None:

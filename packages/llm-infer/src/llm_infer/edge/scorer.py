@@ -48,7 +48,7 @@ def open_scorer(
 
     try:
         if not model.is_dir():
-            raise InferError("no such model folder")
+            raise InferError(f"{model}: no such model folder")
         options = LoadOptions(engine="native", device=_device(device), dtype=_dtype(dtype))
         scorer = NativeScorer(open_native(model, options), max_length=max_length)
     except InferError as error:
@@ -136,19 +136,6 @@ class NativeScorer:
             for number in going:
                 engine.cancel(number)
         return [up_to_stop(self._decode(one.tokens), one.stops) for one in going.values()]
-
-    def apply_chat_template(
-        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
-    ) -> str:
-        """The conversation in the tokenizer's own template; an unfinished answer is left open."""
-        return str(
-            self._tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-        )
 
     @cached_property
     def reader(self) -> "Reader":

@@ -51,9 +51,7 @@ def make_step(parts: Sequence[Part], *, block_tokens: int, decoder: Decoder) -> 
     )
 
 
-def clear_opened(
-    parts: Sequence[Part], pools: Sequence[Pool | None], *, block_tokens: int
-) -> None:
+def clear_opened(parts: Sequence[Part], pools: Sequence[Pool | None], *, block_tokens: int) -> None:
     """Clear each block that parts begin and do not fill (see `Pool.clear`)."""
     for part in parts:
         stop = part.first + len(part.tokens)
