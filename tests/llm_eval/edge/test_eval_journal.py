@@ -1,6 +1,7 @@
 """Runs of tasks that are killed, continued, spread over processes: always the same bytes."""
 
 import json
+import resource
 import signal
 import time
 from multiprocessing import get_context
@@ -118,6 +119,32 @@ def test_what_was_answered_is_never_asked_again_and_an_error_loses_nothing(
     assert not (output / "journal.jsonl").exists()
 
 
+def test_a_full_disk_ends_with_a_clear_error_and_the_run_continues(model, data, tmp_path):
+    """A limit on the size of files stands for the disk: the kernel refuses to write more."""
+    output = tmp_path / "out"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Between two lines of the journal: the answers of a document take more than 100 bytes.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(EvalError, match=r"journal\.jsonl: cannot be written: File too large; "):
+            _run(model, data, output, limit=12, batch_size=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    partial = json.loads((output / "partial.json").read_text())
+    assert partial["partial"] is True
+    kept = partial["scored_requests"]
+    assert len(_answered(output)) == kept > 0
+    assert (output / "journal.jsonl").read_bytes().endswith(b"\n")
+    assert not list(output.glob(".*"))
+    assert not (output / "results.json").exists()
+
+    continued = _run(model, data, output, limit=12)
+    whole = _run(model, data, tmp_path / "whole", limit=12)
+    assert (continued.num_resumed_batches, whole.num_resumed_batches) == (kept, 0)
+    for name in FILES:
+        assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_other_threads_or_data_are_other_settings(model, data, tmp_path):
     _run(model, data, tmp_path / "out", limit=1)
     with pytest.raises(EvalError, match="threads: was 1, now 2"):
@@ -130,7 +157,7 @@ def test_a_scoring_process_that_cannot_start_ends_the_run(capfd):
         scorer="nowhere", model=Path("m"), device="cpu", dtype="auto", batch_size=1,
         max_length=None, threads=1, base_url=None, retries=0,
     )  # fmt: skip
-    pool = _Pool(choice, 2)
+    pool = _Pool(choice, 1)
     try:
         with pytest.raises(EvalError, match="a scoring process ended"):
             list(pool.answers([Work((0,), None)]))

@@ -10,10 +10,12 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from llm_eval.edge.atomic import write_atomic
 from llm_eval.errors import EvalError
@@ -40,14 +42,14 @@ class RunFolder:
         self._overwrite = overwrite
         self._known: dict[str, list[Score]] = {}
         self._answers: dict[str, Any] = {}
-        self._journal: IO[bytes] | None = None
+        self._journal: FileIO | None = None
         self._on_scored: Callable[[int], None] = lambda _: None
 
     def __enter__(self) -> Self:
         if self.path.exists() and not self.path.is_dir():
             raise EvalError(f"{self.path}: is a file, want a folder for the results")
         self.path.mkdir(parents=True, exist_ok=True)
-        self._journal = (self.path / JOURNAL).open("ab+")
+        self._journal = (self.path / JOURNAL).open("ab+", buffering=0)
         try:
             self._lock()
             self._open()
@@ -63,7 +65,9 @@ class RunFolder:
         trace: TracebackType | None,
     ) -> None:
         if error is not None and not self.is_finished:
-            self._write_partial(error)
+            # A full disk may have no room for it; `error` says so, and the journal has the scores.
+            with suppress(OSError):
+                self._write_partial(error)
         elif self.is_finished:
             (self.path / JOURNAL).unlink(missing_ok=True)
         if self._journal is not None:
@@ -118,9 +122,14 @@ class RunFolder:
         self, results: Mapping[str, object], samples: Sequence[object], *, seconds: float
     ) -> None:
         """Write the samples, then the results; from then on the run is complete."""
-        write_atomic(self.path / SAMPLES, to_jsonl(samples))
-        write_atomic(self.path / RUN, to_json(self._run_record() | {"seconds": round(seconds, 3)}))
-        write_atomic(self.path / RESULTS, to_json(results))
+        record = self._run_record() | {"seconds": round(seconds, 3)}
+        for name, content in (
+            (SAMPLES, to_jsonl(samples)),
+            (RUN, to_json(record)),
+            (RESULTS, to_json(results)),
+        ):
+            with _writing(self.path / name):
+                write_atomic(self.path / name, content)
         (self.path / PARTIAL).unlink(missing_ok=True)
 
     def _lock(self) -> None:
@@ -175,9 +184,17 @@ class RunFolder:
 
     def _append(self, record: Mapping[str, object]) -> None:
         assert self._journal is not None
-        self._journal.write(json.dumps(record).encode() + b"\n")
-        self._journal.flush()
-        os.fsync(self._journal.fileno())
+        good = os.fstat(self._journal.fileno()).st_size
+        left = json.dumps(record).encode() + b"\n"
+        with _writing(self.path / JOURNAL):
+            try:
+                while left:
+                    left = left[self._journal.write(left) :]
+                os.fsync(self._journal.fileno())
+            except OSError:
+                # Half a line must not stand before the next one.
+                self._journal.truncate(good)
+                raise
 
     def _run_record(self) -> dict[str, object]:
         started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -193,6 +210,18 @@ class RunFolder:
             "logprob_so_far": math.fsum(logprob for batch in scored for logprob, _ in batch),
         }
         write_atomic(self.path / PARTIAL, to_json(record))
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What the system refuses (a full disk, a quota) as an error that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise EvalError(
+            f"{path}: cannot be written: {error.strerror}; what was scored before is kept: "
+            "make room, then run the same command again"
+        ) from error
 
 
 def read_results(folder: Path) -> dict[str, object]:
