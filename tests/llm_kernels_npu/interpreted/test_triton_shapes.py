@@ -46,6 +46,12 @@ def test_cross_entropy_of_any_shape(rows, vocab, scale, dtype):
 
 
 @few
+@given(size=st.integers(1, 5000), step=st.integers(1, 10_000), dtype=dtypes)
+def test_adamw_of_any_size(size, step, dtype):
+    equals_reference("adamw", size, step=step, dtype=dtype)
+
+
+@few
 @given(
     length=st.integers(1, 9),
     heads=st.integers(1, 5),

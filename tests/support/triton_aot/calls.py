@@ -100,6 +100,14 @@ def _attention(dtype: torch.dtype) -> Iterator[Call]:
     yield (q, k, v), {"causal": True, "window": 128, "sinks": sinks}
 
 
+def _adamw(dtype: torch.dtype) -> Iterator[Call]:
+    settings = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
+    for size in (64, 1024, 1 << 24):
+        param, exp_avg, exp_avg_sq = torch.empty(3, size, device="meta").unbind()
+        grad = torch.empty(size, dtype=dtype, device="meta")
+        yield (param, grad, exp_avg, exp_avg_sq), {"step": 7, **settings}
+
+
 CALLS: Mapping[str, Callable[[torch.dtype], Iterable[Call]]] = {
     "rms_norm": _norm,
     "add_rms_norm": partial(_norm, like_x=2),
@@ -108,6 +116,7 @@ CALLS: Mapping[str, Callable[[torch.dtype], Iterable[Call]]] = {
     "geglu": _geglu,
     "cross_entropy": _losses,
     "linear_cross_entropy": _linear_losses,
+    "adamw": _adamw,
     "rope": _rope,
     "attention": _attention,
 }

@@ -7,7 +7,7 @@ from typing import TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import alike, floating, on_npu, short, together
+from llm_kernels_npu.ops.checks import alike, floating, on_npu, short, together, triton_floating
 
 _MASTER = (torch.float32, torch.float64)
 
@@ -77,6 +77,14 @@ def _npu(
     return on_npu("param", param) or _fused(param, grad, exp_avg, exp_avg_sq, **options)
 
 
+def _triton(
+    param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, **options: Unpack[Options]
+) -> str | None:
+    if param.dtype is torch.float64:
+        return "param is float64, want float32"
+    return triton_floating("grad", grad) or _fused(param, grad, exp_avg, exp_avg_sq, **options)
+
+
 LIMITS: Mapping[str, Callable[..., str | None]] = MappingProxyType(
-    {"reference": _reference, "torch": _fused, "npu": _npu}
+    {"reference": _reference, "torch": _fused, "triton": _triton, "npu": _npu}
 )
