@@ -51,8 +51,18 @@ class Workload(RuleBasedStateMachine):
     def grow(self, data):
         blocks = data.draw(st.sampled_from(self.held))
         if self.manager.num_available:
-            blocks += self.manager.allocate(1, after=blocks[-1])
+            blocks += self.manager.allocate(1, after=blocks[-1] if blocks else None)
             self.content[blocks[-1]] = None
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def fork(self, data):
+        blocks = data.draw(st.sampled_from(self.held))
+        common = blocks[: data.draw(st.integers(0, len(blocks)))]
+        available = self.manager.num_available
+        self.manager.hold(common)
+        assert self.manager.num_available == available
+        self.held.append(list(common))
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())

@@ -18,13 +18,14 @@ def _generate(model, *arguments):
     return _run("generate", model, "--device", "cpu", *arguments)
 
 
-def _expected(folder, prompt, count):
+def _expected(folder, prompt, count, **settings):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
     model = AutoModelForCausalLM.from_pretrained(folder)
-    new = model.generate(ids, do_sample=False, max_new_tokens=count, pad_token_id=0)[0]
+    settings = {"do_sample": False, "max_new_tokens": count, "pad_token_id": 0, **settings}
+    new = model.generate(ids, **settings)[0]
     return tokenizer.decode(new[ids.shape[1] :], skip_special_tokens=True)
 
 
@@ -35,6 +36,28 @@ def test_the_streamed_text_is_that_of_transformers(models):
     assert result.stderr.startswith("engine: native on cpu, float32, kernels plain torch, cache of")
     assert "+ 20 tokens" in result.stderr
     assert "ended by length" in result.stderr
+
+
+def test_beams_give_the_text_of_transformers_alone_and_from_a_file(models, tmp_path):
+    beams = ("--max-new-tokens", 12, "--num-beams", 3, "--length-penalty", 0.5)
+    settings = {"num_beams": 3, "length_penalty": 0.5}
+    alone = _generate(models["qwen3"], "--prompt", PROMPT, *beams)
+    assert alone.exit_code == 0, alone.output
+    assert alone.stdout == _expected(models["qwen3"], PROMPT, 12, **settings) + "\n"
+    assert alone.stdout != _expected(models["qwen3"], PROMPT, 12) + "\n"
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{"prompt": "def"}\n')
+    files = ("--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl")
+    assert _generate(models["qwen3"], *files, *beams).exit_code == 0
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    theirs = [_expected(models["qwen3"], prompt, 12, **settings) for prompt in ("a", "def")]
+    assert [answer["text"] for answer in answers] == theirs
+
+
+def test_an_engine_without_beam_search_says_so(models):
+    arguments = ("--prompt", PROMPT, "--num-beams", 2)
+    refused = _generate(models["qwen3"], *arguments, "--engine", "transformers")
+    assert refused.exit_code == 1
+    assert "the transformers engine has no beam search; the native engine does" in refused.stderr
 
 
 def test_json_holds_the_same_text_and_the_counts(models):
@@ -107,6 +130,9 @@ def test_a_bad_line_is_found_before_the_model_is_loaded(tmp_path):
         ("--prompt", "x", "--min-p", "2"),
         ("--prompt", "x", "--frequency-penalty", "3"),
         ("--prompt", "x", "--cache-tokens", "0"),
+        ("--prompt", "x", "--num-beams", "0"),
+        ("--prompt", "x", "--num-beams", "2", "--length-penalty", "inf"),
+        ("--prompt", "x", "--early-stopping", "true"),
     ],
 )
 def test_usage_errors_exit_2(arguments):

@@ -78,6 +78,14 @@ class BlockManager:
             self._holders[block] += 1
         return blocks
 
+    def hold(self, blocks: Sequence[int]) -> None:
+        """Take blocks once more that somebody holds. ValueError, taking none, for another one."""
+        for block in blocks:
+            if self._holders[block] == 0:
+                raise ValueError(f"block {block}: held by nobody, so what is in it is not known")
+        for block in blocks:
+            self._holders[block] += 1
+
     def allocate(self, count: int, *, after: int | None = None) -> list[int]:
         """Take `count` blocks, in one run behind block `after` or with room behind where possible.
 

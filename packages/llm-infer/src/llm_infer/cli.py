@@ -7,6 +7,7 @@ import click
 
 from llm_infer import __version__
 from llm_infer.edge.options import (
+    BEAMS,
     LOADING,
     SAMPLING,
     SERVING,
@@ -40,7 +41,7 @@ def main() -> None:
 @click.option("--input", "input_", type=click.Path(path_type=Path), help="JSON lines: 'prompt'.")
 @click.option("--output", type=click.Path(path_type=Path), help="Answers to --input, JSON lines.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer to --prompt as JSON.")
-@with_options(SAMPLING, LOADING)
+@with_options(SAMPLING, BEAMS, LOADING)
 def generate(
     model: Path,
     prompt: str | None,

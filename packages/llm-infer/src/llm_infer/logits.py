@@ -70,20 +70,25 @@ def penalized(
     return scores_V
 
 
-def cut(scores_V: Tensor, sampling: Sampling) -> Tensor:
-    """Scores with minus infinity where top-k, top-p or min-p leave a token out."""
-    if 0 < sampling.top_k < scores_V.shape[0]:
-        least = scores_V.topk(sampling.top_k).values[-1]
-        scores_V = scores_V.masked_fill(scores_V < least, float("-inf"))
+def cut(scores_V: Tensor, sampling: Sampling, *, least: int = 1) -> Tensor:
+    """Scores with minus infinity where top-k, top-p or min-p leave a token out.
+
+    The `least` likeliest stay in any case.
+    """
+    count = max(sampling.top_k, least)
+    if sampling.top_k and count < scores_V.shape[0]:
+        lowest = scores_V.topk(count).values[-1]
+        scores_V = scores_V.masked_fill(scores_V < lowest, float("-inf"))
     if sampling.top_p < 1.0:
         ascending, order = scores_V.sort()
         is_left_out = ascending.softmax(-1).cumsum(-1) <= 1.0 - sampling.top_p
-        is_left_out[-1] = False
+        is_left_out[-least:] = False
         is_left_out = torch.zeros_like(is_left_out).scatter(0, order, is_left_out)
         scores_V = scores_V.masked_fill(is_left_out, float("-inf"))
     if sampling.min_p > 0.0:
         weights = scores_V.softmax(-1)
         is_left_out = weights < sampling.min_p * weights.max()
+        is_left_out[weights.topk(least).indices] = False
         scores_V = scores_V.masked_fill(is_left_out, float("-inf"))
     return scores_V
 

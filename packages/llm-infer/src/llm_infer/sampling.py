@@ -1,6 +1,29 @@
 """How the next token is chosen, and when to stop."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+EarlyStopping = Literal["false", "true", "never"]
+"""When a beam search ends; the names are transformers'.
+
+false: once no running text looks better than the worst of the ended ones as long as it is now;
+true: as soon as as many have ended as there are beams; never: once none can become better at all.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beams:
+    """Settings of a beam search; raises ValueError for a number out of range."""
+
+    num_beams: int
+    length_penalty: float = 1.0
+    """A text's score is its log-probability over its length to this power."""
+    early_stopping: EarlyStopping = "false"
+
+    def __post_init__(self) -> None:
+        _require(self.num_beams >= 2, "num_beams", self.num_beams, "at least 2")
+        penalty = self.length_penalty
+        _require(abs(penalty) < float("inf"), "length_penalty", penalty, "a finite number")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +54,8 @@ class Sampling:
     """Log-probabilities of the chosen token and of so many likeliest; None for none at all."""
     ignores_end: bool = False
     """Whether the model's end token is a token like any other."""
+    beams: Beams | None = None
+    """Search for the likeliest text with so many beams; None takes one token after the other."""
 
     def __post_init__(self) -> None:
         _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
@@ -52,6 +77,7 @@ class Sampling:
         _require(all(self.stop), "stop", self.stop, "strings of at least one character")
         shown = self.logprobs
         _require(shown is None or 0 <= shown <= 20, "logprobs", shown, "in [0, 20]")
+        _require(shown is None or self.beams is None, "logprobs", shown, "None with beams")
 
     @property
     def is_greedy(self) -> bool:

@@ -79,9 +79,14 @@ class TextStream:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Rate after the first token, whose time is mostly the prompt's."""
+        """Rate after the first token, whose time is mostly the prompt's.
+
+        A beam search gives all tokens at its end: its rate is over the whole time.
+        """
         if self.first_token_s is None or self.num_tokens < 2:
             return None
+        if self._sampling.beams is not None:
+            return self.num_tokens / self.first_token_s if self.first_token_s > 0 else None
         elapsed = self._last_token_s - self._start_s - self.first_token_s
         return (self.num_tokens - 1) / elapsed if elapsed > 0 else None
 

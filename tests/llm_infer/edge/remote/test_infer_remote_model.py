@@ -8,7 +8,7 @@ import pytest
 from llm_infer.edge.remote.model import RemoteModel
 from llm_infer.edge.remote.server import server_at
 from llm_infer.errors import InferError
-from llm_infer.sampling import Sampling
+from llm_infer.sampling import Beams, Sampling
 from server_process import ECHO, served
 
 
@@ -67,6 +67,8 @@ def test_errors_of_the_server_are_told(url):
     model = RemoteModel(_at(f"openai:{url}"), "echo")
     with pytest.raises(InferError, match="status 400: the prompt has 5000 tokens"):
         list(model.complete("a" * 5000, Sampling()))
+    with pytest.raises(InferError, match="beam search: OpenAI's API has none"):
+        model.complete("a", Sampling(beams=Beams(num_beams=2)))
     with pytest.raises(InferError, match="status 404: no route"):
         RemoteModel(_at(f"openai:{url}/v2"), "echo")
 

@@ -41,7 +41,7 @@ def answers_of(
     """One answer a prompt, in order; prompt N draws with `seed + N`. Progress goes to stderr."""
     samplings = [replace(sampling, seed=sampling.seed + n) for n in range(len(prompts))]
     with progress("prompts", len(prompts)) as advance:
-        if isinstance(loaded.engine, BatchEngine):
+        if isinstance(loaded.engine, BatchEngine) and sampling.beams is None:
             return _together(loaded, loaded.engine, prompts, samplings, advance)
         return [
             _alone(loaded, prompt, one, advance)

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from llm_infer.edge.choices import ENGINES, LoadOptions
 from llm_infer.edge.device import CHOICES as DEVICES
-from llm_infer.sampling import Sampling
+from llm_infer.sampling import Beams, EarlyStopping, Sampling
 
 _DEFAULT = Sampling()
 REMOTE = "openai:"
@@ -45,6 +45,17 @@ SAMPLING = (
     click.option("--seed", type=int, default=_DEFAULT.seed, show_default=True),
     click.option("--stop", multiple=True, metavar="TEXT",
                  help="End before this text; may be given more than once."),
+)  # fmt: skip
+BEAMS = (
+    click.option("--num-beams", type=click.IntRange(min=1), default=1, show_default=True,
+                 help="Native engine: search for the likeliest text with so many beams. With a "
+                 "--temperature candidates are drawn. 1 is off."),
+    click.option("--length-penalty", type=float, metavar="POWER",
+                 help="Of beams: log-probabilities are divided by the length to this power; "
+                 "above 0 favours long texts.  [default: 1.0]"),
+    click.option("--early-stopping", type=click.Choice(get_args(EarlyStopping)),
+                 help="Of beams: end at as many ended texts as beams (true), once none can "
+                 "become better (never), or once none seems to (false).  [default: false]"),
 )  # fmt: skip
 LOADING = (
     click.option("--engine", type=_Engine(), default="auto", show_default=True,
@@ -135,7 +146,8 @@ def with_options(*groups: tuple[Callable[..., Any], ...]) -> Callable[..., Any]:
 def sampling_of(options: Mapping[str, Any]) -> Sampling:
     """The settings; a number out of range is wrong usage."""
     try:
-        return Sampling(**{name: options[name] for name in _SAMPLING_NAMES})
+        settings = {name: options[name] for name in _SAMPLING_NAMES}
+        return Sampling(**settings, beams=_beams_of(options))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 
@@ -158,3 +170,15 @@ def server_of(options: Mapping[str, Any]) -> str | None:
             option = f"--{name.replace('_', '-')}"
             raise click.UsageError(f"{option}: the server at {engine} decides that")
     return engine
+
+
+def _beams_of(options: Mapping[str, Any]) -> Beams | None:
+    num_beams = options.get("num_beams", 1)
+    given = {name: options.get(name) for name in ("length_penalty", "early_stopping")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if num_beams > 1:
+        return Beams(num_beams=num_beams, **given)
+    if given:
+        option = f"--{next(iter(given)).replace('_', '-')}"
+        raise ValueError(f"{option}: found --num-beams {num_beams}, want at least 2 with it")
+    return None

@@ -2,13 +2,16 @@
 
 from collections import deque
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from llm_infer.beam import BeamSearch
 from llm_infer.blocks import BlockManager
 from llm_infer.engine import EndReason, Event
+from llm_infer.engines.beam_texts import LONG, BeamTexts, searched
 from llm_infer.logits import Chosen, choose
 from llm_infer.model.decoder import Decoder
 from llm_infer.model.steps import Part, clear_opened, make_pools, make_step
@@ -19,7 +22,6 @@ from llm_infer.scheduler import Sequence as Text
 BLOCK_TOKENS = 64
 STEP_TOKENS = 512
 MAX_RUNNING = 64
-_LONG = b"long"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +89,7 @@ class NativeEngine:
         blocks = BlockManager(max(1, limits.cache_tokens // size), block_tokens=size)
         self._decoder, self._end_tokens = decoder, frozenset(end_tokens)
         self._blocks, self._kernels = blocks, kernels
+        self._step_tokens = limits.step_tokens
         self._scheduler = Scheduler(
             blocks, step_tokens=limits.step_tokens, max_running=limits.max_running
         )
@@ -127,12 +130,14 @@ class NativeEngine:
         )
 
     def submit(self, prompt: Sequence[int], sampling: Sampling) -> int:
-        """Queue a request; see `BatchEngine`."""
+        """Queue a request; see `BatchEngine`. ValueError for a beam search."""
+        if sampling.beams is not None:
+            raise ValueError("beams: a beam search does not run in steps with others; generate()")
         self._check(prompt, sampling)
         number = self._state.next_number
         text = Text(id=number, tokens=list(prompt), num_prompt=len(prompt))
         if self._is_long(text):
-            text.variant = _LONG
+            text.variant = LONG
         self._scheduler.add(text)
         generator = torch.Generator(self._decoder.device).manual_seed(sampling.seed)
         self._state.requests[number] = _Request(text=text, sampling=sampling, generator=generator)
@@ -163,7 +168,13 @@ class NativeEngine:
             self._scheduler.remove(found.text)
 
     def generate(self, prompt: Sequence[int], sampling: Sampling) -> Generator[int, None, None]:
-        """One request's tokens as they come; others that were submitted go on with it."""
+        """One request's tokens as they come; others that were submitted go on with it.
+
+        A beam search runs alone and gives its tokens at the end.
+        """
+        if sampling.beams is not None:
+            yield from self._beam_search(prompt, sampling)
+            return
         number = self.submit(prompt, sampling)
         inbox = self._state.inboxes[number] = deque()
         try:
@@ -179,6 +190,19 @@ class NativeEngine:
             del self._state.inboxes[number]
             self.cancel(number)
 
+    def _beam_search(self, prompt: Sequence[int], sampling: Sampling) -> list[int]:
+        self._check(prompt, sampling)
+        search = BeamSearch(
+            prompt,
+            sampling,
+            end_tokens=tuple(self._end_tokens),
+            max_new_tokens=min(sampling.max_new_tokens, self.context_length - len(prompt)),
+            generator=torch.Generator(self._decoder.device).manual_seed(sampling.seed),
+        )
+        texts = BeamTexts(self._decoder, self._blocks, self._pools, step_tokens=self._step_tokens)
+        with closing(texts):
+            return searched(prompt, search, texts)
+
     def _compute(self, works: Sequence[Work]) -> Tensor:
         """Logits [R, V] of those works after which a token is chosen."""
         size = self._blocks.block_tokens
@@ -188,7 +212,7 @@ class NativeEngine:
                 first=work.start,
                 blocks=work.sequence.blocks,
                 wants_logits=work.is_last,
-                is_long=work.sequence.variant == _LONG,
+                is_long=work.sequence.variant == LONG,
             )
             for work in works
         ]
@@ -228,8 +252,8 @@ class NativeEngine:
         end = self._end_of(request)
         if end is not None:
             self.cancel(text.id)
-        elif text.variant != _LONG and self._is_long(text):
-            self._scheduler.restart(text, variant=_LONG)
+        elif text.variant != LONG and self._is_long(text):
+            self._scheduler.restart(text, variant=LONG)
         return Event(
             request=text.id,
             token=chosen.token,

@@ -109,6 +109,7 @@ def _refuse_unsupported(sampling: Sampling) -> None:
         "logit_bias": bool(sampling.logit_bias),
         "logprobs": sampling.logprobs is not None,
         "ignores_end": sampling.ignores_end,
+        "beam search": sampling.beams is not None,
     }
     if names := [name for name, is_asked in asked.items() if is_asked]:
         raise InferError(

@@ -99,6 +99,12 @@ class Pool:
         if self._values is not None and v_TGD is not None:
             self._values.index_copy_(1, slots, v_TGD.transpose(0, 1))
 
+    def copy(self, source: slice, target: slice) -> None:
+        """Put what one run of slots holds into another of the same length."""
+        self.keys[:, target] = self.keys[:, source]
+        if self._values is not None:
+            self._values[:, target] = self._values[:, source]
+
     def clear(self, first: int, stop: int) -> None:
         """Zero values, so that what a text left in a slot cannot reach the next one as NaN.
 

@@ -81,6 +81,8 @@ def model_names(document: object) -> list[str]:
 
 
 def _body(model: str, asked: Mapping[str, object], sampling: Sampling) -> bytes:
+    if sampling.beams is not None:
+        raise InferError("beam search: OpenAI's API has none; the native engine does")
     fields: dict[str, object] = {
         "model": model,
         **asked,
