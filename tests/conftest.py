@@ -16,6 +16,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # The mark `xdist_group` is meant for this, and pytest-xdist 3.8 does not see it under pytest 9.2.
 ONE_WORKER = (
     "tests/system/test_system_quickstart.py",
+    "tests/npu/test_npu_training.py",
     "tests/llm_train/test_train_layouts.py",
     "tests/llm_train/test_train_pipeline.py",
     "tests/llm_train/test_train_mixers.py",
@@ -31,7 +32,7 @@ ONE_WORKER = (
     "tests/llm_train/test_train_rare_layers.py",
 )
 # Then what else takes seconds a test.
-LONG = ("tests/system/", "tests/llm_train/")
+LONG = ("tests/system/", "tests/npu/", "tests/llm_kernels_npu/aot/", "tests/llm_train/")
 
 
 def pytest_collection_modifyitems(items):

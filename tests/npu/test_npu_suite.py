@@ -1,13 +1,10 @@
-"""Runs what needs an NPU on the fake one, in the environment that has torch_npu.
-
-Slow: importing torch_npu takes 17 s of CPU time in every process.
-"""
+"""Runs what needs an NPU on the fake one, in the environment that has torch_npu."""
 
 import re
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 
 def test_npu_tests_pass_on_the_fake_device(environment):

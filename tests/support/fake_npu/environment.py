@@ -1,5 +1,6 @@
 """A virtual environment with torch_npu, beside the project's, and how to run in it."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -49,18 +50,23 @@ def ensure() -> Environment:
     for tool in ("gcc", "nm"):
         if shutil.which(tool) is None:
             raise NoEnvironmentError(f"the fake NPU needs {tool}: apt-get install gcc binutils")
-    _sync()
     python = FOLDER / "bin" / "python"
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     package = FOLDER / "lib" / version / "site-packages" / "torch_npu"
-    libraries = cann.build(package, FOLDER / "fake-cann")
+    FOLDER.parent.mkdir(exist_ok=True)
+    with FOLDER.with_suffix(".lock").open("w") as lock:
+        # Two workers' tests may ask for it at the same time.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _sync()
+        libraries = cann.build(package, FOLDER / "fake-cann")
     return Environment(python=python, variables=_variables(libraries))
 
 
 def _sync() -> None:
-    uv = shutil.which("uv") or str(ROOT / ".tools" / "uv")
+    beside = Path(sys.executable).with_name("uv")  # a development dependency
+    uv = shutil.which("uv") or str(beside)
     if not Path(uv).exists():
-        raise NoEnvironmentError(f"no uv on PATH nor at {uv}: make setup fetches one")
+        raise NoEnvironmentError(f"no uv on PATH nor at {uv}: make setup brings one")
     command = [uv, "sync", "--frozen", "--all-packages", "--extra", "npu"]
     drop = {"VIRTUAL_ENV", "UV_PYTHON", "PYTHONHOME", "PYTHONPATH"}
     kept = {key: value for key, value in os.environ.items() if key not in drop}
