@@ -177,7 +177,7 @@ def test_adamw_refuses(param, changed, match):
         bind(Choice(operator="adamw", backend="reference"))(
             param, *others, **{**SETTINGS, "step": 1, **changed}
         )
-    assert set(ADAMW_LIMITS) == {"reference", "torch", "npu"}
+    assert set(ADAMW_LIMITS) == {"reference", "torch", "triton", "npu"}
 
 
 def parts_of_attention(q, k, v, spans):
