@@ -1,7 +1,7 @@
 """Microseconds that llm-kernels-npu's choice of backend adds to a call of each operator.
 
-Tensors are as small as they can be, so that the time is the call's own. It runs the bare backend
-function and the bound operator in turn and prints medians; the goal is 3 µs.
+Tensors are the small ones of each operator's first parity case. It runs the bare backend function
+and the bound operator in turn and prints medians; the goal is 3 µs.
 
     .venv/bin/python benchmarks/kernel_dispatch.py --rounds 9
 """
@@ -13,24 +13,13 @@ from collections.abc import Callable
 
 import torch
 
-from llm_kernels_npu.select import Choice, bind, load
+from llm_kernels_npu.cases import check_cases
+from llm_kernels_npu.parity import arguments, make
+from llm_kernels_npu.registry import OPERATORS
+from llm_kernels_npu.select import bind, choose, load
 
 GOAL_US = 3.0
 CALLS = 300
-
-
-def smallest_calls() -> dict[str, tuple[tuple[torch.Tensor, ...], dict[str, object]]]:
-    """Arguments and options of one tiny call for each operator."""
-    q = torch.ones(1, 1, 1, 2)
-    rows, targets = torch.ones(1, 2), torch.zeros(1, dtype=torch.int64)
-    return {
-        "rms_norm": ((rows, torch.ones(2)), {"eps": 1e-6}),
-        "swiglu": ((rows,), {}),
-        "cross_entropy": ((rows, targets), {}),
-        "linear_cross_entropy": ((rows, torch.ones(3, 2), targets), {}),
-        "rope": ((q, q, q), {}),
-        "attention": ((q, q, q), {"causal": True}),
-    }
 
 
 def microseconds(call: Callable[..., object], args: tuple, options: dict) -> float:
@@ -51,8 +40,11 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     print(f"| operator | bare µs | bound µs | added, median of {rounds} | goal {GOAL_US} µs |")
     print("|---|---|---|---|---|")
-    for name, (args, options) in smallest_calls().items():
-        run, bound = load(name, "torch")[0], bind(Choice(operator=name, backend="torch"))
+    for name in OPERATORS:
+        case = check_cases(name)[0]
+        args, options = arguments(case, make(case, device="cpu", dtype=torch.float32))
+        choice = choose(name, device="cpu")
+        run, bound = load(name, choice.backend)[0], bind(choice)
         pairs = [
             (microseconds(run, args, options), microseconds(bound, args, options))
             for _ in range(rounds)
