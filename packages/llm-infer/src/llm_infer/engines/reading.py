@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from llm_infer.blocks import BlockManager
+from llm_infer.engines.beam_texts import LONG
 from llm_infer.engines.native import Limits
 from llm_infer.model.decoder import Decoder
 from llm_infer.model.steps import Part, clear_opened, make_pools, make_step
 from llm_infer.scheduler import Scheduler, Work
 from llm_infer.scheduler import Sequence as Text
 from llm_infer.scoring import Reading, Score, Tokens
-
-_LONG = b"long"
 
 
 @dataclass(slots=True)
@@ -119,7 +118,7 @@ class Reader:
                 first=work.start,
                 blocks=work.sequence.blocks,
                 wants_logits=False,
-                is_long=work.sequence.variant == _LONG,
+                is_long=work.sequence.variant == LONG,
             )
             for work in works
         ]
@@ -131,7 +130,7 @@ class Reader:
     def _text(self, number: int, tokens: Tokens) -> Text:
         short = self._decoder.short_length
         is_long = short is not None and len(tokens) > short
-        variant = _LONG if is_long else b""
+        variant = LONG if is_long else b""
         return Text(id=number, tokens=list(tokens), num_prompt=len(tokens), variant=variant)
 
     def _check(self, reading: Reading) -> None:

@@ -5,6 +5,7 @@ Beyond them, as vLLM has them: `top_k`, `min_p`, `repetition_penalty`.
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -80,7 +81,7 @@ class ResponseFormat(_Model):
     json_schema: JsonSchema | None = None
 
 
-class Common(_Model):
+class Common(_Model, ABC):
     """What both kinds of request can say."""
 
     # Unknown fields are looked at one by one in `parse`: some are harmless.
@@ -131,14 +132,14 @@ class Common(_Model):
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
+    @abstractmethod
     def num_logprobs(self) -> int | None:
         """Likeliest tokens to tell beside each chosen one; None tells no probabilities at all."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def token_limit(self) -> int | None:
         """Tokens of an answer at most; None is as many as the context takes."""
-        raise NotImplementedError
 
 
 class ChatRequest(Common):
