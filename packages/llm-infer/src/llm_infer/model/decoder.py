@@ -18,6 +18,7 @@ from llm_infer.model.linear import MakeLinear
 from llm_infer.model.parameters import Parameters
 from llm_infer.model.rope import short_length
 from llm_infer.model.rowwise import by_row
+from llm_infer.model.runner import LocalRunner
 from llm_infer.model.support import reason_against
 from llm_infer.weights import WeightSource
 
@@ -69,6 +70,15 @@ class Decoder:
     def cache_shapes(self) -> list[CacheShape | None]:
         """What each layer keeps of a token."""
         return [layer.cache_shape for layer in self._layers]
+
+    @property
+    def place(self) -> str:
+        """Where it computes, as told to users."""
+        return str(self.device)
+
+    def runner(self, *, num_blocks: int, block_tokens: int) -> LocalRunner:
+        """A new cache to compute over."""
+        return LocalRunner(self, num_blocks=num_blocks, block_tokens=block_tokens)
 
     @torch.inference_mode()
     def forward(self, step: Step, pools: list[Pool | None]) -> Tensor:
