@@ -1,7 +1,7 @@
 """Parity of a backend with its reference: outputs and gradients, uninitialised memory poisoned."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -131,7 +131,7 @@ def difference(name: str, found: Tensor, expected: Tensor) -> Difference:
 
 
 @contextlib.contextmanager
-def poisoned() -> Iterator[None]:
+def poisoned() -> Generator[None]:
     """Fill every uninitialised tensor with NaN, so that reading one shows."""
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()

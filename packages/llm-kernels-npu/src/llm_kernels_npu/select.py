@@ -4,10 +4,11 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
+from llm_kernels_npu.checked import checked
 from llm_kernels_npu.errors import BackendMissingError, CallRefusedError, UnknownNameError
 from llm_kernels_npu.registry import AUTO_ORDER, OPERATORS, Backend, operator
 
@@ -59,15 +60,11 @@ def bind(choice: Choice) -> Callable[..., Any]:
     """The chosen backend as one callable that checks its limits and then runs."""
     run, limit = load(choice.operator, choice.backend)
 
-    def call(*args: object, **kwargs: object) -> Any:
-        reason = limit(*args, **kwargs)
-        if reason is not None:
-            raise CallRefusedError(
-                choice.operator, choice.backend, reason, _takers(choice, args, kwargs)
-            )
-        return run(*args, **kwargs)
+    def refuse(reason: str, args: tuple[object, ...], kwargs: dict[str, object]) -> NoReturn:
+        takers = _takers(choice, args, kwargs)
+        raise CallRefusedError(choice.operator, choice.backend, reason, takers)
 
-    return call
+    return checked(run, limit, refuse)
 
 
 def load(name: str, backend: str) -> tuple[Callable[..., Any], Callable[..., str | None]]:

@@ -10,8 +10,11 @@ from llm_kernels_npu.ops.rms_norm.limits import LIMITS as NORM
 
 
 def _residual(x: Tensor, residual: Tensor) -> str | None:
-    if residual.shape != x.shape:
-        return f"residual of shape {tuple(residual.shape)}, want {tuple(x.shape)} as x has"
+    shape = x.shape
+    if residual.shape != shape:
+        return f"residual of shape {tuple(residual.shape)}, want {tuple(shape)} as x has"
+    if x.dtype is residual.dtype and x.device == residual.device:
+        return None
     return alike("x", x, "residual", residual)
 
 

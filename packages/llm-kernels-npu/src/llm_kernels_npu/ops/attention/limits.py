@@ -56,33 +56,35 @@ def _reference(
     del scale
     if softcap is not None and softcap <= 0:
         return f"softcap is {softcap}, want more than 0"
-    if window is not None and not causal:
-        return "a window needs causal=True"
-    if window is not None and window < 1:
-        return f"window is {window}, want at least 1"
-    reason = _shapes(q, k, v) or floating("q", q)
-    if reason is not None:
-        return reason
-    if cu_seqlens is not None:
-        reason = _documents(q, k, cu_seqlens, cu_seqlens_k, causal=causal, mask=mask)
-    elif cu_seqlens_k is not None:
-        reason = "cu_seqlens_k without cu_seqlens"
-    elif causal and k.shape[1] < q.shape[1]:
-        reason = f"causal with {q.shape[1]} queries and only {k.shape[1]} keys"
-    if reason is None and sinks is not None:
-        reason = _sinks(q, sinks)
-    if reason is None and mask is not None:
-        reason = _mask(q, k, mask)
-    return reason
+    reason = None
+    if window is not None:
+        reason = _window(window, causal=causal)
+    return reason or _tensors(q, k, v, causal, sinks, mask, cu_seqlens, cu_seqlens_k)
 
 
-def _torch(q: Tensor, k: Tensor, v: Tensor, **options: Unpack[Options]) -> str | None:
-    softcap, mask = options.get("softcap"), options.get("mask")
+def _torch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    mask: Tensor | None = None,
+    cu_seqlens: Sequence[int] | None = None,
+    cu_seqlens_k: Sequence[int] | None = None,
+) -> str | None:
+    del scale
     if softcap is not None:
         return f"softcap={softcap}: scaled_dot_product_attention has no softcap"
     if mask is not None and mask.dtype not in (torch.bool, q.dtype):
         return f"mask is {short(mask.dtype)}, want bool or q's {short(q.dtype)}"
-    return _reference(q, k, v, **options)
+    reason = None
+    if window is not None:
+        reason = _window(window, causal=causal)
+    return reason or _tensors(q, k, v, causal, sinks, mask, cu_seqlens, cu_seqlens_k)
 
 
 def _npu(q: Tensor, k: Tensor, v: Tensor, **options: Unpack[Options]) -> str | None:
@@ -119,18 +121,55 @@ def _below(what: str, count: int) -> str | None:
     return None if count < 1 << 31 else f"{count} {what}, want fewer than {1 << 31}"
 
 
-def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    # Each shape is fetched once: this runs at every call.
-    q_shape, k_shape, v_shape = q.shape, k.shape, v.shape
+def _window(window: int, *, causal: bool) -> str | None:
+    if not causal:
+        return "a window needs causal=True"
+    return None if window >= 1 else f"window is {window}, want at least 1"
+
+
+def _tensors(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool,
+    sinks: Tensor | None,
+    mask: Tensor | None,
+    cu_seqlens: Sequence[int] | None,
+    cu_seqlens_k: Sequence[int] | None,
+) -> str | None:
+    # Arguments by position, as names cost time at every call.
+    q_shape, k_shape = q.shape, k.shape
+    reason = _shapes(q, k, v, q_shape, k_shape) or floating("q", q)
+    if reason is not None:
+        return reason
+    if cu_seqlens is not None:
+        reason = _documents(q, k, cu_seqlens, cu_seqlens_k, causal=causal, mask=mask)
+    elif cu_seqlens_k is not None:
+        reason = "cu_seqlens_k without cu_seqlens"
+    elif causal and k_shape[1] < q_shape[1]:
+        reason = f"causal with {q_shape[1]} queries and only {k_shape[1]} keys"
+    if reason is None and sinks is not None:
+        reason = _sinks(q, sinks)
+    if reason is None and mask is not None:
+        reason = _mask(q, k, mask)
+    return reason
+
+
+def _shapes(
+    q: Tensor, k: Tensor, v: Tensor, q_shape: torch.Size, k_shape: torch.Size
+) -> str | None:
+    v_shape = v.shape
     if not len(q_shape) == len(k_shape) == len(v_shape) == 4:
         return f"q, k, v have {q.dim()}, {k.dim()}, {v.dim()} dimensions, want 4 each"
     batch, _, heads, head_dim = q_shape
     key_batch, keys, groups, key_dim = k_shape
     value_batch, values, value_groups, _ = v_shape
-    if (key_batch, key_dim) != (batch, head_dim) or (value_batch, values, value_groups) != (
-        batch,
-        keys,
-        groups,
+    if (
+        key_batch != batch
+        or key_dim != head_dim
+        or value_batch != batch
+        or values != keys
+        or value_groups != groups
     ):
         return (
             f"q {tuple(q_shape)}, k {tuple(k_shape)}, v {tuple(v_shape)}, "
@@ -140,6 +179,9 @@ def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str | None:
         return f"{heads} query heads are not a multiple of {groups} key heads"
     if keys == 0:
         return f"k of shape {tuple(k_shape)} has no keys"
+    dtype, device = q.dtype, q.device
+    if k.dtype is dtype is v.dtype and k.device == device and v.device == device:
+        return None
     return alike("q", q, "k", k) or alike("q", q, "v", v)
 
 

@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import floating, together
+from llm_kernels_npu.ops.checks import FLOATS, floating, together
 
 _ACTIVATIONS = (None, "silu")
 
@@ -18,18 +18,28 @@ def _any_device(
     *,
     activation: str | None = None,
 ) -> str | None:
-    if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[2] or not weight.numel():
+    x_shape, weight_shape = x.shape, weight.shape
+    if (
+        len(x_shape) != 3
+        or len(weight_shape) != 2
+        or weight_shape[0] != x_shape[2]
+        or 0 in weight_shape
+    ):
         return (
-            f"x of shape {tuple(x.shape)} and weight {tuple(weight.shape)}, "
+            f"x of shape {tuple(x_shape)} and weight {tuple(weight_shape)}, "
             "want [B, T, C] and [C, W]"
         )
     if activation not in _ACTIVATIONS:
         return f"activation is {activation!r}, want None or 'silu'"
-    channels, width = weight.shape
-    wanted = {"bias": (channels,), "initial_state": (x.shape[0], width - 1, channels)}
-    for name, given in (("bias", bias), ("initial_state", initial_state)):
-        if given is not None and given.shape != wanted[name]:
-            return f"{name} of shape {tuple(given.shape)}, want {wanted[name]}"
+    channels, width = weight_shape
+    for name, given, wanted in (
+        ("bias", bias, (channels,)),
+        ("initial_state", initial_state, (x_shape[0], width - 1, channels)),
+    ):
+        if given is not None and given.shape != wanted:
+            return f"{name} of shape {tuple(given.shape)}, want {wanted}"
+    if x.dtype is weight.dtype in FLOATS and x.device == weight.device:
+        return None
     return floating("x", x) or floating("weight", weight) or together("x", x, "weight", weight)
 
 

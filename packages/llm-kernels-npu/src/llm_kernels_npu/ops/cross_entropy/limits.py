@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from llm_kernels_npu.ops.checks import (
+    FLOATS,
     floating,
     npu_floating,
     on_npu,
@@ -17,19 +18,25 @@ from llm_kernels_npu.ops.checks import (
 
 
 def _shapes(logits: Tensor, targets: Tensor) -> str | None:
-    if logits.dim() != 2 or targets.shape != logits.shape[:1]:
+    shape = logits.shape
+    if len(shape) != 2 or targets.shape != (shape[0],):
         return (
-            f"logits of shape {tuple(logits.shape)} and targets {tuple(targets.shape)}, "
+            f"logits of shape {tuple(shape)} and targets {tuple(targets.shape)}, "
             "want [N, V] and [N]"
         )
     if targets.dtype is not torch.int64:
         return f"targets are {short(targets.dtype)}, want int64"
+    if logits.device == targets.device:
+        return None
     return together("logits", logits, "targets", targets)
 
 
 def _any_device(logits: Tensor, targets: Tensor, *, ignore_index: int = -100) -> str | None:
     del ignore_index
-    return _shapes(logits, targets) or floating("logits", logits)
+    reason = _shapes(logits, targets)
+    if reason is None and logits.dtype not in FLOATS:
+        reason = floating("logits", logits)
+    return reason
 
 
 def _npu(logits: Tensor, targets: Tensor, *, ignore_index: int = -100) -> str | None:

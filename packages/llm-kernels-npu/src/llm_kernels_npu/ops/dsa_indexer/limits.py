@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import alike, floating, npu_half, on_npu, together
+from llm_kernels_npu.ops.checks import FLOATS, alike, floating, npu_half, on_npu, together
 
 # npu_lightning_indexer's documented sizes: DeepSeek-V3.2's own.
 _NPU_HEADS = 64
@@ -13,36 +13,44 @@ _NPU_HEAD_DIM = 128
 _NPU_TOP_K = frozenset({*range(1, 2049), 3072, 4096, 5120, 6144, 7168, 8192})
 
 
-def _shapes(q: Tensor, k: Tensor, weights: Tensor, *, top_k: int, causal: bool) -> str | None:
+def _shapes(q: Tensor, k: Tensor, weights: Tensor, top_k: int, causal: bool) -> str | None:
+    q_shape, k_shape, weights_shape = q.shape, k.shape, weights.shape
     if (
-        q.dim() != 4
-        or k.dim() != 3
-        or (k.shape[0], k.shape[2]) != (q.shape[0], q.shape[3])
-        or weights.shape != q.shape[:3]
+        len(q_shape) != 4
+        or len(k_shape) != 3
+        or k_shape[0] != q_shape[0]
+        or k_shape[2] != q_shape[3]
+        or (*weights_shape, q_shape[3]) != q_shape
     ):
         return (
-            f"q {tuple(q.shape)}, k {tuple(k.shape)}, weights {tuple(weights.shape)}, "
+            f"q {tuple(q_shape)}, k {tuple(k_shape)}, weights {tuple(weights_shape)}, "
             "want [B, T, H, D], [B, S, D], [B, T, H]"
         )
     if top_k < 1:
         return f"top_k is {top_k}, want at least 1"
-    if causal and k.shape[1] < q.shape[1]:
-        return f"causal with {q.shape[1]} queries and only {k.shape[1]} keys"
-    if not q.numel() or not k.numel():
-        return f"q {tuple(q.shape)} or k {tuple(k.shape)} is empty"
+    if causal and k_shape[1] < q_shape[1]:
+        return f"causal with {q_shape[1]} queries and only {k_shape[1]} keys"
+    if 0 in q_shape or 0 in k_shape:
+        return f"q {tuple(q_shape)} or k {tuple(k_shape)} is empty"
+    device = q.device
+    if q.dtype is k.dtype and k.device == device and weights.device == device:
+        return None
     return alike("q", q, "k", k) or together("q", q, "weights", weights)
 
 
 def _any_device(
     q: Tensor, k: Tensor, weights: Tensor, *, top_k: int, causal: bool = True
 ) -> str | None:
-    return _shapes(q, k, weights, top_k=top_k, causal=causal) or floating("q", q)
+    reason = _shapes(q, k, weights, top_k, causal)
+    if reason is None and q.dtype not in FLOATS:
+        reason = floating("q", q)
+    return reason
 
 
 def _npu(q: Tensor, k: Tensor, weights: Tensor, *, top_k: int, causal: bool = True) -> str | None:
     return (
         on_npu("q", q)
-        or _shapes(q, k, weights, top_k=top_k, causal=causal)
+        or _shapes(q, k, weights, top_k, causal)
         or npu_half("q", q)
         or _npu_sizes(q, top_k)
     )

@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import floating, together
+from llm_kernels_npu.ops.checks import FLOATS, floating, together
 
 
 def _any_device(
@@ -19,23 +19,28 @@ def _any_device(
     scale: float | None = None,
 ) -> str | None:
     del scale
-    if not q_BTGK.dim() == v_BTHV.dim() == 4 or k_BTGK.shape != q_BTGK.shape:
+    q_shape, v_shape = q_BTGK.shape, v_BTHV.shape
+    if not len(q_shape) == len(v_shape) == 4 or k_BTGK.shape != q_shape:
         return (
-            f"q {tuple(q_BTGK.shape)}, k {tuple(k_BTGK.shape)}, v {tuple(v_BTHV.shape)}, "
+            f"q {tuple(q_shape)}, k {tuple(k_BTGK.shape)}, v {tuple(v_shape)}, "
             "want [B, T, G, K], the same, [B, T, H, V]"
         )
-    batch, tokens, heads, value_dim = v_BTHV.shape
-    groups, key_dim = q_BTGK.shape[2:]
-    if q_BTGK.shape[:2] != (batch, tokens) or not tokens:
-        return f"q {tuple(q_BTGK.shape)} and v {tuple(v_BTHV.shape)}, want the same B and T > 0"
+    batch, tokens, heads, value_dim = v_shape
+    query_batch, queries, groups, key_dim = q_shape
+    if query_batch != batch or queries != tokens or not tokens:
+        return f"q {tuple(q_shape)} and v {tuple(v_shape)}, want the same B and T > 0"
     if not groups or heads % groups:
         return f"{heads} value heads are not a multiple of {groups} key heads"
+    gate_shape = (batch, tokens, heads)
     for name, one in (("log_decay", log_decay_BTH), ("beta", beta_BTH)):
-        if one.shape != (batch, tokens, heads):
-            return f"{name} of shape {tuple(one.shape)}, want {(batch, tokens, heads)}"
-    state_shape = (batch, heads, key_dim, value_dim)
-    if initial_state is not None and initial_state.shape != state_shape:
-        return f"initial_state of shape {tuple(initial_state.shape)}, want {state_shape}"
+        if one.shape != gate_shape:
+            return f"{name} of shape {tuple(one.shape)}, want {gate_shape}"
+    if initial_state is not None:
+        state_shape = (batch, heads, key_dim, value_dim)
+        if initial_state.shape != state_shape:
+            return f"initial_state of shape {tuple(initial_state.shape)}, want {state_shape}"
+    if q_BTGK.dtype is v_BTHV.dtype in FLOATS and q_BTGK.device == v_BTHV.device:
+        return None
     return floating("q", q_BTGK) or floating("v", v_BTHV) or together("q", q_BTGK, "v", v_BTHV)
 
 

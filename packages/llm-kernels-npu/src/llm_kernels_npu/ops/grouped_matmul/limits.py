@@ -13,23 +13,25 @@ _NPU_MAX_AXIS = 65_535
 
 
 def _shapes(x: Tensor, weight: Tensor, group_sizes: Tensor | Sequence[int]) -> str | None:
-    if x.dim() != 2 or weight.dim() != 3 or x.shape[1] != weight.shape[1]:
+    x_shape, weight_shape = x.shape, weight.shape
+    if len(x_shape) != 2 or len(weight_shape) != 3 or x_shape[1] != weight_shape[1]:
         return (
-            f"x of shape {tuple(x.shape)} and weight {tuple(weight.shape)}, "
+            f"x of shape {tuple(x_shape)} and weight {tuple(weight_shape)}, "
             "want [M, K] and [E, K, N]"
         )
-    return alike("x", x, "weight", weight) or _sizes(x, weight, group_sizes)
+    if x.dtype is not weight.dtype or x.device != weight.device:
+        return alike("x", x, "weight", weight)
+    return _sizes(group_sizes, weight_shape[0], x_shape[0])
 
 
-def _sizes(x: Tensor, weight: Tensor, group_sizes: Tensor | Sequence[int]) -> str | None:
-    experts, rows = weight.shape[0], x.shape[0]
+def _sizes(group_sizes: Tensor | Sequence[int], experts: int, rows: int) -> str | None:
     if isinstance(group_sizes, Tensor):
         if group_sizes.shape != (experts,) or group_sizes.dtype not in INTEGERS:
             return (
                 f"group_sizes is {short(group_sizes.dtype)} of shape {tuple(group_sizes.shape)}, "
                 f"want int32 or int64 of shape ({experts},)"
             )
-        if group_sizes.device.type != "cpu":
+        if not group_sizes.is_cpu:
             # Reading them would wait for the device at every call.
             return None
     elif len(group_sizes) != experts:

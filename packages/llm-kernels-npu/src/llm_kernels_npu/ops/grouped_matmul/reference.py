@@ -1,7 +1,6 @@
 """The specification of grouped_matmul."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,5 +22,6 @@ def grouped_matmul(x: Tensor, weight: Tensor, group_sizes: Tensor | Sequence[int
 def host_sizes(group_sizes: Tensor | Sequence[int]) -> list[int]:
     """Rows of each group as numbers: waits for the device if they lie there."""
     if isinstance(group_sizes, Tensor):
-        return cast(list[int], group_sizes.tolist())  # pyright: ignore[reportUnknownMemberType]
+        sizes: list[int] = group_sizes.tolist()  # pyright: ignore[reportUnknownMemberType]
+        return sizes
     return list(group_sizes)

@@ -5,12 +5,15 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import floating, together, triton_floating
+from llm_kernels_npu.ops.checks import FLOATS, floating, together, triton_floating
 
 
 def _vector(name: str, vector: Tensor, x: Tensor) -> str | None:
-    if vector.shape != x.shape[-1:]:
-        return f"{name} of shape {tuple(vector.shape)}, want {tuple(x.shape[-1:])} as x ends in it"
+    shape = vector.shape
+    if shape != x.shape[-1:]:
+        return f"{name} of shape {tuple(shape)}, want {tuple(x.shape[-1:])} as x ends in it"
+    if vector.dtype in FLOATS and vector.device == x.device:
+        return None
     return floating(name, vector) or together("x", x, name, vector)
 
 

@@ -6,22 +6,30 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import alike, floating, short, together, triton_floating
+from llm_kernels_npu.ops.checks import FLOATS, alike, floating, short, together, triton_floating
 
 
 def _any_device(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100
 ) -> str | None:
     del ignore_index
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+    hidden_shape, weight_shape = hidden.shape, weight.shape
+    if len(hidden_shape) != 2 or len(weight_shape) != 2 or hidden_shape[1] != weight_shape[1]:
         return (
-            f"hidden of shape {tuple(hidden.shape)} and weight {tuple(weight.shape)}, "
+            f"hidden of shape {tuple(hidden_shape)} and weight {tuple(weight_shape)}, "
             "want [N, H] and [V, H]"
         )
-    if targets.shape != hidden.shape[:1]:
-        return f"targets of shape {tuple(targets.shape)}, want ({hidden.shape[0]},)"
+    if targets.shape != (hidden_shape[0],):
+        return f"targets of shape {tuple(targets.shape)}, want ({hidden_shape[0]},)"
     if targets.dtype is not torch.int64:
         return f"targets are {short(targets.dtype)}, want int64"
+    device = hidden.device
+    if (
+        hidden.dtype is weight.dtype in FLOATS
+        and weight.device == device
+        and targets.device == device
+    ):
+        return None
     return (
         floating("hidden", hidden)
         or alike("hidden", hidden, "weight", weight)

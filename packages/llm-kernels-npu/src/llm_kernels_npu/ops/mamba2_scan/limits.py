@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import floating, together
+from llm_kernels_npu.ops.checks import FLOATS, floating, together
 
 
 def _any_device(
@@ -17,15 +17,16 @@ def _any_device(
     d_H: Tensor | None = None,
     initial_state: Tensor | None = None,
 ) -> str | None:
-    if not x_BTHP.dim() == b_BTGN.dim() == 4 or c_BTGN.shape != b_BTGN.shape:
+    x_shape, b_shape = x_BTHP.shape, b_BTGN.shape
+    if not len(x_shape) == len(b_shape) == 4 or c_BTGN.shape != b_shape:
         return (
-            f"x {tuple(x_BTHP.shape)}, b {tuple(b_BTGN.shape)}, c {tuple(c_BTGN.shape)}, "
+            f"x {tuple(x_shape)}, b {tuple(b_shape)}, c {tuple(c_BTGN.shape)}, "
             "want [B, T, H, P], [B, T, G, N], the same"
         )
-    batch, tokens, heads, features = x_BTHP.shape
-    groups, states = b_BTGN.shape[2:]
-    if b_BTGN.shape[:2] != (batch, tokens) or not tokens:
-        return f"x {tuple(x_BTHP.shape)} and b {tuple(b_BTGN.shape)}, want the same B and T > 0"
+    batch, tokens, heads, features = x_shape
+    b_batch, b_tokens, groups, states = b_shape
+    if b_batch != batch or b_tokens != tokens or not tokens:
+        return f"x {tuple(x_shape)} and b {tuple(b_shape)}, want the same B and T > 0"
     if not groups or heads % groups:
         return f"{heads} heads are not a multiple of {groups} groups"
     wanted = (
@@ -37,6 +38,8 @@ def _any_device(
     for name, one, shape in wanted:
         if one is not None and one.shape != shape:
             return f"{name} of shape {tuple(one.shape)}, want {shape}"
+    if x_BTHP.dtype is b_BTGN.dtype in FLOATS and x_BTHP.device == b_BTGN.device:
+        return None
     return floating("x", x_BTHP) or floating("b", b_BTGN) or together("x", x_BTHP, "b", b_BTGN)
 
 

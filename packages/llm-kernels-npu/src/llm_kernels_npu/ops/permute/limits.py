@@ -20,15 +20,18 @@ _NPU_MAX_TOP_K = 512
 
 
 def _shapes(tokens: Tensor, experts: Tensor) -> str | None:
-    if tokens.dim() != 2 or experts.dim() != 2 or tokens.shape[0] != experts.shape[0]:
+    tokens_shape, experts_shape = tokens.shape, experts.shape
+    if len(tokens_shape) != 2 or len(experts_shape) != 2 or tokens_shape[0] != experts_shape[0]:
         return (
-            f"tokens of shape {tuple(tokens.shape)} and experts {tuple(experts.shape)}, "
+            f"tokens of shape {tuple(tokens_shape)} and experts {tuple(experts_shape)}, "
             "want [N, H] and [N, K]"
         )
-    if experts.shape[1] == 0:
+    if experts_shape[1] == 0:
         return "experts has no columns, want at least one expert a token"
     if experts.dtype not in INTEGERS:
         return f"experts are {short(experts.dtype)}, want int32 or int64"
+    if tokens.device == experts.device:
+        return None
     return together("tokens", tokens, "experts", experts)
 
 

@@ -5,18 +5,31 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import floating, npu_floating, on_npu, together, triton_floating
+from llm_kernels_npu.ops.checks import (
+    FLOATS,
+    floating,
+    npu_floating,
+    on_npu,
+    together,
+    triton_floating,
+)
 
 
 def _shapes(x: Tensor, weight: Tensor) -> str | None:
-    if weight.shape != x.shape[-1:]:
-        return f"weight of shape {tuple(weight.shape)}, want {tuple(x.shape[-1:])} as x ends in it"
+    shape = x.shape
+    if weight.shape != shape[-1:]:
+        return f"weight of shape {tuple(weight.shape)}, want {tuple(shape[-1:])} as x ends in it"
+    if x.device == weight.device:
+        return None
     return together("x", x, "weight", weight)
 
 
 def _any_device(x: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0) -> str | None:
     del eps, offset
-    return _shapes(x, weight) or floating("x", x) or floating("weight", weight)
+    reason = _shapes(x, weight)
+    if reason is None and not (x.dtype in FLOATS and weight.dtype in FLOATS):
+        reason = floating("x", x) or floating("weight", weight)
+    return reason
 
 
 def _npu(x: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0) -> str | None:

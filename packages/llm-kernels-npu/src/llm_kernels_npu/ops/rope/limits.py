@@ -1,11 +1,12 @@
 """What each backend of rope takes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from torch import Tensor
 
 from llm_kernels_npu.ops.checks import (
+    FLOATS,
     alike,
     floating,
     npu_floating,
@@ -21,18 +22,21 @@ _NPU_MAX_BATCH_HEADS = 1000
 
 
 def _shapes(x: Tensor, cos: Tensor, sin: Tensor) -> str | None:
-    rotary_dim = cos.shape[-1]
-    if rotary_dim % 2 or rotary_dim > x.shape[-1]:
-        return f"cos has {rotary_dim} features, want an even number up to x's {x.shape[-1]}"
-    if cos.shape != sin.shape:
-        return f"cos of shape {tuple(cos.shape)} but sin {tuple(sin.shape)}"
-    if not _broadcasts(cos, x):
-        return f"cos of shape {tuple(cos.shape)} does not broadcast over x {tuple(x.shape)}"
+    x_shape, cos_shape = x.shape, cos.shape
+    rotary_dim = cos_shape[-1]
+    if rotary_dim % 2 or rotary_dim > x_shape[-1]:
+        return f"cos has {rotary_dim} features, want an even number up to x's {x_shape[-1]}"
+    if sin.shape != cos_shape:
+        return f"cos of shape {tuple(cos_shape)} but sin {tuple(sin.shape)}"
+    if not _broadcasts(cos_shape, x_shape):
+        return f"cos of shape {tuple(cos_shape)} does not broadcast over x {tuple(x_shape)}"
+    device = cos.device
+    if cos.dtype is sin.dtype and sin.device == device and x.device == device:
+        return None
     return alike("cos", cos, "sin", sin) or together("x", x, "cos", cos)
 
 
-def _broadcasts(table: Tensor, x: Tensor) -> bool:
-    sizes, full = table.shape, x.shape
+def _broadcasts(sizes: Sequence[int], full: Sequence[int]) -> bool:
     if len(sizes) > len(full):
         return False
     # A plain loop: this runs at every call.
@@ -44,7 +48,10 @@ def _broadcasts(table: Tensor, x: Tensor) -> bool:
 
 def _any_device(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> str | None:
     del interleaved
-    return _shapes(x, cos, sin) or floating("x", x) or floating("cos", cos)
+    reason = _shapes(x, cos, sin)
+    if reason is None and not (x.dtype in FLOATS and cos.dtype in FLOATS):
+        reason = floating("x", x) or floating("cos", cos)
+    return reason
 
 
 def _npu(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> str | None:

@@ -1,7 +1,6 @@
 """What each backend of router_topk takes."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 from torch import Tensor
@@ -15,70 +14,88 @@ _NPU_MAX_EXPERTS = 2048
 _NPU_GROUP_MULTIPLE = 32
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Options:
-    """The options of a call, defaults filled in."""
-
-    top_k: int
-    score: str = "softmax"
-    bias: Tensor | None = None
-    groups: int = 1
-    top_groups: int = 1
-    group_score: str = "top2"
-    normalize: bool = False
-    scaling: float = 1.0
-
-
-def _shapes(logits: Tensor, call: _Options) -> str | None:
-    if logits.dim() != 2:
-        return f"logits have {logits.dim()} dimensions, want 2: [N, E]"
-    if call.score not in _SCORES:
-        return f"score is {call.score!r}, want one of {', '.join(_SCORES)}"
-    if call.group_score not in GROUP_SCORES:
-        return f"group_score is {call.group_score!r}, want one of {', '.join(GROUP_SCORES)}"
-    if call.bias is not None and call.bias.shape != logits.shape[1:]:
-        return f"bias of shape {tuple(call.bias.shape)}, want ({logits.shape[1]},)"
-    return _groups(logits.shape[1], call) or (
-        None if call.bias is None else together("logits", logits, "bias", call.bias)
+def _any_device(
+    logits: Tensor,
+    *,
+    top_k: int,
+    score: str = "softmax",
+    bias: Tensor | None = None,
+    groups: int = 1,
+    top_groups: int = 1,
+    group_score: str = "top2",
+    normalize: bool = False,
+    scaling: float = 1.0,
+) -> str | None:
+    del normalize, scaling
+    shape = logits.shape
+    if len(shape) != 2:
+        return f"logits have {len(shape)} dimensions, want 2: [N, E]"
+    if score not in _SCORES:
+        return f"score is {score!r}, want one of {', '.join(_SCORES)}"
+    if group_score not in GROUP_SCORES:
+        return f"group_score is {group_score!r}, want one of {', '.join(GROUP_SCORES)}"
+    experts = shape[1]
+    if bias is not None and bias.shape != (experts,):
+        return f"bias of shape {tuple(bias.shape)}, want ({experts},)"
+    return (
+        _groups(experts, top_k, groups, top_groups, group_score)
+        or (None if bias is None else together("logits", logits, "bias", bias))
+        or floating("logits", logits)
     )
 
 
-def _groups(experts: int, call: _Options) -> str | None:
-    if call.groups < 1 or experts % call.groups:
-        return f"{experts} experts do not fall into {call.groups} groups"
-    if not 1 <= call.top_groups <= call.groups:
-        return f"top_groups is {call.top_groups}, want 1 to groups={call.groups}"
-    size = experts // call.groups
-    if call.groups > 1 and size < GROUP_SCORES[call.group_score]:
-        return f"a group has {size} experts, want {GROUP_SCORES[call.group_score]} for its score"
-    in_reach = size * call.top_groups
-    if not 1 <= call.top_k <= in_reach:
-        return f"top_k is {call.top_k}, want 1 to {in_reach}, the experts in reach"
+def _groups(experts: int, top_k: int, groups: int, top_groups: int, group_score: str) -> str | None:
+    if groups < 1 or experts % groups:
+        return f"{experts} experts do not fall into {groups} groups"
+    if not 1 <= top_groups <= groups:
+        return f"top_groups is {top_groups}, want 1 to groups={groups}"
+    size = experts // groups
+    if groups > 1 and size < GROUP_SCORES[group_score]:
+        return f"a group has {size} experts, want {GROUP_SCORES[group_score]} for its score"
+    in_reach = size * top_groups
+    if not 1 <= top_k <= in_reach:
+        return f"top_k is {top_k}, want 1 to {in_reach}, the experts in reach"
     return None
 
 
-def _any_device(logits: Tensor, **options: object) -> str | None:
-    call = _Options(**options)  # pyright: ignore[reportArgumentType]  # the operator's own
-    return _shapes(logits, call) or floating("logits", logits)
-
-
-def _npu(logits: Tensor, **options: object) -> str | None:
-    call = _Options(**options)  # pyright: ignore[reportArgumentType]  # the operator's own
+def _npu(
+    logits: Tensor,
+    *,
+    top_k: int,
+    score: str = "softmax",
+    bias: Tensor | None = None,
+    groups: int = 1,
+    top_groups: int = 1,
+    group_score: str = "top2",
+    normalize: bool = False,
+    scaling: float = 1.0,
+) -> str | None:
     return (
         on_npu("logits", logits)
-        or _shapes(logits, call)
+        or _any_device(
+            logits,
+            top_k=top_k,
+            score=score,
+            bias=bias,
+            groups=groups,
+            top_groups=top_groups,
+            group_score=group_score,
+            scaling=scaling,
+        )
         or npu_floating("logits", logits)
-        or _npu_sizes(logits.shape[1], call)
+        or _npu_sizes(
+            logits.shape[1], groups, unnormalized_sigmoid=score == "sigmoid" and not normalize
+        )
     )
 
 
-def _npu_sizes(experts: int, call: _Options) -> str | None:
-    if call.score == "sigmoid" and not call.normalize:
+def _npu_sizes(experts: int, groups: int, *, unnormalized_sigmoid: bool) -> str | None:
+    if unnormalized_sigmoid:
         return "npu_moe_gating_top_k has no sigmoid weights without normalize"
-    size = experts // call.groups
-    padded = -(-size // _NPU_GROUP_MULTIPLE) * _NPU_GROUP_MULTIPLE * call.groups
+    size = experts // groups
+    padded = -(-size // _NPU_GROUP_MULTIPLE) * _NPU_GROUP_MULTIPLE * groups
     if max(experts, padded) > _NPU_MAX_EXPERTS:
-        return f"{experts} experts in {call.groups} groups, want at most {_NPU_MAX_EXPERTS}"
+        return f"{experts} experts in {groups} groups, want at most {_NPU_MAX_EXPERTS}"
     if size <= 2:
         return f"a group has {size} experts, want more than 2"
     return None

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from torch import Tensor
 
 from llm_kernels_npu.ops.checks import (
+    FLOATS,
     INTEGERS,
     alike,
     floating,
@@ -21,24 +22,30 @@ _NPU_ROPE_DIM = 64
 _NPU_HEADS = frozenset({1, 2, 4, 8, 16, 32, 64, 128})
 
 
-def _shapes(q: Tensor, kv: Tensor, keys: Tensor, *, value_dim: int) -> str | None:
+def _shapes(q: Tensor, kv: Tensor, keys: Tensor, value_dim: int) -> str | None:
+    q_shape, kv_shape, keys_shape = q.shape, kv.shape, keys.shape
     if (
-        q.dim() != 4
-        or kv.dim() != 3
-        or keys.dim() != 3
-        or (kv.shape[0], kv.shape[2]) != (q.shape[0], q.shape[3])
-        or keys.shape[:2] != q.shape[:2]
+        len(q_shape) != 4
+        or len(kv_shape) != 3
+        or len(keys_shape) != 3
+        or kv_shape[0] != q_shape[0]
+        or kv_shape[2] != q_shape[3]
+        or keys_shape[0] != q_shape[0]
+        or keys_shape[1] != q_shape[1]
     ):
         return (
-            f"q {tuple(q.shape)}, kv {tuple(kv.shape)}, keys {tuple(keys.shape)}, "
+            f"q {tuple(q_shape)}, kv {tuple(kv_shape)}, keys {tuple(keys_shape)}, "
             "want [B, T, H, D], [B, S, D], [B, T, K]"
         )
-    if not 1 <= value_dim <= kv.shape[2]:
-        return f"value_dim is {value_dim}, want 1 to kv's {kv.shape[2]}"
+    if not 1 <= value_dim <= kv_shape[2]:
+        return f"value_dim is {value_dim}, want 1 to kv's {kv_shape[2]}"
     if keys.dtype not in INTEGERS:
         return f"keys are {short(keys.dtype)}, want int32 or int64"
-    if not q.numel() or not kv.numel() or not keys.numel():
-        return f"q {tuple(q.shape)}, kv {tuple(kv.shape)} or keys {tuple(keys.shape)} is empty"
+    if 0 in q_shape or 0 in kv_shape or 0 in keys_shape:
+        return f"q {tuple(q_shape)}, kv {tuple(kv_shape)} or keys {tuple(keys_shape)} is empty"
+    device = q.device
+    if q.dtype is kv.dtype and kv.device == device and keys.device == device:
+        return None
     return alike("q", q, "kv", kv) or together("q", q, "keys", keys)
 
 
@@ -46,7 +53,10 @@ def _any_device(
     q: Tensor, kv: Tensor, keys: Tensor, *, value_dim: int, scale: float | None = None
 ) -> str | None:
     del scale
-    return _shapes(q, kv, keys, value_dim=value_dim) or floating("q", q)
+    reason = _shapes(q, kv, keys, value_dim)
+    if reason is None and q.dtype not in FLOATS:
+        reason = floating("q", q)
+    return reason
 
 
 def _npu(
@@ -55,7 +65,7 @@ def _npu(
     del scale
     return (
         on_npu("q", q)
-        or _shapes(q, kv, keys, value_dim=value_dim)
+        or _shapes(q, kv, keys, value_dim)
         or npu_half("q", q)
         or _npu_sizes(q, value_dim)
     )

@@ -18,18 +18,22 @@ _NPU_MAX_TOP_K = 512
 
 
 def _shapes(copies: Tensor, rows: Tensor, weights: Tensor) -> str | None:
+    shape = copies.shape
     if (
-        copies.dim() != 2
+        len(shape) != 2
         or weights.dim() != 2
-        or copies.shape[0] != weights.numel()
-        or rows.shape != copies.shape[:1]
+        or weights.numel() != shape[0]
+        or rows.shape != (shape[0],)
     ):
         return (
-            f"copies of shape {tuple(copies.shape)}, rows {tuple(rows.shape)}, weights "
+            f"copies of shape {tuple(shape)}, rows {tuple(rows.shape)}, weights "
             f"{tuple(weights.shape)}, want [N · K, H], [N · K], [N, K]"
         )
     if rows.dtype not in INTEGERS:
         return f"rows are {short(rows.dtype)}, want int32 or int64"
+    device = copies.device
+    if rows.device == device and weights.device == device:
+        return None
     return together("copies", copies, "rows", rows) or together(
         "copies", copies, "weights", weights
     )

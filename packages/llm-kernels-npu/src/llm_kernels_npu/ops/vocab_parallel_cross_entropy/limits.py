@@ -18,10 +18,10 @@ def _any_device(
     all_reduce_sum: AllReduce,
     ignore_index: int = -100,
 ) -> str | None:
-    del all_reduce_max, all_reduce_sum
+    del all_reduce_max, all_reduce_sum, ignore_index
     if vocab_start < 0:
         return f"vocab_start is {vocab_start}, want 0 or more"
-    reason = WHOLE["torch"](logits, targets, ignore_index=ignore_index)
+    reason = WHOLE["torch"](logits, targets)
     if reason is None and logits.shape[1] == 0:
         reason = f"logits of shape {tuple(logits.shape)} hold no word"
     return reason
