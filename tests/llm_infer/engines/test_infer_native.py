@@ -102,7 +102,7 @@ def test_a_text_that_left_nan_in_the_cache_does_not_reach_the_next(decoder):
     engine = engine_of(decoder, cache_tokens=64)
     request = (list(range(20)), Sampling(max_new_tokens=8))
     expected = run(engine, [request])
-    for pool in engine._pools:
+    for pool in engine._runner.pools:
         pool.keys.fill_(float("nan"))
         pool.values.fill_(float("nan"))
     engine._blocks.forget()

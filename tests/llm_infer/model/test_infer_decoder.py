@@ -37,7 +37,17 @@ PRIMITIVES = (
     "hunyuan-large",
     "grok-1",
 )
-UNSUPPORTED = ("mamba2", "qwen3_next", "deepseek_v32")
+# Beginnings of the names of models that mix tokens by what the decoder has not.
+UNSUPPORTED = (
+    "mamba2",
+    "bamba",
+    "nemotron_h",
+    "qwen3_next",
+    "qwen3_5",
+    "deepseek_v32",
+    "glm_moe_dsa",
+)
+SUPPORTED = tuple(case for case in CASES if not case.id.startswith(UNSUPPORTED))
 
 
 def check_logits(case, folder):
@@ -61,14 +71,11 @@ def test_logits_are_those_of_others_in_whatever_steps(name, tmp_path):
     check_logits(BY_ID[name], tmp_path / "hf")
 
 
-# Last run 2026-11-27: 137 models, 110 s, largest difference 1.6e-5.
+# Last run 2026-11-27: 118 models and 74 texts beside the quick ones, 2 min, difference 1.6e-5.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in BY_ID if name not in PRIMITIVES])
+@pytest.mark.parametrize("name", [case.id for case in SUPPORTED if case.id not in PRIMITIVES])
 def test_logits_of_every_other_family_too(name, tmp_path):
-    try:
-        check_logits(BY_ID[name], tmp_path / "hf")
-    except InferError as error:
-        pytest.skip(str(error))
+    check_logits(BY_ID[name], tmp_path / "hf")
 
 
 def check_greedy(case, folder):
@@ -104,15 +111,12 @@ def test_greedy_text_is_that_of_transformers(name, tmp_path):
 
 # Last run: see the test above; families that transformers ships.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [case.id for case in CASES if case.write is None])
+@pytest.mark.parametrize("name", [case.id for case in SUPPORTED if case.write is None])
 def test_greedy_text_of_every_family_is_that_of_transformers(name, tmp_path):
-    try:
-        check_greedy(BY_ID[name], tmp_path / "hf")
-    except InferError as error:
-        pytest.skip(str(error))
+    check_greedy(BY_ID[name], tmp_path / "hf")
 
 
-@pytest.mark.parametrize("name", UNSUPPORTED)
+@pytest.mark.parametrize("name", ["mamba2", "qwen3_next", "deepseek_v32"])
 def test_layers_it_cannot_run_are_refused_by_name(name, tmp_path):
     folder = BY_ID[name].save(tmp_path / "hf")
     with pytest.raises(InferError, match=r"cannot run this model: (layer \d+ mixes|mla\.indexer)"):

@@ -7,9 +7,8 @@ from torch import Tensor
 from llm_infer.beam import BeamSearch
 from llm_infer.blocks import BlockManager, Digest, chain
 from llm_infer.errors import InferError
-from llm_infer.model.cache import Pool
-from llm_infer.model.decoder import Decoder
-from llm_infer.model.steps import Part, make_step
+from llm_infer.model.runner import Model, ModelRunner
+from llm_infer.model.steps import Part
 
 LONG = b"long"
 """The variant of texts that use the rope table for long ones."""
@@ -20,15 +19,15 @@ class BeamTexts:
 
     def __init__(
         self,
-        decoder: Decoder,
+        model: Model,
+        runner: ModelRunner,
         blocks: BlockManager,
-        pools: Sequence[Pool | None],
         *,
         step_tokens: int,
     ) -> None:
         """`step_tokens` bounds how much of the prompt is computed at once."""
-        self._decoder, self._blocks, self._step_tokens = decoder, blocks, step_tokens
-        self._pools = list(pools)
+        self._model, self._runner, self._blocks = model, runner, blocks
+        self._step_tokens = step_tokens
         self._held: list[list[int]] = []
         self._num_computed = 0
         self._is_long = False
@@ -46,7 +45,7 @@ class BeamTexts:
                 f"beams({num_beams}) * own({own}) = {wanted} blocks of {size} tokens, and the "
                 f"cache has {found} free; use fewer beams or new tokens, or a larger cache"
             )
-        short = self._decoder.short_length
+        short = self._model.short_length
         self._is_long = short is not None and num_prompt > short
         if short is not None and num_prompt <= short < longest:
             raise InferError(
@@ -98,9 +97,7 @@ class BeamTexts:
         self._blocks.hold(copied)
         if full < len(blocks):
             copied += self._blocks.allocate(1, after=copied[-1] if copied else None)
-            for pool in self._pools:
-                if pool is not None:
-                    pool.copy(_slots(blocks[full], size), _slots(copied[full], size))
+            self._runner.copy(blocks[full], copied[full])
         return copied
 
     def _compute(self, tokens: Sequence[Sequence[int]]) -> Tensor:
@@ -112,19 +109,12 @@ class BeamTexts:
             Part(tokens=new, first=first, blocks=blocks, wants_logits=True, is_long=self._is_long)
             for new, blocks in zip(tokens, self._held, strict=True)
         ]
-        step = make_step(parts, block_tokens=size, decoder=self._decoder)
         self._num_computed = stop
-        return self._decoder.forward(step, self._pools)
+        return self._runner.run(parts)
 
     def _grow(self, blocks: list[int], count: int) -> None:
-        size = self._blocks.block_tokens
         after = blocks[-1] if blocks else None
-        new = self._blocks.allocate(max(0, count - len(blocks)), after=after)
-        blocks += new
-        for block in new:
-            for pool in self._pools:
-                if pool is not None:
-                    pool.clear(block * size, (block + 1) * size)
+        blocks += self._blocks.allocate(max(0, count - len(blocks)), after=after)
 
 
 def searched(prompt: Sequence[int], search: BeamSearch, texts: BeamTexts) -> list[int]:
@@ -145,7 +135,3 @@ def _digests(tokens: Sequence[int], size: int, variant: bytes) -> list[Digest]:
         previous = found[-1] if found else variant
         found.append(chain(previous, tokens[index * size : (index + 1) * size]))
     return found
-
-
-def _slots(block: int, size: int) -> slice:
-    return slice(block * size, (block + 1) * size)

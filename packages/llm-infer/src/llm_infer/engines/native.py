@@ -13,8 +13,8 @@ from llm_infer.blocks import BlockManager
 from llm_infer.engine import EndReason, Event
 from llm_infer.engines.beam_texts import LONG, BeamTexts, searched
 from llm_infer.logits import Chosen, choose
-from llm_infer.model.decoder import Decoder
-from llm_infer.model.steps import Part, clear_opened, make_pools, make_step
+from llm_infer.model.runner import Model
+from llm_infer.model.steps import Part
 from llm_infer.sampling import Sampling
 from llm_infer.scheduler import Scheduler, Work
 from llm_infer.scheduler import Sequence as Text
@@ -82,34 +82,34 @@ class NativeEngine:
     """A `BatchEngine`. Greedy tokens in float32 on a CPU do not depend on what else runs."""
 
     def __init__(
-        self, decoder: Decoder, *, end_tokens: Sequence[int], limits: Limits, kernels: str
+        self, model: Model, *, end_tokens: Sequence[int], limits: Limits, kernels: str
     ) -> None:
         """`kernels` is what the operators call themselves, for the description."""
         size = limits.block_tokens
         blocks = BlockManager(max(1, limits.cache_tokens // size), block_tokens=size)
-        self._decoder, self._end_tokens = decoder, frozenset(end_tokens)
+        self._model, self._end_tokens = model, frozenset(end_tokens)
         self._blocks, self._kernels = blocks, kernels
         self._step_tokens = limits.step_tokens
         self._scheduler = Scheduler(
             blocks, step_tokens=limits.step_tokens, max_running=limits.max_running
         )
-        self._pools = make_pools(decoder, num_slots=blocks.num_blocks * size)
+        self._runner = model.runner(num_blocks=blocks.num_blocks, block_tokens=size)
         self._state = _State()
 
     @property
     def description(self) -> str:
         """Engine, device, number type, operators and cache."""
-        dtype = str(self._decoder.dtype).removeprefix("torch.")
+        dtype = str(self._model.dtype).removeprefix("torch.")
         cache = self._blocks.num_blocks * self._blocks.block_tokens
         return (
-            f"native on {self._decoder.device}, {dtype}, kernels {self._kernels}, "
+            f"native on {self._model.place}, {dtype}, kernels {self._kernels}, "
             f"cache of {cache} tokens"
         )
 
     @property
     def context_length(self) -> int:
         """The positions the model was made for, or what the cache holds where that is less."""
-        return min(self._decoder.context, self._scheduler.capacity_tokens)
+        return min(self._model.context, self._scheduler.capacity_tokens)
 
     @property
     def has_work(self) -> bool:
@@ -139,7 +139,7 @@ class NativeEngine:
         if self._is_long(text):
             text.variant = LONG
         self._scheduler.add(text)
-        generator = torch.Generator(self._decoder.device).manual_seed(sampling.seed)
+        generator = torch.Generator(self._model.device).manual_seed(sampling.seed)
         self._state.requests[number] = _Request(text=text, sampling=sampling, generator=generator)
         self._state.next_number += 1
         return number
@@ -197,15 +197,14 @@ class NativeEngine:
             sampling,
             end_tokens=tuple(self._end_tokens),
             max_new_tokens=min(sampling.max_new_tokens, self.context_length - len(prompt)),
-            generator=torch.Generator(self._decoder.device).manual_seed(sampling.seed),
+            generator=torch.Generator(self._model.device).manual_seed(sampling.seed),
         )
-        texts = BeamTexts(self._decoder, self._blocks, self._pools, step_tokens=self._step_tokens)
+        texts = BeamTexts(self._model, self._runner, self._blocks, step_tokens=self._step_tokens)
         with closing(texts):
             return searched(prompt, search, texts)
 
     def _compute(self, works: Sequence[Work]) -> Tensor:
         """Logits [R, V] of those works after which a token is chosen."""
-        size = self._blocks.block_tokens
         parts = [
             Part(
                 tokens=work.sequence.tokens[work.start : work.stop],
@@ -216,9 +215,7 @@ class NativeEngine:
             )
             for work in works
         ]
-        clear_opened(parts, self._pools, block_tokens=size)
-        step = make_step(parts, block_tokens=size, decoder=self._decoder)
-        return self._decoder.forward(step, self._pools)
+        return self._runner.run(parts)
 
     def _choose(self, logits_RV: Tensor, ready: Sequence[_Request]) -> list[Chosen]:
         """A token for each row."""
@@ -276,11 +273,11 @@ class NativeEngine:
                 self._state.counts.shared_tokens += request.text.num_shared
 
     def _is_long(self, text: Text) -> bool:
-        short = self._decoder.short_length
+        short = self._model.short_length
         return short is not None and len(text.tokens) > short
 
     def _check(self, prompt: Sequence[int], sampling: Sampling) -> None:
-        vocabulary = self._decoder.arch.vocab_size
+        vocabulary = self._model.arch.vocab_size
         if not prompt:
             raise ValueError("the prompt is empty")
         if len(prompt) >= self.context_length:

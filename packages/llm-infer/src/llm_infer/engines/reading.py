@@ -4,7 +4,7 @@ R rows whose logits are wanted, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from torch import Tensor
 from llm_infer.blocks import BlockManager
 from llm_infer.engines.beam_texts import LONG
 from llm_infer.engines.native import Limits
-from llm_infer.model.decoder import Decoder
-from llm_infer.model.steps import Part, clear_opened, make_pools, make_step
+from llm_infer.model.runner import Model
+from llm_infer.model.steps import Part
 from llm_infer.scheduler import Scheduler, Work
 from llm_infer.scheduler import Sequence as Text
 from llm_infer.scoring import Reading, Score, Tokens
@@ -55,14 +55,14 @@ class Reader:
     In float32 on a CPU a score does not depend on what else is scored (see `attend`).
     """
 
-    def __init__(self, decoder: Decoder, *, limits: Limits) -> None:
+    def __init__(self, model: Model, *, limits: Limits) -> None:
         size = limits.block_tokens
-        self._decoder = decoder
+        self._model = model
         self._blocks = BlockManager(max(1, limits.cache_tokens // size), block_tokens=size)
         self._scheduler = Scheduler(
             self._blocks, step_tokens=limits.step_tokens, max_running=limits.max_running
         )
-        self._pools = make_pools(decoder, num_slots=self._blocks.num_blocks * size)
+        self._runner = model.runner(num_blocks=self._blocks.num_blocks, block_tokens=size)
         self.num_computed = 0
         """Tokens that went through the decoder since the start."""
 
@@ -111,7 +111,6 @@ class Reader:
 
     def _compute(self, works: Sequence[Work], rows: Sequence[int]) -> Tensor:
         """Logits [R, V] after the step's tokens `rows`."""
-        size = self._blocks.block_tokens
         parts = [
             Part(
                 tokens=work.sequence.tokens[work.start : work.stop],
@@ -122,19 +121,16 @@ class Reader:
             )
             for work in works
         ]
-        clear_opened(parts, self._pools, block_tokens=size)
-        step = make_step(parts, block_tokens=size, decoder=self._decoder)
-        last_rows = torch.tensor(rows, dtype=torch.long, device=self._decoder.device)
-        return self._decoder.forward(replace(step, last_rows=last_rows), self._pools)
+        return self._runner.run(parts, rows=rows)
 
     def _text(self, number: int, tokens: Tokens) -> Text:
-        short = self._decoder.short_length
+        short = self._model.short_length
         is_long = short is not None and len(tokens) > short
         variant = LONG if is_long else b""
         return Text(id=number, tokens=list(tokens), num_prompt=len(tokens), variant=variant)
 
     def _check(self, reading: Reading) -> None:
-        vocabulary, room = self._decoder.arch.vocab_size, self._scheduler.capacity_tokens
+        vocabulary, room = self._model.arch.vocab_size, self._scheduler.capacity_tokens
         for token in (*reading.tokens, *reading.targets):
             if not 0 <= token < vocabulary:
                 raise ValueError(f"token {token}: want 0 <= token < {vocabulary} (the vocabulary)")

@@ -49,18 +49,20 @@ class Attention:
         at = "self_attention."
         self._owns_kv = parameters.has(at + "linear_qkv.weight")
         self._in = parameters.linear(at + ("linear_qkv" if self._owns_kv else "linear_q"))
-        self._out = parameters.linear(at + "linear_proj")
+        self._out = parameters.row_parallel(at + "linear_proj")
         self._norms: dict[str, Norm] = {}
         if facts.qk_norm != "none":
-            self._norms = {part: parameters.norm(f"{at}{part}_layernorm") for part in "qk"}
+            norm = parameters.norm_across if facts.qk_norm == "full" else parameters.norm
+            self._norms = {part: norm(f"{at}{part}_layernorm") for part in "qk"}
         sinks = None
         if facts.sinks:
             stored = parameters.tensor(at + "core_attention.softmax_offset").float()
             sinks = stored.view(facts.query_groups, 1, self._queries)
         slopes = None
         if arch.position.kind == "alibi" and run.rope:
-            numbers = alibi_slopes(facts.heads).to(parameters.device)
-            slopes = numbers.view(facts.query_groups, self._queries, 1)
+            group = parameters.group
+            own = alibi_slopes(facts.heads * group.size).chunk(group.size)[group.rank]
+            slopes = own.to(parameters.device).view(facts.query_groups, self._queries, 1)
         scores = Scores(
             scale=facts.head_dim**-0.5 if facts.scale is None else facts.scale,
             softcap=facts.softcap,

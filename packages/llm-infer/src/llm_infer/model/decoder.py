@@ -11,13 +11,17 @@ from llm_infer.errors import InferError
 from llm_infer.kernels import Kernels
 from llm_infer.model.attention import Attention, Carry, rotary_tables
 from llm_infer.model.cache import CacheShape, Pool, Step
+from llm_infer.model.embedding import Embedding
 from llm_infer.model.experts import Experts
 from llm_infer.model.feed_forward import FeedForward
+from llm_infer.model.group import ALONE, Group
 from llm_infer.model.latent import LatentAttention
 from llm_infer.model.linear import MakeLinear
 from llm_infer.model.parameters import Parameters
 from llm_infer.model.rope import short_length
 from llm_infer.model.rowwise import by_row
+from llm_infer.model.runner import LocalRunner
+from llm_infer.model.sharding import share_of
 from llm_infer.model.support import reason_against
 from llm_infer.weights import WeightSource
 
@@ -39,24 +43,29 @@ class Decoder:
         dtype: torch.dtype,
         context: int,
         block_tokens: int,
+        group: Group = ALONE,
     ) -> None:
-        """`context` bounds positions. Raises InferError for a model with unsupported layers."""
-        if (reason := reason_against(arch)) is not None:
+        """`context` bounds positions. With a `group` this is its rank's share of the model.
+
+        Raises InferError for a model with layers that are not supported, or not divisible.
+        """
+        if (reason := reason_against(arch, ranks=group.size)) is not None:
             raise InferError(f"the native engine cannot run this model: {reason}")
         parameters = Parameters(
-            source, arch, kernels, make_linear=make_linear, device=device, dtype=dtype
+            source, arch, kernels, make_linear=make_linear, device=device, dtype=dtype, group=group
         )
         self.arch, self.device, self.dtype = arch, device, dtype
-        self.context = context
+        self.context, self._group = context, group
         self.short_length = short_length(arch)
-        self._embedding_VH = parameters.tensor("embedding.word_embeddings.weight")
+        self._embedding = Embedding(parameters.tensor("embedding.word_embeddings.weight"), group)
         self._positions = None
         if arch.position.kind == "learned":
             self._positions = parameters.tensor("embedding.position_embeddings.weight")
         self._embedding_norm = parameters.norm("embedding.norm") if arch.embedding_norm else None
         self._rope = rotary_tables(arch, context=context, device=device)
+        share = share_of(arch, group.size)
         self._layers = [
-            _Layer(arch, run, parameters.under(f"decoder.layers.{index}."), kernels, block_tokens)
+            _Layer(share, run, parameters.under(f"decoder.layers.{index}."), kernels, block_tokens)
             for index, run in enumerate(arch.each_layer())
         ]
         self._final_norm = parameters.norm("decoder.final_layernorm")
@@ -70,13 +79,22 @@ class Decoder:
         """What each layer keeps of a token."""
         return [layer.cache_shape for layer in self._layers]
 
+    @property
+    def place(self) -> str:
+        """Where it computes, as told to users."""
+        return str(self.device)
+
+    def runner(self, *, num_blocks: int, block_tokens: int) -> LocalRunner:
+        """A new cache to compute over."""
+        return LocalRunner(self, num_blocks=num_blocks, block_tokens=block_tokens)
+
     @torch.inference_mode()
     def forward(self, step: Step, pools: list[Pool | None]) -> Tensor:
-        """float32 logits [R, V] of the step's `last_rows`."""
+        """float32 logits [R, V] of the step's `last_rows`; on ranks other than 0 a part of V."""
         scalars, carry = self.arch.scalars, Carry()
         if self._rope is not None:
             carry.cos_sin = self._rope.at(step.positions, step.variants)
-        x_TH = F.embedding(step.tokens, self._embedding_VH)
+        x_TH = self._embedding(step.tokens)
         if self._positions is not None:
             x_TH = x_TH + self._positions[step.positions]
         if scalars.embedding != 1.0:
@@ -93,7 +111,11 @@ class Decoder:
         if scalars.logits != 1.0:
             logits_RV = logits_RV * scalars.logits
         cap = scalars.logit_softcap
-        return logits_RV if cap is None else by_row(torch.tanh, logits_RV / cap) * cap
+        if cap is not None:
+            logits_RV = by_row(torch.tanh, logits_RV / cap) * cap
+        if self._group.size == 1 or not len(logits_RV):
+            return logits_RV
+        return self._group.collected(logits_RV)[:, : self.arch.vocab_size]
 
 
 class _Layer:

@@ -1,4 +1,7 @@
-"""Mixture-of-experts feed-forwards: routed experts, zero experts and shared ones."""
+"""Mixture-of-experts feed-forwards: routed experts, zero experts and shared ones.
+
+Of several ranks each has a part of every expert, and chooses for itself, as the others do.
+"""
 
 import torch
 from torch import Tensor
@@ -17,18 +20,22 @@ class Experts:
     def __init__(self, arch: Arch, parameters: Parameters, kernels: Kernels, at: str) -> None:
         facts = arch.moe
         assert facts is not None, "arch.json: a layer of experts without its facts"
-        self._facts = facts
+        self._facts, self._group = facts, parameters.group
         self._router = parameters.linear(f"{at}.router")
         self._bias = None
         if facts.router.bias:
             self._bias = parameters.in_float32(f"{at}.router.expert_bias")
         self._experts = [
-            FeedForward(facts, parameters, kernels, f"{at}.experts.local_experts.{expert}")
+            FeedForward(
+                facts, parameters, kernels, f"{at}.experts.local_experts.{expert}", sums=False
+            )
             for expert in range(facts.experts)
         ]
         self._shared = self._gate = None
         if facts.shared is not None:
-            self._shared = FeedForward(facts, parameters, kernels, f"{at}.shared_experts")
+            self._shared = FeedForward(
+                facts, parameters, kernels, f"{at}.shared_experts", sums=False
+            )
             if facts.shared.gated:
                 weight = parameters.tensor(f"{at}.shared_experts.gate_weight")
                 self._gate = parameters.linear_of(weight)
@@ -42,12 +49,15 @@ class Experts:
         weights_TK = weights_TK.to(x_TH.dtype)
         out_TH = torch.zeros_like(x_TH)
         for expert in chosen_TK.unique().tolist():
+            is_zero = expert >= len(self._experts)
+            if is_zero and self._group.rank:
+                continue
             tokens, choices = (chosen_TK == expert).nonzero(as_tuple=True)
             x = x_TH[tokens]
-            # Zero experts come after the real ones, and return their input.
-            y = self._experts[expert](x) if expert < len(self._experts) else x
+            # Zero experts come after the real ones, and return their input: on one rank, once.
+            y = x if is_zero else self._experts[expert](x)
             out_TH.index_add_(0, tokens, y * weights_TK[tokens, choices, None])
-        return out_TH if self._shared is None else out_TH + self._always(x_TH)
+        return self._group.summed(out_TH if self._shared is None else out_TH + self._always(x_TH))
 
     def _always(self, x_TH: Tensor) -> Tensor:
         assert self._shared is not None

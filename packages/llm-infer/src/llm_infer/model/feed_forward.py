@@ -51,10 +51,19 @@ class Facts(Protocol):
 class FeedForward:
     """fc1, activation (gated or not), fc2, under the name `at`."""
 
-    def __init__(self, facts: Facts, parameters: Parameters, kernels: Kernels, at: str) -> None:
+    def __init__(
+        self,
+        facts: Facts,
+        parameters: Parameters,
+        kernels: Kernels,
+        at: str,
+        *,
+        sums: bool = True,
+    ) -> None:
+        """Without `sums` the caller sums what the ranks give."""
         self._facts, self._kernels = facts, kernels
         self._first = parameters.linear(f"{at}.linear_fc1")
-        self._second = parameters.linear(f"{at}.linear_fc2")
+        self._second = parameters.row_parallel(f"{at}.linear_fc2", sums=sums)
         is_plain = facts.gated and facts.clamp is None and facts.glu_offset == 0.0
         self._is_swiglu = is_plain and facts.activation == "silu"
 

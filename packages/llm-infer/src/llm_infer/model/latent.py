@@ -2,7 +2,8 @@
 
 Only the latent and the shared rotary key are cached. What projects the latent up to a head's keys
 and values is applied to the queries and to the result instead, so every head attends to the same
-keys: the latent and the rotary part end to end, the values being the latent again.
+keys: the latent and the rotary part end to end, the values being the latent again. Of several ranks
+each has some of the heads, and the whole latent.
 """
 
 import torch
@@ -50,7 +51,7 @@ class LatentAttention:
         up = parameters.tensor(at + "linear_kv_up_proj.weight").unflatten(0, (facts.heads, -1))
         k_up, v_up = up.split([facts.qk_nope_head_dim, facts.v_head_dim], dim=1)
         self._k_up_HDL, self._v_up_HLD = k_up.contiguous(), v_up.transpose(1, 2).contiguous()
-        self._out = parameters.linear(at + "linear_proj")
+        self._out = parameters.row_parallel(at + "linear_proj")
         width = facts.qk_nope_head_dim + facts.qk_rope_head_dim
         scores = Scores(
             scale=width**-0.5 if facts.scale is None else facts.scale, window=run.window

@@ -19,6 +19,8 @@ MAX_ROWS = 128
 _EXPECTED_ROWS = 16
 # With one output oneDNN takes another path, too.
 _MIN_OUTPUTS = 8
+# In a batch of products rows differ with fewer outputs, by their place in a tile.
+_MIN_BATCH_OUTPUTS = 12
 # Rows differ in MKL below 20,000 numbers, and with one output.
 _MKL_NUMBERS = 1 << 17
 _MKL_OUTPUTS = 64
@@ -108,7 +110,9 @@ def _packed(weight: Tensor, bias: Tensor | None) -> Linear:
 
 def multiply(x_BMK: Tensor, w_BKN: Tensor) -> Tensor:
     """Batched x · w whose rows do not depend on M: padded to tiles and cut at `MAX_ROWS`."""
-    rows = x_BMK.shape[1]
+    rows, outputs = x_BMK.shape[1], w_BKN.shape[2]
+    if outputs < _MIN_BATCH_OUTPUTS:
+        return multiply(x_BMK, F.pad(w_BKN, (0, _MIN_BATCH_OUTPUTS - outputs)))[..., :outputs]
     if rows % TILE_ROWS:
         x_BMK = F.pad(x_BMK, (0, 0, 0, -rows % TILE_ROWS))
     if x_BMK.shape[1] <= MAX_ROWS:

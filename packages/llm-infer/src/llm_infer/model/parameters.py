@@ -1,4 +1,8 @@
-"""Parameters of one part of a model by name: read, moved, and made into layers."""
+"""Parameters of one part of a model by name: read, moved, and made into layers.
+
+With several ranks each reads its piece of what is divided, as megatron-core divides it: rows of
+column-parallel layers, columns of row-parallel ones, a run of the vocabulary's rows.
+"""
 
 from collections.abc import Callable
 
@@ -8,6 +12,7 @@ from torch.nn import functional as F
 
 from llm_infer.arch import Arch
 from llm_infer.kernels import Kernels
+from llm_infer.model.group import ALONE, Group
 from llm_infer.model.linear import Linear, MakeLinear
 from llm_infer.weights import WeightSource
 
@@ -24,12 +29,13 @@ class Parameters:
         make_linear: MakeLinear,
         device: torch.device,
         dtype: torch.dtype,
+        group: Group = ALONE,
         prefix: str = "",
         names: frozenset[str] | None = None,
     ) -> None:
         self._source, self._arch, self._kernels = source, arch, kernels
         self._make_linear, self.device, self.dtype = make_linear, device, dtype
-        self._prefix = prefix
+        self.group, self._prefix = group, prefix
         self._names = frozenset(source.names()) if names is None else names
 
     def under(self, prefix: str) -> "Parameters":
@@ -41,6 +47,7 @@ class Parameters:
             make_linear=self._make_linear,
             device=self.device,
             dtype=self.dtype,
+            group=self.group,
             prefix=self._prefix + prefix,
             names=self._names,
         )
@@ -50,12 +57,16 @@ class Parameters:
         return self._prefix + name in self._names
 
     def tensor(self, name: str) -> Tensor:
-        """A parameter, on the device and in the model's dtype."""
-        return self._source.read(self._prefix + name).to(self.device, self.dtype)
+        """This rank's piece of a parameter, on the device and in the model's dtype."""
+        return self._read(name).to(self.device, self.dtype)
 
     def in_float32(self, name: str) -> Tensor:
-        """A parameter that keeps its precision whatever the model's dtype."""
-        return self._source.read(self._prefix + name).to(self.device, torch.float32)
+        """The same of one that keeps its precision whatever the model's dtype."""
+        return self._read(name).to(self.device, torch.float32)
+
+    def whole(self, name: str) -> Tensor:
+        """All of a parameter, on the device and in the model's dtype."""
+        return self._source.read(self._prefix + name).to(self.device, self.dtype)
 
     def linear(self, name: str, *, change: Callable[[Tensor], Tensor] | None = None) -> Linear:
         """A linear layer with its bias where there is one; `change` is made to its weight."""
@@ -63,19 +74,38 @@ class Parameters:
         bias = self.tensor(f"{name}.bias") if self.has(f"{name}.bias") else None
         return self._make_linear(weight if change is None else change(weight), bias)
 
+    def row_parallel(self, name: str, *, sums: bool = True) -> Linear:
+        """A linear layer that each rank has some inputs of; what they give is summed.
+
+        Without `sums` the caller sums. The bias is added by rank 0 alone.
+        """
+        has_bias = self.group.rank == 0 and self.has(f"{name}.bias")
+        bias = self.tensor(f"{name}.bias") if has_bias else None
+        partial = self._make_linear(self.tensor(f"{name}.weight"), bias)
+        if self.group.size == 1 or not sums:
+            return partial
+        return lambda x: self.group.summed(partial(x))
+
     def linear_of(self, weight: Tensor) -> Linear:
         """A linear layer without bias, of a weight that was read."""
         return self._make_linear(weight, None)
 
     def norm(self, name: str) -> Callable[[Tensor], Tensor]:
-        """The model's norm under that name."""
-        facts, weight = self._arch.norm, self.tensor(f"{name}.weight")
+        """The model's norm under that name, of channels that every rank has."""
+        facts, weight = self._arch.norm, self.whole(f"{name}.weight")
         if facts.kind == "rms":
             offset = 1.0 if facts.zero_centered else 0.0
             return self.rms_norm(weight, eps=facts.eps, offset=offset)
         scale = weight + 1.0 if facts.zero_centered else weight
-        bias = self.tensor(f"{name}.bias") if self.has(f"{name}.bias") else None
+        bias = self.whole(f"{name}.bias") if self.has(f"{name}.bias") else None
         return lambda x: F.layer_norm(x, (x.shape[-1],), scale, bias, facts.eps)
+
+    def norm_across(self, name: str) -> Callable[[Tensor], Tensor]:
+        """The model's norm of channels that are divided among the ranks."""
+        norm, group = self.norm(name), self.group
+        if group.size == 1:
+            return norm
+        return lambda x: norm(group.joined(x)).chunk(group.size, dim=-1)[group.rank]
 
     def rms_norm(
         self, weight: Tensor, *, eps: float, offset: float = 0.0
@@ -83,3 +113,11 @@ class Parameters:
         """An RMS norm with a weight that was read."""
         kernel = self._kernels.rms_norm
         return lambda x: kernel(x, weight, eps=eps, offset=offset)
+
+    def _read(self, name: str) -> Tensor:
+        size = self.group.size
+        if size == 1:
+            return self._source.read(self._prefix + name)
+        padded = -(-self._arch.vocab_size // size) * size
+        shard = (self.group.rank, size)
+        return self._source.read(self._prefix + name, shard, padded_vocab_size=padded)

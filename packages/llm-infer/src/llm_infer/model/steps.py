@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from llm_infer.model.cache import Pool, Segment, Step, segments
-from llm_infer.model.decoder import Decoder
+
+if TYPE_CHECKING:
+    from llm_infer.model.decoder import Decoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +24,7 @@ class Part:
     """Whether the text uses the rope table for long ones."""
 
 
-def make_step(parts: Sequence[Part], *, block_tokens: int, decoder: Decoder) -> Step:
+def make_step(parts: Sequence[Part], *, block_tokens: int, decoder: "Decoder") -> Step:
     """One step of all parts, its tensors on the decoder's device."""
     tokens, positions, slots, variants = list[int](), list[int](), list[int](), list[int]()
     last_rows, cut = list[int](), list[Segment]()
@@ -63,7 +66,7 @@ def clear_opened(parts: Sequence[Part], pools: Sequence[Pool | None], *, block_t
                     pool.clear(start, start + block_tokens)
 
 
-def make_pools(decoder: Decoder, *, num_slots: int) -> list[Pool | None]:
+def make_pools(decoder: "Decoder", *, num_slots: int) -> list[Pool | None]:
     """A pool for each layer that has keys.
 
     It holds anything until it is written (see `Pool.clear`): so a CPU gives it no memory before.

@@ -1,0 +1,99 @@
+"""A decoder with the keys and values of its texts: the one thing engines compute through."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from llm_infer.arch import Arch
+from llm_infer.model.cache import CacheShape
+from llm_infer.model.steps import Part, clear_opened, make_pools, make_step
+
+if TYPE_CHECKING:
+    from llm_infer.model.decoder import Decoder
+
+
+class ModelRunner(Protocol):
+    """Computes steps over a cache of blocks of its own."""
+
+    def run(self, parts: Sequence[Part], *, rows: Sequence[int] | None = None) -> Tensor:
+        """float32 logits [R, V] after the tokens `rows` of the step, counted over all parts.
+
+        None: after the last token of each part that wants logits.
+        """
+        ...
+
+    def copy(self, source: int, target: int) -> None:
+        """Put what one block holds into another."""
+        ...
+
+
+class Model(Protocol):
+    """A model whose weights are read."""
+
+    @property
+    def arch(self) -> Arch:
+        """The whole model's facts."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where logits are."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number type of weights and cache."""
+        ...
+
+    @property
+    def context(self) -> int:
+        """Positions that a text may have."""
+        ...
+
+    @property
+    def short_length(self) -> int | None:
+        """The longest text of the first rope table; None where there is one table."""
+        ...
+
+    @property
+    def cache_shapes(self) -> Sequence[CacheShape | None]:
+        """What each layer keeps of a token, on this device."""
+        ...
+
+    @property
+    def place(self) -> str:
+        """Where it computes, as told to users."""
+        ...
+
+    def runner(self, *, num_blocks: int, block_tokens: int) -> ModelRunner:
+        """A new cache to compute over."""
+        ...
+
+
+class LocalRunner:
+    """A `ModelRunner` of this process."""
+
+    def __init__(self, decoder: "Decoder", *, num_blocks: int, block_tokens: int) -> None:
+        self._decoder, self._block_tokens = decoder, block_tokens
+        self.pools = make_pools(decoder, num_slots=num_blocks * block_tokens)
+
+    def run(self, parts: Sequence[Part], *, rows: Sequence[int] | None = None) -> Tensor:
+        """See `ModelRunner`."""
+        clear_opened(parts, self.pools, block_tokens=self._block_tokens)
+        step = make_step(parts, block_tokens=self._block_tokens, decoder=self._decoder)
+        if rows is not None:
+            last_rows = torch.tensor(rows, dtype=torch.long, device=self._decoder.device)
+            step = replace(step, last_rows=last_rows)
+        return self._decoder.forward(step, self.pools)
+
+    def copy(self, source: int, target: int) -> None:
+        """See `ModelRunner`."""
+        for pool in self.pools:
+            if pool is not None:
+                pool.copy(self._slots(source), self._slots(target))
+
+    def _slots(self, block: int) -> slice:
+        return slice(block * self._block_tokens, (block + 1) * self._block_tokens)
