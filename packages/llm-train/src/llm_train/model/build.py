@@ -15,6 +15,7 @@ from llm_train.model.chunked_loss import Parts, chunked_losses
 from llm_train.model.ends import finish_ends
 from llm_train.model.fields import config_fields
 from llm_train.model.kernels import kernels_of
+from llm_train.model.learned import LearnedTokens
 from llm_train.model.moe_options import moe_fields
 from llm_train.model.mtp import Ahead
 from llm_train.model.packed_rows import PackedRows
@@ -61,6 +62,7 @@ class Model(GPTModel):
         *,
         labels: torch.Tensor | None = None,
         packed_seq_params: PackedRows | None = None,
+        learned: LearnedTokens | None = None,
         padding_mask: torch.Tensor | None = None,
         ahead: Sequence[Ahead] = (),
     ) -> torch.Tensor:
@@ -68,7 +70,8 @@ class Model(GPTModel):
 
         Tokens of `padding_mask` [B, T] balance no experts.
         With labels [B, T] token losses [B, T], and with what prediction layers are given
-        [1 + layers, B, T], theirs behind the main one.
+        [1 + layers, B, T], theirs behind the main one. Losses are of the `learned` tokens alone, 0
+        elsewhere; None = of all.
         """
         hidden, table, *_ = self._preprocess(
             input_ids, position_ids, packed_seq_params=packed_seq_params
@@ -84,12 +87,12 @@ class Model(GPTModel):
             return hidden
         if labels is None:
             return self._logits(hidden).transpose(0, 1).contiguous()
-        losses = [self._losses(hidden, labels)]
+        losses = [self._losses(hidden, labels, learned)]
         if not ahead:
             return losses[0]
         for layer, batch in zip(self.mtp.layers, ahead, strict=True):
             hidden = layer(hidden, self.embedding(batch.tokens, batch.position_ids), shared)
-            losses.append(self._losses(hidden, batch.labels))
+            losses.append(self._losses(hidden, batch.labels, batch.learned))
         return torch.stack(losses)
 
     def _is_in_embd_group(self) -> bool:
@@ -99,7 +102,17 @@ class Model(GPTModel):
         """
         return False
 
-    def _losses(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _losses(
+        self, hidden: torch.Tensor, labels: torch.Tensor, learned: LearnedTokens | None
+    ) -> torch.Tensor:
+        """[T, B, hidden] and labels [B, T] → token losses [B, T], without logits of the others."""
+        if learned is None:
+            return self._all_losses(hidden, labels)
+        rank = self.pg_collection.tp.rank() if self.config.sequence_parallel else 0
+        found = self._all_losses(learned.hidden(hidden, rank=rank), learned.labels(labels))
+        return learned.spread(found, labels.shape)
+
+    def _all_losses(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """[T, B, hidden] and labels [B, T] → token losses [B, T]."""
         if self.loss_chunk is None:
             return self.compute_language_model_loss(labels, self._logits(hidden))

@@ -21,17 +21,22 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 
 from llm_train.config import RecomputeMethod
 from llm_train.model.draws import own_draws
+from llm_train.model.learned import LearnedTokens
 from llm_train.model.linears import ColumnLinear
 from llm_train.model.norms import Norm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ahead:
-    """What layer k is given of a micro-batch: everything k tokens further, [B, T] each."""
+    """What layer k is given of a micro-batch: everything k tokens further, [B, T] each.
+
+    Losses are of the `learned` tokens alone; None = of all.
+    """
 
     tokens: torch.Tensor
     position_ids: torch.Tensor
     labels: torch.Tensor
+    learned: LearnedTokens | None = None
 
 
 class PredictionLayer(MegatronModule):

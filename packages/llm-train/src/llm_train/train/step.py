@@ -17,6 +17,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from llm_train.config import LossMean
 from llm_train.model.context_parallel.zigzag import take
+from llm_train.model.learned import LearnedTokens
 from llm_train.model.mtp import Ahead
 from llm_train.model.packed_rows import packed_rows
 from llm_train.train.ahead import Batch, batches_ahead
@@ -140,29 +141,45 @@ def _forward(
     rank = parallel_state.get_context_parallel_rank()
     size = parallel_state.get_context_parallel_world_size()
     # Tokens look ahead in whole rows, before context parallel cuts them.
-    batch, *ahead = (
-        {
-            key: take(value, rank=rank, size=size, dim=1).to(parts.device, non_blocking=True)
-            for key, value in one.items()
-        }
+    shares = [
+        {key: take(value, rank=rank, size=size, dim=1) for key, value in one.items()}
         for one in (rows, *batches_ahead(rows, depths))
+    ]
+    batch, *ahead = (
+        {key: value.to(parts.device, non_blocking=True) for key, value in one.items()}
+        for one in shares
     )
+    learned, *learned_ahead = (_learned(parts, one["loss_mask"]) for one in shares)
     losses = model(
         batch["tokens"],
         batch["position_ids"],
         None,
         labels=batch["labels"],
+        learned=learned,
         packed_seq_params=documents,
         padding_mask=batch.get("padding"),
         ahead=[
-            Ahead(tokens=one["tokens"], position_ids=one["position_ids"], labels=one["labels"])
-            for one in ahead
+            Ahead(
+                tokens=one["tokens"],
+                position_ids=one["position_ids"],
+                labels=one["labels"],
+                learned=learned,
+            )
+            for one, learned in zip(ahead, learned_ahead, strict=True)
         ],
     )
     masks = torch.stack([one["loss_mask"] for one in (batch, *ahead)])
     total = partial(_sum_loss, masks, parts.mtp_loss_scale)
     is_mean = parts.loss_mean is LossMean.MICRO_BATCHES and model.training
     return losses, partial(_mean_loss, total) if is_mean else total
+
+
+def _learned(parts: Trainable, mask: torch.Tensor) -> LearnedTokens | None:
+    """The tokens that a loss mask [B, T] on the host keeps, on the device."""
+    is_sliced = parts.chunks[0].config.sequence_parallel
+    ranks = parallel_state.get_tensor_model_parallel_world_size() if is_sliced else 1
+    learned = LearnedTokens.of(mask, ranks=ranks)
+    return None if learned is None else learned.to(parts.device)
 
 
 def _sum_loss(
