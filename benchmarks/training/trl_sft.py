@@ -1,31 +1,34 @@
-"""Useful tokens a second of each step of TRL's SFTTrainer on a sample dataset of llm-data.
+"""Useful tokens and seconds of each step of TRL's SFTTrainer, on the ids and labels of a file.
 
-Prints one JSON list. The same model, batch, precision and optimizer as llm-train's run.
+Prints them as JSON. The same model, batch, precision and optimizer as llm-train's run. It needs trl
+and nothing of ours.
 """
 
 import argparse
 import json
 import tempfile
 import time
+from pathlib import Path
 
 import torch
 import transformers
 import trl
 from datasets import Dataset
-from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class Clock(transformers.TrainerCallback):
     """Seconds of each step."""
 
-    def __init__(self):
-        self.seconds, self.began = [], 0.0
+    def __init__(self, clock):
+        self.clock, self.seconds, self.began = clock, [], 0.0
 
     def on_step_begin(self, *_args, **_kwargs):
-        self.began = time.perf_counter()
+        self.began = self.clock()
 
     def on_step_end(self, *_args, **_kwargs):
-        self.seconds.append(time.perf_counter() - self.began)
+        self.seconds.append(self.clock() - self.began)
 
 
 class Counting:
@@ -43,20 +46,19 @@ class Counting:
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--data", required=True, help="lines of {ids, labels}")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     options = parser.parse_args()
-    torch.set_num_threads(2)
-    ids, labels = (
-        IndexedDataset(f"{options.data}_packed_{name}_document") for name in ("input_ids", "labels")
-    )
+    torch.set_num_threads(options.threads)
     rows = [
         {
-            "input_ids": ids[row].tolist(),
-            "completion_mask": [int(label != -100) for label in labels[row]],
+            "input_ids": one["ids"],
+            "completion_mask": [int(label >= 0) for label in one["labels"]],
         }
-        for row in range(len(ids))
+        for one in map(json.loads, Path(options.data).read_text().splitlines())
     ]
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -82,12 +84,12 @@ def main():
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
         )
-        clock = Clock()
+        clock = Clock(CLOCKS[options.clock])
         trainer.add_callback(clock)
         trainer.data_collator = Counting(trainer.data_collator)
         trainer.train()
-    tokens = trainer.data_collator.tokens
-    print(json.dumps([t / s for t, s in zip(tokens, clock.seconds, strict=False)]))
+    tokens = trainer.data_collator.tokens[: len(clock.seconds)]
+    print(json.dumps({"tokens": tokens, "seconds": clock.seconds}))
 
 
 if __name__ == "__main__":
