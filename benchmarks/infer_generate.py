@@ -43,7 +43,7 @@ def open_ours(folder):
         parse(source.arch, where=str(folder)),
         source,
         TorchKernels(),
-        make_linear=maker(device, torch.float32),
+        make_linear=maker(device),
         device=device,
         dtype=torch.float32,
         context=CONTEXT,

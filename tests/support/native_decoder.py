@@ -21,7 +21,7 @@ def open_decoder(folder, *, block_tokens=16, context=None, dtype=torch.float32):
             arch,
             source,
             TorchKernels(),
-            make_linear=maker(torch.device("cpu"), dtype),
+            make_linear=maker(torch.device("cpu")),
             device=torch.device("cpu"),
             dtype=dtype,
             context=context or arch.max_position_embeddings,

@@ -110,7 +110,7 @@ def _decoder(arch: Arch, source: WeightSource, options: LoadOptions) -> tuple[De
         arch,
         source,
         kernels,
-        make_linear=maker(device, dtype),
+        make_linear=maker(device),
         device=device,
         dtype=dtype,
         context=arch.max_position_embeddings,

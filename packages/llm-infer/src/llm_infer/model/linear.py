@@ -1,9 +1,9 @@
 """Linear layers whose rows come out the same, to the bit, however many there are.
 
 A matrix product on a CPU takes another path, and rounds otherwise, for one row than for sixteen.
-Weights packed by oneDNN do not, nor do large ones packed by MKL, which reads them faster: their
-kernels add the products of a row in one order (measured, and held to by tests). Eight rows take
-little longer than one, since reading the weights is what takes the time. Where neither library is,
+With weights packed by oneDNN it does not: its kernels add the products of a row in one order (held
+to by tests), unless it shares them between threads, which `PackedLinear` keeps it from. Eight rows
+take little longer than one, since reading the weights is what takes the time. Where oneDNN is not,
 rows go through in tiles of one size.
 """
 
@@ -19,11 +19,14 @@ MAX_ROWS = 128
 _EXPECTED_ROWS = 16
 # With one output oneDNN takes another path, too.
 _MIN_OUTPUTS = 8
-# In a batch of products rows differ with fewer outputs, by their place in a tile.
-_MIN_BATCH_OUTPUTS = 12
-# Rows differ in MKL below 20,000 numbers, and with one output.
-_MKL_NUMBERS = 1 << 17
-_MKL_OUTPUTS = 64
+# Of other products rows differ with fewer outputs, by their place in a tile.
+_MIN_TILE_OUTPUTS = 12
+# Up to here oneDNN never shares the products of a row between threads.
+_UNSHARED_INPUTS = 1024
+# Up to here it computes all outputs of a few rows in one thread, or shares products.
+_ONE_THREAD_OUTPUTS = 256
+# No more than these are computed together.
+_BLOCK_OUTPUTS = 64
 
 
 class Linear(Protocol):
@@ -34,48 +37,61 @@ class Linear(Protocol):
         ...
 
 
-class MklLinear:
-    """MKL's layout for large float32 weights; the tensor given may be freed afterwards."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._weight = torch.ops.mkl._mkl_reorder_linear_weight(weight.contiguous(), MAX_ROWS)
-        # The operator reads only the shape of what it calls the original weight.
-        self._shaped = weight.new_zeros(1, 1).expand(weight.shape)
-        self._bias = bias
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """See `Linear`."""
-        return torch.ops.mkl._mkl_linear(x, self._weight, self._shaped, self._bias, len(x))
-
-
 class PackedLinear:
-    """oneDNN's layout, made once; the tensor given may be freed afterwards."""
+    """oneDNN's layout, made once; the tensor given may be freed afterwards.
+
+    Rows stay the same for the number of threads that torch has when this is made.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._outputs = weight.shape[0]
-        if missing := max(0, _MIN_OUTPUTS - self._outputs):
-            weight = F.pad(weight, (0, 0, 0, missing))
-            bias = None if bias is None else F.pad(bias, (0, missing))
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _EXPECTED_ROWS)
-        self._bias = bias
+        self._outputs, inputs = weight.shape
+        weight, self._bias = _filled_up(weight, bias, _MIN_OUTPUTS)
+        shares = shares_products(self._outputs, inputs, threads=torch.get_num_threads())
+        self._width = _UNSHARED_INPUTS if shares else inputs
+        self._weights = [
+            torch.ops.mkldnn._reorder_linear_weight(part.contiguous(), _EXPECTED_ROWS)
+            for part in weight.split(self._width, dim=1)
+        ]
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Linear`."""
-        y = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        first, *others = zip(x.split(self._width, dim=1), self._weights, strict=True)
+        y = _packed_product(*first, self._bias)
+        for part, weight in others:
+            y += _packed_product(part, weight, None)
         return y[:, : self._outputs]
+
+
+def shares_products(outputs: int, inputs: int, *, threads: int) -> bool:
+    """Whether oneDNN may share the products of a row between threads, for some number of rows.
+
+    From `use_parallel_ic_reduction` in oneDNN 3.7's jit_brgemm_inner_product_utils.cpp, for one
+    block of rows, on the safe side. Later kernels of oneDNN are held to it by tests.
+    """
+    if threads == 1 or inputs <= _UNSHARED_INPUTS:
+        return False
+    if outputs <= _ONE_THREAD_OUTPUTS:
+        return True
+    return outputs // _BLOCK_OUTPUTS < 2 * threads * -(-inputs // _UNSHARED_INPUTS)
+
+
+def _packed_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 class TiledLinear:
     """Tiles of `TILE_ROWS` rows, the last filled up with zeros."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._weight, self._bias = weight, bias
+        self._outputs = len(weight)
+        self._weight, self._bias = _filled_up(weight, bias, _MIN_TILE_OUTPUTS)
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Linear`."""
         missing = -x.shape[0] % TILE_ROWS
         tiles = F.pad(x, (0, 0, 0, missing)).split(TILE_ROWS)
-        return torch.cat([F.linear(tile, self._weight, self._bias) for tile in tiles])[: len(x)]
+        y = torch.cat([F.linear(tile, self._weight, self._bias) for tile in tiles])
+        return y[: len(x), : self._outputs]
 
 
 class PlainLinear:
@@ -89,30 +105,31 @@ class PlainLinear:
         return F.linear(x, self._weight, self._bias)
 
 
+def _filled_up(weight: Tensor, bias: Tensor | None, outputs: int) -> tuple[Tensor, Tensor | None]:
+    """At least so many outputs; those added are zero."""
+    missing = outputs - len(weight)
+    if missing <= 0:
+        return weight, bias
+    return F.pad(weight, (0, 0, 0, missing)), None if bias is None else F.pad(bias, (0, missing))
+
+
 MakeLinear = Callable[[Tensor, Tensor | None], Linear]
 
 
-def maker(device: torch.device, dtype: torch.dtype) -> MakeLinear:
-    """The kind of linear layer for a device and number type."""
+def maker(device: torch.device) -> MakeLinear:
+    """The kind of linear layer for a device."""
     if device.type != "cpu":
         return PlainLinear
     if not torch.backends.mkldnn.is_available():
         return TiledLinear
-    is_mkl = dtype == torch.float32 and torch.backends.mkl.is_available()
-    return _packed if is_mkl else PackedLinear
-
-
-def _packed(weight: Tensor, bias: Tensor | None) -> Linear:
-    """By MKL where its rows are the same too: in small matrices some are not."""
-    is_large = weight.numel() >= _MKL_NUMBERS and weight.shape[0] >= _MKL_OUTPUTS
-    return MklLinear(weight, bias) if is_large else PackedLinear(weight, bias)
+    return PackedLinear
 
 
 def multiply(x_BMK: Tensor, w_BKN: Tensor) -> Tensor:
     """Batched x · w whose rows do not depend on M: padded to tiles and cut at `MAX_ROWS`."""
     rows, outputs = x_BMK.shape[1], w_BKN.shape[2]
-    if outputs < _MIN_BATCH_OUTPUTS:
-        return multiply(x_BMK, F.pad(w_BKN, (0, _MIN_BATCH_OUTPUTS - outputs)))[..., :outputs]
+    if outputs < _MIN_TILE_OUTPUTS:
+        return multiply(x_BMK, F.pad(w_BKN, (0, _MIN_TILE_OUTPUTS - outputs)))[..., :outputs]
     if rows % TILE_ROWS:
         x_BMK = F.pad(x_BMK, (0, 0, 0, -rows % TILE_ROWS))
     if x_BMK.shape[1] <= MAX_ROWS:
