@@ -50,11 +50,10 @@ def logits_of(decoder, tokens, *, cuts=(), block_tokens=16, is_long=False):
     """Logits [B, T, V] of tokens [B, T]; each text goes through in steps that end at `cuts`."""
     batch, length = tokens.shape
     each = -(-length // block_tokens)
-    num_slots = batch * each * block_tokens
-    pools = make_pools(decoder, num_slots=num_slots)
+    pools = make_pools(decoder, num_blocks=batch * each, block_tokens=block_tokens)
     for pool in pools:
         if pool is not None:
-            pool.clear(0, num_slots)
+            pool.clear(0, batch * each * block_tokens)
     blocks = [list(range(row * each, (row + 1) * each)) for row in range(batch)]
     found = []
     for start, stop in zip((0, *cuts), (*cuts, length), strict=True):

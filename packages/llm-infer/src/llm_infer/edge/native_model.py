@@ -93,10 +93,14 @@ def open_native(folder: Path, options: LoadOptions) -> Opened:
 def cache_tokens_of(decoder: Decoder) -> int:
     """A cache that fits the machine."""
     element_bytes = torch.empty((), dtype=decoder.dtype).element_size()
-    elements = sum(shape.num_elements for shape in decoder.cache_shapes if shape is not None)
+    token_bytes = sum(
+        shape.bytes_of_token(element_bytes=element_bytes, block_tokens=BLOCK_TOKENS)
+        for shape in decoder.cache_shapes
+        if shape is not None
+    )
     return cache_tokens(
         context=-(-decoder.context // BLOCK_TOKENS) * BLOCK_TOKENS,
-        token_bytes=elements * element_bytes,
+        token_bytes=token_bytes,
         device=decoder.device,
     )
 

@@ -1,10 +1,11 @@
 """Keys and values of all texts, and the tokens of one step with their way into them.
 
-A layer keeps its keys as [groups, slots, channels]: a slot is a token's place,
+A layer of attention keeps its keys as [groups, slots, channels]: a slot is a token's place,
 `block * block_tokens + offset`. Blocks in one run are therefore a view, which attention reads where
-it lies; only a scattered text is copied together.
+it lies; only a scattered text is copied together. A recurrent layer keeps a state a block.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -76,10 +77,10 @@ class CacheShape:
     value_dim: int
     is_one: bool = False
 
-    @property
-    def num_elements(self) -> int:
-        """Numbers kept for one token."""
-        return self.groups * (self.key_dim + (0 if self.is_one else self.value_dim))
+    def bytes_of_token(self, *, element_bytes: int, block_tokens: int) -> int:
+        """Memory for one token."""
+        del block_tokens
+        return element_bytes * self.groups * (self.key_dim + (0 if self.is_one else self.value_dim))
 
 
 class Pool:
@@ -111,6 +112,61 @@ class Pool:
         Weights of keys not yet written are 0, and 0 · NaN is NaN.
         """
         self.values[:, first:stop] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StateShape:
+    """What a recurrent layer keeps of a text at one token.
+
+    `state`: its sizes, in float32; `inputs`: rows and channels of what the next tokens' convolution
+    reaches back to.
+    """
+
+    state: tuple[int, int, int]
+    inputs: tuple[int, int]
+
+    def bytes_of_token(self, *, element_bytes: int, block_tokens: int) -> int:
+        """A token's part of its block's state."""
+        block = 4 * math.prod(self.state) + element_bytes * math.prod(self.inputs)
+        return -(-block // block_tokens)
+
+
+class StatePool:
+    """States of one recurrent layer: a block's is the one after its latest token.
+
+    So a text goes on from its last block, and one that shares full blocks from the last of them.
+    """
+
+    def __init__(self, states: Tensor, inputs: Tensor, block_tokens: int) -> None:
+        """`states` [blocks, *state] and `inputs` [blocks, *inputs] of a `StateShape`."""
+        self._states, self._inputs, self._block_tokens = states, inputs, block_tokens
+
+    def before(self, segment: Segment) -> tuple[Tensor, Tensor]:
+        """Copies of the state before a segment's first token and of the inputs before it."""
+        if segment.offset:
+            block = segment.blocks[-1]
+        elif len(segment.blocks) > 1:
+            block = segment.blocks[-2]
+        else:
+            return torch.zeros_like(self._states[0]), torch.zeros_like(self._inputs[0])
+        return self._states[block].clone(), self._inputs[block].clone()
+
+    def keep(self, segment: Segment, state: Tensor, inputs: Tensor) -> None:
+        """Note what is so after a segment's last token."""
+        self._states[segment.blocks[-1]] = state
+        self._inputs[segment.blocks[-1]] = inputs
+
+    def copy(self, source: slice, target: slice) -> None:
+        """See `Pool.copy`; of whole blocks."""
+        of, to = source.start // self._block_tokens, target.start // self._block_tokens
+        self._states[to] = self._states[of]
+        self._inputs[to] = self._inputs[of]
+
+    def clear(self, first: int, stop: int) -> None:
+        """Nothing: a block's state is not read before it is written."""
+
+
+LayerPool = Pool | StatePool
 
 
 def segments(

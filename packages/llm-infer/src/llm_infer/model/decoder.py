@@ -1,6 +1,7 @@
 """A decoder-only language model built from arch.json's primitives, one step at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from llm_infer.arch import Arch, LayerRun
 from llm_infer.errors import InferError
 from llm_infer.kernels import Kernels
 from llm_infer.model.attention import Attention, Carry, rotary_tables
-from llm_infer.model.cache import CacheShape, Pool, Step
+from llm_infer.model.cache import CacheShape, LayerPool, StateShape, Step
 from llm_infer.model.embedding import Embedding
 from llm_infer.model.experts import Experts
 from llm_infer.model.feed_forward import FeedForward
@@ -18,6 +19,7 @@ from llm_infer.model.group import ALONE, Group
 from llm_infer.model.latent import LatentAttention
 from llm_infer.model.linear import MakeLinear
 from llm_infer.model.parameters import Parameters
+from llm_infer.model.recurrent import GatedDeltaNet, MambaMixer, state_shape
 from llm_infer.model.rope import short_length
 from llm_infer.model.rowwise import by_row
 from llm_infer.model.runner import LocalRunner
@@ -26,7 +28,14 @@ from llm_infer.model.support import reason_against
 from llm_infer.weights import WeightSource
 
 # T tokens of the step, H hidden size, V vocabulary, R rows whose logits are wanted
-_MIXERS = {"attention": Attention, "mla": LatentAttention}
+_MIXERS = {
+    "attention": Attention,
+    "mla": LatentAttention,
+    "gdn": GatedDeltaNet,
+    "mamba2": MambaMixer,
+}
+# Each takes the kind of pool that its layer's shape makes.
+_Mixer = Callable[[Tensor, Any, Step, Carry], Tensor]
 
 
 class Decoder:
@@ -75,8 +84,8 @@ class Decoder:
         )
 
     @property
-    def cache_shapes(self) -> list[CacheShape | None]:
-        """What each layer keeps of a token."""
+    def cache_shapes(self) -> list[CacheShape | StateShape | None]:
+        """What each layer keeps of a text."""
         return [layer.cache_shape for layer in self._layers]
 
     @property
@@ -89,8 +98,8 @@ class Decoder:
         return LocalRunner(self, num_blocks=num_blocks, block_tokens=block_tokens)
 
     @torch.inference_mode()
-    def forward(self, step: Step, pools: list[Pool | None]) -> Tensor:
-        """float32 logits [R, V] of the step's `last_rows`; on ranks other than 0 a part of V."""
+    def forward(self, step: Step, pools: Sequence[LayerPool | None]) -> Tensor:
+        """float32 logits [R, V] of the step\'s `last_rows`; on ranks other than 0 a part of V."""
         scalars, carry = self.arch.scalars, Carry()
         if self._rope is not None:
             carry.cos_sin = self._rope.at(step.positions, step.variants)
@@ -131,7 +140,7 @@ class _Layer:
     ) -> None:
         self._residual = arch.scalars.residual
         self.cache_shape = _cache_shape(arch, run)
-        self._mixer = None
+        self._mixer: _Mixer | None = None
         if run.mixer != "none":
             make = _MIXERS[run.mixer]
             self._mixer = make(arch, run, parameters, kernels, block_tokens=block_tokens)
@@ -154,7 +163,7 @@ class _Layer:
                 arch, parameters, "pre_mlp_layernorm", "post_mlp_layernorm"
             )
 
-    def __call__(self, x_TH: Tensor, pool: Pool | None, step: Step, carry: Carry) -> Tensor:
+    def __call__(self, x_TH: Tensor, pool: LayerPool | None, step: Step, carry: Carry) -> Tensor:
         pending, carry.shortcut = carry.shortcut, None
         if self._mixer is not None and pool is not None:
             before, after = self._around_mixer
@@ -183,14 +192,14 @@ def _norms(arch: Arch, parameters: Parameters, before: str, after: str) -> tuple
     )
 
 
-def _cache_shape(arch: Arch, run: LayerRun) -> CacheShape | None:
+def _cache_shape(arch: Arch, run: LayerRun) -> CacheShape | StateShape | None:
     if run.mixer == "attention" and arch.attention is not None:
         facts = arch.attention
         return CacheShape(facts.query_groups, facts.head_dim, facts.head_dim)
     if run.mixer == "mla" and arch.mla is not None:
         rank = arch.mla.kv_lora_rank
         return CacheShape(1, rank + arch.mla.qk_rope_head_dim, rank, is_one=True)
-    return None
+    return state_shape(arch, run)
 
 
 def _same(x: Tensor) -> Tensor:

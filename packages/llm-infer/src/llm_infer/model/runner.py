@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llm_infer.arch import Arch
-from llm_infer.model.cache import CacheShape
+from llm_infer.model.cache import CacheShape, StateShape
 from llm_infer.model.steps import Part, clear_opened, make_pools, make_step
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ class Model(Protocol):
         ...
 
     @property
-    def cache_shapes(self) -> Sequence[CacheShape | None]:
-        """What each layer keeps of a token, on this device."""
+    def cache_shapes(self) -> Sequence[CacheShape | StateShape | None]:
+        """What each layer keeps of a text, on this device."""
         ...
 
     @property
@@ -78,7 +78,7 @@ class LocalRunner:
 
     def __init__(self, decoder: "Decoder", *, num_blocks: int, block_tokens: int) -> None:
         self._decoder, self._block_tokens = decoder, block_tokens
-        self.pools = make_pools(decoder, num_slots=num_blocks * block_tokens)
+        self.pools = make_pools(decoder, num_blocks=num_blocks, block_tokens=block_tokens)
 
     def run(self, parts: Sequence[Part], *, rows: Sequence[int] | None = None) -> Tensor:
         """See `ModelRunner`."""

@@ -29,6 +29,12 @@ def share_of(arch: Arch, size: int) -> Arch:
         )
     if arch.mla is not None:
         changed["mla"] = arch.mla.model_copy(update={"heads": arch.mla.heads // size})
+    if (gdn := arch.gdn) is not None:
+        heads = {"key_heads": gdn.key_heads // size, "value_heads": gdn.value_heads // size}
+        changed["gdn"] = gdn.model_copy(update=heads)
+    if (mamba := arch.mamba2) is not None:
+        heads = {"heads": mamba.heads // size, "groups": mamba.groups // size}
+        changed["mamba2"] = mamba.model_copy(update=heads)
     return arch.model_copy(update=changed)
 
 
@@ -38,6 +44,10 @@ def _divided(arch: Arch) -> Iterator[tuple[str, int]]:
         yield "attention.query_groups", arch.attention.query_groups
     if arch.mla is not None:
         yield "mla.heads", arch.mla.heads
+    if arch.gdn is not None:
+        yield "gdn.key_heads", arch.gdn.key_heads
+    if arch.mamba2 is not None:
+        yield "mamba2.groups", arch.mamba2.groups
     if arch.mlp is not None:
         yield "mlp.ffn_hidden_size", arch.mlp.ffn_hidden_size
     if arch.moe is not None:

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from llm_infer.model.cache import Pool, Segment, Step, segments
+from llm_infer.model.cache import (
+    CacheShape,
+    LayerPool,
+    Pool,
+    Segment,
+    StatePool,
+    StateShape,
+    Step,
+    segments,
+)
 
 if TYPE_CHECKING:
     from llm_infer.model.decoder import Decoder
@@ -54,7 +63,9 @@ def make_step(parts: Sequence[Part], *, block_tokens: int, decoder: "Decoder") -
     )
 
 
-def clear_opened(parts: Sequence[Part], pools: Sequence[Pool | None], *, block_tokens: int) -> None:
+def clear_opened(
+    parts: Sequence[Part], pools: Sequence[LayerPool | None], *, block_tokens: int
+) -> None:
     """Clear each block that parts begin and do not fill (see `Pool.clear`)."""
     for part in parts:
         stop = part.first + len(part.tokens)
@@ -66,21 +77,26 @@ def clear_opened(parts: Sequence[Part], pools: Sequence[Pool | None], *, block_t
                     pool.clear(start, start + block_tokens)
 
 
-def make_pools(decoder: "Decoder", *, num_slots: int) -> list[Pool | None]:
-    """A pool for each layer that has keys.
+def make_pools(decoder: "Decoder", *, num_blocks: int, block_tokens: int) -> list[LayerPool | None]:
+    """A pool for each layer that keeps something of a text.
 
     It holds anything until it is written (see `Pool.clear`): so a CPU gives it no memory before.
     """
+    return [
+        None if shape is None else _pool(shape, decoder, num_blocks, block_tokens)
+        for shape in decoder.cache_shapes
+    ]
 
-    def empty(groups: int, channels: int) -> torch.Tensor:
-        shape = (groups, num_slots, channels)
-        return torch.empty(shape, dtype=decoder.dtype, device=decoder.device)
 
-    pools = list[Pool | None]()
-    for shape in decoder.cache_shapes:
-        if shape is None:
-            pools.append(None)
-            continue
-        values = None if shape.is_one else empty(shape.groups, shape.value_dim)
-        pools.append(Pool(empty(shape.groups, shape.key_dim), values, shape.value_dim))
-    return pools
+def _pool(
+    shape: CacheShape | StateShape, decoder: "Decoder", num_blocks: int, block_tokens: int
+) -> LayerPool:
+    def empty(*sizes: int, dtype: torch.dtype = decoder.dtype) -> torch.Tensor:
+        return torch.empty(sizes, dtype=dtype, device=decoder.device)
+
+    if isinstance(shape, StateShape):
+        states = empty(num_blocks, *shape.state, dtype=torch.float32)
+        return StatePool(states, empty(num_blocks, *shape.inputs), block_tokens)
+    slots = num_blocks * block_tokens
+    values = None if shape.is_one else empty(shape.groups, slots, shape.value_dim)
+    return Pool(empty(shape.groups, slots, shape.key_dim), values, shape.value_dim)

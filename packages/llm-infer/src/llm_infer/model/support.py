@@ -3,14 +3,9 @@
 from llm_infer.arch import Arch
 from llm_infer.model.sharding import reason_against_sharding
 
-_MIXERS = frozenset({"attention", "mla", "none"})
-
 
 def reason_against(arch: Arch, *, ranks: int = 1) -> str | None:
     """Why the decoder cannot run a model on so many ranks; None when it can."""
-    for number, run in enumerate(arch.each_layer()):
-        if run.mixer not in _MIXERS:
-            return f"layer {number} mixes tokens by {run.mixer}"
     if arch.mla is not None and arch.mla.indexer is not None:
         return "mla.indexer chooses keys (sparse attention)"
     return reason_against_sharding(arch, ranks)
