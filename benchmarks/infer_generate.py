@@ -2,7 +2,8 @@
 
 Each measurement runs both sides in turn, `--rounds` times, in one process with all cores:
 
-- one stream: a prompt of 64 tokens, 64 new ones, against `generate`;
+- one stream: a prompt of 64 tokens, 64 new ones, against `generate`; and the same with 8-bit
+  weights on our side (`--quantization int8`);
 - 16 requests of mixed lengths: against `generate` on a left-padded batch (which goes on until the
   longest answer is done) and against `generate_batch`, transformers' continuous batching;
 - a chat of 2000 tokens: time to the first token of the second turn beside that of the first.
@@ -28,7 +29,7 @@ CHAT_TOKENS, QUESTION_TOKENS = 2000, 30
 REQUESTS = 16
 
 
-def open_ours(folder):
+def open_ours(folder, quantization=None):
     """The native engine over the folder's weights."""
     from llm_infer.arch import parse
     from llm_infer.engines.native import BLOCK_TOKENS, Limits, NativeEngine
@@ -48,6 +49,7 @@ def open_ours(folder):
         dtype=torch.float32,
         context=CONTEXT,
         block_tokens=BLOCK_TOKENS,
+        quantization=quantization,
     )
     limits = Limits(cache_tokens=4 * CONTEXT)
     return NativeEngine(decoder, end_tokens=(), limits=limits, kernels="plain torch")
@@ -164,9 +166,11 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         size = make(Path(name), options.model)
         engine, model = open_ours(Path(name)), open_theirs(Path(name))
+        int8 = open_ours(Path(name), "int8")
         prompt, rounds = tokens(PROMPT_TOKENS, 0), options.rounds
         # Warm up, and see that both sides say the same.
         same = ours_together(engine, [(prompt, 16)])[0] == theirs_one(model, prompt, 16)
+        ours_together(int8, [(prompt, 16)])
         print(f"{size / 1e6:.0f} M parameters, {torch.get_num_threads()} threads, equal: {same}")
         print("| what | who | median s | spread s | time beside ours |")
         print("|---|---|---|---|---|")
@@ -176,6 +180,15 @@ def main():
             {
                 "native": lambda: ours_together(engine, [(prompt, NEW_TOKENS)]),
                 "generate": lambda: theirs_one(model, prompt, NEW_TOKENS),
+            },
+            clock,
+        )
+        compare(
+            "one stream, int8",
+            rounds,
+            {
+                "native, int8 weights": lambda: ours_together(int8, [(prompt, NEW_TOKENS)]),
+                "generate, float32": lambda: theirs_one(model, prompt, NEW_TOKENS),
             },
             clock,
         )

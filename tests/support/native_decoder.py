@@ -13,7 +13,7 @@ from llm_infer.model.linear import maker
 from llm_infer.model.steps import Part, make_pools, make_step
 
 
-def open_decoder(folder, *, block_tokens=16, context=None, dtype=torch.float32):
+def open_decoder(folder, *, block_tokens=16, context=None, dtype=torch.float32, quantization=None):
     """A decoder of any format that llm-ckpt reads."""
     with open_source(folder) as source:
         arch = parse(source.arch, where=str(folder))
@@ -26,6 +26,7 @@ def open_decoder(folder, *, block_tokens=16, context=None, dtype=torch.float32):
             dtype=dtype,
             context=context or arch.max_position_embeddings,
             block_tokens=block_tokens,
+            quantization=quantization,
         )
 
 

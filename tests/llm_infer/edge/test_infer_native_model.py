@@ -153,3 +153,16 @@ def test_bench_prints_both_measurements(models):
     long = run("bench", models["llama"], "--prompt-tokens", 60, "--new-tokens", 8)
     assert long.exit_code == 1
     assert "--prompt-tokens(60) + --new-tokens(8) = 68, but the context is 64" in long.stderr
+
+
+def test_8_bit_weights_by_option_and_where_they_do_not_apply(models):
+    found = generate(models["qwen3"], "--quantization", "int8", "--dtype", "float32")
+    assert found.exit_code == 0, found.output
+    assert "engine: native on cpu, int8 weights, float32" in found.stderr
+    assert len(found.stdout) > 10
+    refused = generate(models["qwen3"], "--quantization", "int8", "--engine", "transformers")
+    assert refused.exit_code == 1
+    assert "--quantization: only the native engine has this; use --engine native" in refused.stderr
+    unknown = generate(models["qwen3"], "--quantization", "int3")
+    assert unknown.exit_code == 2
+    assert "'int3' is not 'int8'" in unknown.stderr

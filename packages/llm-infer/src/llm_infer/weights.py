@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from llm_infer.errors import InferError
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import torch
 
 GROUP = "llm_infer.weights"
+Quantization = Literal["int8"]
+"""How large weights are kept, other than as numbers of the model's type."""
 
 
 class WeightSource(Protocol):

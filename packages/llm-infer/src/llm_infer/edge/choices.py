@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from llm_infer.edge.device import DeviceName
+from llm_infer.weights import Quantization
 
 EngineName = Literal["auto", "native", "transformers"]
 ENGINES: tuple[EngineName, ...] = ("auto", "native", "transformers")
@@ -19,6 +20,8 @@ class LoadOptions:
     dtype: str = "auto"
     kernels: str = "torch"
     """Operators of the native engine: `torch`, or the name of a provider."""
+    quantization: Quantization | None = None
+    """How the native engine keeps large weights; None: as numbers of the model's type."""
     lora: Path | None = None
     """A LoRA adapter to merge into the weights."""
     rope_scaling: str | None = None
@@ -31,6 +34,7 @@ class LoadOptions:
         """Names of the options given that only the native engine has."""
         given = {
             "--kernels": self.kernels != "torch",
+            "--quantization": self.quantization is not None,
             "--lora": self.lora is not None,
             "--rope-scaling": self.rope_scaling is not None,
             "--cache-tokens": self.cache_tokens is not None,

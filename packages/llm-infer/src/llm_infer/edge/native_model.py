@@ -20,6 +20,7 @@ from llm_infer.engines.native import BLOCK_TOKENS, Limits
 from llm_infer.errors import InferError
 from llm_infer.kernels import resolve
 from llm_infer.model.decoder import Decoder
+from llm_infer.model.int8 import reason_against as reason_against_int8
 from llm_infer.model.linear import maker
 from llm_infer.model.support import reason_against
 from llm_infer.rope_override import with_rope_scaling
@@ -109,6 +110,8 @@ def _decoder(arch: Arch, source: WeightSource, options: LoadOptions) -> tuple[De
     device = torch.device(devices.resolve(options.device))
     stored = source.dtype("embedding.word_embeddings.weight")
     dtype = stored if options.dtype == "auto" else getattr(torch, options.dtype)
+    if options.quantization is not None and (reason := reason_against_int8(device)) is not None:
+        raise InferError(f"--quantization {options.quantization}: {reason}")
     kernels = resolve(options.kernels, device=device.type)
     decoder = Decoder(
         arch,
@@ -119,6 +122,7 @@ def _decoder(arch: Arch, source: WeightSource, options: LoadOptions) -> tuple[De
         dtype=dtype,
         context=arch.max_position_embeddings,
         block_tokens=BLOCK_TOKENS,
+        quantization=options.quantization,
     )
     return decoder, str(kernels)
 

@@ -9,6 +9,7 @@ import click
 from llm_infer.edge.choices import ENGINES, LoadOptions
 from llm_infer.edge.device import CHOICES as DEVICES
 from llm_infer.sampling import Beams, EarlyStopping, Sampling
+from llm_infer.weights import Quantization
 
 _DEFAULT = Sampling()
 REMOTE = "openai:"
@@ -65,6 +66,9 @@ LOADING = (
                  show_default=True, help="auto: CUDA, else NPU, else CPU."),
     click.option("--dtype", type=click.Choice(_DTYPES), default="auto", show_default=True,
                  help="auto: as the model was saved."),
+    click.option("--quantization", type=click.Choice(get_args(Quantization)),
+                 help="Native engine on a CPU: large weights as 8-bit integers, a quarter of "
+                 "float32's memory."),
     click.option("--kernels", default="torch", show_default=True, metavar="NAME",
                  help="Operators of the native engine: torch, or a provider's name."),
     click.option("--lora", type=click.Path(path_type=Path), metavar="FOLDER",
@@ -116,7 +120,16 @@ SERVING = (
     ),
 )
 SERVING_NAMES = ("host", "port", "api_key", "max_open", "grace_s")
-_LOADING_NAMES = ("engine", "device", "dtype", "kernels", "lora", "rope_scaling", "cache_tokens")
+_LOADING_NAMES = (
+    "engine",
+    "device",
+    "dtype",
+    "quantization",
+    "kernels",
+    "lora",
+    "rope_scaling",
+    "cache_tokens",
+)
 _SAMPLING_NAMES = (
     "max_new_tokens",
     "temperature",

@@ -25,7 +25,7 @@ from llm_infer.model.rowwise import by_row
 from llm_infer.model.runner import LocalRunner
 from llm_infer.model.sharding import share_of
 from llm_infer.model.support import reason_against
-from llm_infer.weights import WeightSource
+from llm_infer.weights import Quantization, WeightSource
 
 # T tokens of the step, H hidden size, V vocabulary, R rows whose logits are wanted
 _MIXERS = {
@@ -52,21 +52,31 @@ class Decoder:
         dtype: torch.dtype,
         context: int,
         block_tokens: int,
+        quantization: Quantization | None = None,
         group: Group = ALONE,
     ) -> None:
         """`context` bounds positions. With a `group` this is its rank's share of the model.
+
+        `make_linear` is for what is not quantized.
 
         Raises InferError for a model with layers that are not supported, or not divisible.
         """
         if (reason := reason_against(arch, ranks=group.size)) is not None:
             raise InferError(f"the native engine cannot run this model: {reason}")
         parameters = Parameters(
-            source, arch, kernels, make_linear=make_linear, device=device, dtype=dtype, group=group
+            source,
+            arch,
+            kernels,
+            make_linear=make_linear,
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            group=group,
         )
         self.arch, self.device, self.dtype = arch, device, dtype
-        self.context, self._group = context, group
+        self.context, self._group, self._quantization = context, group, quantization
         self.short_length = short_length(arch)
-        self._embedding = Embedding(parameters.tensor("embedding.word_embeddings.weight"), group)
+        self._embedding = Embedding(parameters.table("embedding.word_embeddings.weight"), group)
         self._positions = None
         if arch.position.kind == "learned":
             self._positions = parameters.tensor("embedding.position_embeddings.weight")
@@ -90,8 +100,12 @@ class Decoder:
 
     @property
     def place(self) -> str:
-        """Where it computes, as told to users."""
-        return str(self.device)
+        """Where it computes, and how weights are kept, as told to users."""
+        return (
+            str(self.device)
+            if self._quantization is None
+            else f"{self.device}, {self._quantization} weights"
+        )
 
     def runner(self, *, num_blocks: int, block_tokens: int) -> LocalRunner:
         """A new cache to compute over."""

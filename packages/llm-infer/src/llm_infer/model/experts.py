@@ -21,7 +21,7 @@ class Experts:
         facts = arch.moe
         assert facts is not None, "arch.json: a layer of experts without its facts"
         self._facts, self._group = facts, parameters.group
-        self._router = parameters.linear(f"{at}.router")
+        self._router = parameters.full_linear(f"{at}.router")
         self._bias = None
         if facts.router.bias:
             self._bias = parameters.in_float32(f"{at}.router.expert_bias")
@@ -38,7 +38,7 @@ class Experts:
             )
             if facts.shared.gated:
                 weight = parameters.tensor(f"{at}.shared_experts.gate_weight")
-                self._gate = parameters.linear_of(weight)
+                self._gate = parameters.full_linear_of(weight)
 
     def __call__(self, x_TH: Tensor) -> Tensor:
         """[T, H] from [T, H]; a token's experts are added in the order of their numbers."""

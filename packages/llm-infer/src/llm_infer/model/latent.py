@@ -48,9 +48,12 @@ class LatentAttention:
         weight = parameters.tensor(at + "kv_layernorm.weight")
         self._kv_norm = parameters.rms_norm(weight, eps=norm_eps)
         # [heads, nope + value channels, rank]
-        up = parameters.tensor(at + "linear_kv_up_proj.weight").unflatten(0, (facts.heads, -1))
-        k_up, v_up = up.split([facts.qk_nope_head_dim, facts.v_head_dim], dim=1)
-        self._k_up_HDL, self._v_up_HLD = k_up.contiguous(), v_up.transpose(1, 2).contiguous()
+        up = parameters.matrices(at + "linear_kv_up_proj.weight")
+        heads, nope = facts.heads, facts.qk_nope_head_dim
+        self._k_up_HDL = up.arranged(lambda w: w.unflatten(0, (heads, -1))[:, :nope])
+        self._v_up_HLD = up.arranged(
+            lambda w: w.unflatten(0, (heads, -1))[:, nope:].transpose(1, 2)
+        )
         self._out = parameters.row_parallel(at + "linear_proj")
         width = facts.qk_nope_head_dim + facts.qk_rope_head_dim
         scores = Scores(
@@ -67,10 +70,10 @@ class LatentAttention:
         pool.write(step.slots, torch.cat([latent, rope], dim=-1)[:, None], None)
         q_THD = self._queries(x_TH).view(tokens, facts.heads, -1) * facts.q_scale
         nope, rope = q_THD.split([facts.qk_nope_head_dim, facts.qk_rope_head_dim], dim=-1)
-        absorbed = multiply(nope.transpose(0, 1), self._k_up_HDL).transpose(0, 1)
+        absorbed = multiply(nope.transpose(0, 1), self._k_up_HDL()).transpose(0, 1)
         q_T1HD = torch.cat([absorbed, self._turned(rope, carry)], dim=-1)[:, None]
         mixed_THL = self._attend(q_T1HD, pool, step)[:, 0]
-        out_HTD = multiply(mixed_THL.transpose(0, 1), self._v_up_HLD)
+        out_HTD = multiply(mixed_THL.transpose(0, 1), self._v_up_HLD())
         return self._out(out_HTD.transpose(0, 1).reshape(tokens, -1))
 
     def _queries(self, x_TH: Tensor) -> Tensor:

@@ -2,6 +2,9 @@
 
 With several ranks each reads its piece of what is divided, as megatron-core divides it: rows of
 column-parallel layers, columns of row-parallel ones, a run of the vocabulary's rows.
+
+Quantization is of the large weights: linear layers, the vocabulary's table, projections of a
+latent. Routers, gates, norms, biases and learned positions keep their numbers.
 """
 
 from collections.abc import Callable
@@ -13,8 +16,10 @@ from torch.nn import functional as F
 from llm_infer.arch import Arch
 from llm_infer.kernels import Kernels
 from llm_infer.model.group import ALONE, Group
+from llm_infer.model.int8 import Int8Linear, Int8Matrices, Int8Table
 from llm_infer.model.linear import Linear, MakeLinear
-from llm_infer.weights import WeightSource
+from llm_infer.model.stored import Matrices, PlainMatrices, PlainTable, Table
+from llm_infer.weights import Quantization, WeightSource
 
 
 class Parameters:
@@ -29,12 +34,14 @@ class Parameters:
         make_linear: MakeLinear,
         device: torch.device,
         dtype: torch.dtype,
+        quantization: Quantization | None = None,
         group: Group = ALONE,
         prefix: str = "",
         names: frozenset[str] | None = None,
     ) -> None:
         self._source, self._arch, self._kernels = source, arch, kernels
         self._make_linear, self.device, self.dtype = make_linear, device, dtype
+        self._quantization: Quantization | None = quantization
         self.group, self._prefix = group, prefix
         self._names = frozenset(source.names()) if names is None else names
 
@@ -47,6 +54,7 @@ class Parameters:
             make_linear=self._make_linear,
             device=self.device,
             dtype=self.dtype,
+            quantization=self._quantization,
             group=self.group,
             prefix=self._prefix + prefix,
             names=self._names,
@@ -70,9 +78,8 @@ class Parameters:
 
     def linear(self, name: str, *, change: Callable[[Tensor], Tensor] | None = None) -> Linear:
         """A linear layer with its bias where there is one; `change` is made to its weight."""
-        weight = self.tensor(f"{name}.weight")
         bias = self.tensor(f"{name}.bias") if self.has(f"{name}.bias") else None
-        return self._make_linear(weight if change is None else change(weight), bias)
+        return self._linear(f"{name}.weight", bias, change)
 
     def row_parallel(self, name: str, *, sums: bool = True) -> Linear:
         """A linear layer that each rank has some inputs of; what they give is summed.
@@ -81,14 +88,31 @@ class Parameters:
         """
         has_bias = self.group.rank == 0 and self.has(f"{name}.bias")
         bias = self.tensor(f"{name}.bias") if has_bias else None
-        partial = self._make_linear(self.tensor(f"{name}.weight"), bias)
+        partial = self._linear(f"{name}.weight", bias)
         if self.group.size == 1 or not sums:
             return partial
         return lambda x: self.group.summed(partial(x))
 
-    def linear_of(self, weight: Tensor) -> Linear:
-        """A linear layer without bias, of a weight that was read."""
+    def full_linear(self, name: str) -> Linear:
+        """A linear layer that is not quantized, with its bias where there is one."""
+        bias = self.tensor(f"{name}.bias") if self.has(f"{name}.bias") else None
+        return self._make_linear(self.tensor(f"{name}.weight"), bias)
+
+    def full_linear_of(self, weight: Tensor) -> Linear:
+        """The same without bias, of a weight that was read."""
         return self._make_linear(weight, None)
+
+    def table(self, name: str) -> Table:
+        """Rows to look up."""
+        if self._quantization == "int8":
+            return Int8Table(self._read(name), self.dtype)
+        return PlainTable(self.tensor(name))
+
+    def matrices(self, name: str) -> Matrices:
+        """A weight for products of its own."""
+        if self._quantization == "int8":
+            return Int8Matrices(self._read(name), self.dtype)
+        return PlainMatrices(self.tensor(name))
 
     def norm(self, name: str) -> Callable[[Tensor], Tensor]:
         """The model's norm under that name, of channels that every rank has."""
@@ -113,6 +137,16 @@ class Parameters:
         """An RMS norm with a weight that was read."""
         kernel = self._kernels.rms_norm
         return lambda x: kernel(x, weight, eps=eps, offset=offset)
+
+    def _linear(
+        self, name: str, bias: Tensor | None, change: Callable[[Tensor], Tensor] | None = None
+    ) -> Linear:
+        is_int8 = self._quantization == "int8"
+        # Quantized from the numbers as they are stored: the model's dtype may have fewer digits.
+        weight = self._read(name) if is_int8 else self.tensor(name)
+        if change is not None:
+            weight = change(weight)
+        return Int8Linear(weight, bias) if is_int8 else self._make_linear(weight, bias)
 
     def _read(self, name: str) -> Tensor:
         size = self.group.size

@@ -65,7 +65,7 @@ class Model(Protocol):
 
     @property
     def place(self) -> str:
-        """Where it computes, as told to users."""
+        """Where it computes, and how weights are kept, as told to users."""
         ...
 
     def runner(self, *, num_blocks: int, block_tokens: int) -> ModelRunner:
