@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from llm_train.arch import Arch
-from llm_train.config import RunConfig
+from llm_train.config import LoraConfig, RunConfig
+from llm_train.handover import SHORTCUT
 
 EMBEDDING, OUTPUT = "word_embeddings", "output_layer"
 
@@ -31,6 +32,7 @@ def adapters(config: RunConfig, arch: Arch) -> Iterator[str]:
             lora.dora and lora.dropout > 0,
             "an adapter that scales its base sees what the base sees",
         ),
+        **_refused_by_one_pass(lora),
         "moe.shared_expert_overlap": (
             arch.moe is not None and config.moe.shared_expert_overlap,
             "adapters see the tokens of a rank",
@@ -47,5 +49,21 @@ def adapters(config: RunConfig, arch: Arch) -> Iterator[str]:
         )
     if OUTPUT in named and arch.output_normalized:
         yield f"lora.target_modules: {OUTPUT} normalises its weight (output_normalized)"
+    if lora.fused_mlp and all(run.feed_forward not in ("dense", SHORTCUT) for run in arch.layers):
+        yield "lora.fused_mlp: the model has no dense feed-forward; want false"
     if lora.dora and EMBEDDING in named:
         yield f"lora.dora: not built for {EMBEDDING}"
+
+
+def _refused_by_one_pass(lora: LoraConfig) -> Mapping[str, tuple[bool, str]]:
+    """Where a linear and its adapter cannot be one function."""
+    reasons = {
+        "lora.dora": (lora.dora, "it scales the linear's own output"),
+        "lora.dropout": (lora.dropout > 0, "the adapter sees another input than the linear"),
+    }
+    options = {"lora.overlap": lora.overlap, "lora.fused_mlp": lora.fused_mlp}
+    return {
+        f"{option} with {other}": (is_on and is_set, reason)
+        for option, is_on in options.items()
+        for other, (is_set, reason) in reasons.items()
+    }

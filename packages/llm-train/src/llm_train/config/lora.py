@@ -37,6 +37,17 @@ class LoraConfig(Section):
     dora: bool = Field(
         default=False, description="learn the length of each output row too (arXiv 2402.09353)"
     )
+    overlap: bool = Field(
+        default=False,
+        description="compute the adapters of cut linears while what these exchange between "
+        "tensor-parallel ranks is under way, in the order of fewest operations (MindSpeed-LLM's "
+        "--lora-fusion); results are those of plain adapters",
+    )
+    fused_mlp: bool = Field(
+        default=False,
+        description="compute dense feed-forwards and their adapters as one, overlapped too, "
+        "keeping neither activation nor product for backward; needs linear_fc1 and linear_fc2",
+    )
     quantize: Quantize | None = Field(
         default=None,
         description="keep the frozen weights of the layers' linears in nf4 (QLoRA, arXiv "

@@ -204,7 +204,8 @@ def _mask_bytes(arch: Arch, layer: Layer, shapes: Shapes) -> float:
 def _mlp_bytes(arch: Arch, shapes: Shapes, parts: tuple[RecomputeModule, ...]) -> float:
     assert arch.mlp is not None
     ffn = arch.mlp.ffn_hidden_size / shapes.tp
-    return shapes.tokens * ffn * _activation_copies(arch.mlp, parts) * shapes.width
+    again = (*parts, RecomputeModule.ACTIVATION) if shapes.has_fused_mlp else parts
+    return shapes.tokens * ffn * _activation_copies(arch.mlp, again) * shapes.width
 
 
 def _activation_copies(one: Mlp | Moe, parts: tuple[RecomputeModule, ...]) -> int:

@@ -68,6 +68,7 @@ def stage_memory(
         has_kernels=config.device in (Device.CUDA, Device.AUTO),
         cp=config.parallel.cp,
         exchange=_exchange(config.parallel),
+        has_fused_mlp=config.lora is not None and config.lora.fused_mlp,
     )
     losses = 2 + (arch.mtp.layers if arch.mtp else 0)
     logits = losses * logits_bytes(shapes, vocab_rows=vocab_rows)

@@ -14,7 +14,7 @@ class Shapes:
     `has_kernels`: the device has one kernel for a norm, and one for attention whose values are of
     another size than its keys (CUDA). `cp`: ranks that share a sequence. `exchange`: attention sees
     keys and values that came from other ranks, of so many times a rank's tokens; None where it
-    keeps the rank's own.
+    keeps the rank's own. `has_fused_mlp`: dense feed-forwards keep neither activation nor product.
     """
 
     tokens: int
@@ -25,6 +25,7 @@ class Shapes:
     has_kernels: bool
     cp: int = 1
     exchange: int | None = None
+    has_fused_mlp: bool = False
 
     @property
     def tokens_outside(self) -> int:

@@ -17,8 +17,11 @@ from megatron.core.tensor_parallel.layers import (
 from llm_train.config import LoraConfig
 from llm_train.model.build import Model
 from llm_train.model.experts import Experts
+from llm_train.model.feed_forward import FeedForward
 from llm_train.model.linears import ReplicatedLinear
 from llm_train.model.lora.adapter import Adapter, Cut, EmbeddingAdapter, ExpertsAdapter, Form, Place
+from llm_train.model.lora.fused import fuse
+from llm_train.model.lora.overlapped import overlap
 from llm_train.model.names import EXPERTS, INDEXER, PREDICTION, global_name
 
 AnyAdapter = Adapter | EmbeddingAdapter | ExpertsAdapter
@@ -53,7 +56,9 @@ def attach_adapters(chunks: Sequence[Model], lora: LoraConfig) -> None:
         chunk.is_adapted = True
         for target in list(targets(chunk)):
             if any(_matches(target.name, pattern) for pattern in lora.target_modules):
-                _adapt(target, form)
+                _adapt(target, form, is_overlapped=lora.overlap)
+        if lora.fused_mlp:
+            _fuse_feed_forwards(chunk)
 
 
 def let_frozen_embeddings_need_gradients(chunks: Sequence[Model]) -> None:
@@ -86,7 +91,7 @@ def has_adapters(chunk: Model) -> bool:
     return chunk.is_adapted
 
 
-def _adapt(target: Target, form: Form) -> None:
+def _adapt(target: Target, form: Form, *, is_overlapped: bool) -> None:
     module: Any = target.module
     if target.linear:
         weights = [expert.get_submodule(target.linear).weight for expert in module.local_experts]
@@ -106,9 +111,28 @@ def _adapt(target: Target, form: Form) -> None:
     else:
         adapter = Adapter(module.weight, form, _place(module))
         module.add_module(CHILD, adapter)
-        # Before hooks that scale or bound what the linear gives.
-        module.register_forward_hook(_add, prepend=True)
+        if is_overlapped and not isinstance(module, ReplicatedLinear):
+            overlap(module, adapter)
+        else:
+            # Before hooks that scale or bound what the linear gives.
+            module.register_forward_hook(_add, prepend=True)
     adapter.name = target.name  # pyright: ignore[reportArgumentType]  # a plain attribute
+
+
+def _fuse_feed_forwards(chunk: Model) -> None:
+    """Each with adapters on both of its linears; those without any stay."""
+    for local, module in chunk.named_modules():
+        if not isinstance(module, FeedForward):
+            continue
+        found = [getattr(linear, CHILD, None) for linear in (module.linear_fc1, module.linear_fc2)]
+        if all(isinstance(one, Adapter) for one in found):
+            fuse(module, *cast("list[Adapter]", found))
+        elif any(found):
+            name = global_name(chunk, f"{local}.weight").removesuffix(".weight")
+            raise TargetError(
+                f"lora.fused_mlp: {name} has an adapter on one of its linears; want both, "
+                "linear_fc1 and linear_fc2, in lora.target_modules, or neither"
+            )
 
 
 def _place(module: Any) -> Place:
