@@ -97,6 +97,7 @@ class ExportAdapter(Protocol):
         factors: "Mapping[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]",
         *,
         arch: Mapping[str, object],
+        rank: int,
         alpha: float,
         use_rslora: bool,
         dropout: float,
@@ -106,8 +107,72 @@ class ExportAdapter(Protocol):
         """Write a PEFT folder `output`, whole or not at all; one that is there is replaced.
 
         `factors`: by megatron-core's name of a weight [out, in] its A [rank, in], B [out, rank]
-        and, for DoRA, the lengths of the adapted rows [out].
+        and, for DoRA, the lengths of the adapted rows [out]. A of several times `rank` rows is one
+        of each Hugging Face module that the weight is made of, as AdapterFactors has them.
         """
+        ...
+
+
+class AdapterFactors(Protocol):
+    """The adapter of one weight [out, in]: A [R, in], B [out, R], DoRA's lengths [out].
+
+    `learns` [out, R] says which of B learn where several modules of one weight have an A each, so
+    that R is a multiple of the rank; None = all.
+    """
+
+    @property
+    def a(self) -> "torch.Tensor":
+        """A."""
+        ...
+
+    @property
+    def b(self) -> "torch.Tensor":
+        """B."""
+        ...
+
+    @property
+    def lengths(self) -> "torch.Tensor | None":
+        """Of DoRA's rows."""
+        ...
+
+    @property
+    def learns(self) -> "torch.Tensor | None":
+        """Booleans over B."""
+        ...
+
+
+class AdapterSource(Protocol):
+    """A PEFT folder under megatron-core's names of the weights that it adapts."""
+
+    @property
+    def rank(self) -> int:
+        """Of every module."""
+        ...
+
+    @property
+    def scaling(self) -> float:
+        """What B·A is multiplied by."""
+        ...
+
+    @property
+    def is_dora(self) -> bool:
+        """It has lengths of rows."""
+        ...
+
+    def names(self) -> Sequence[str]:
+        """The adapted weights."""
+        ...
+
+    def read(self, name: str) -> AdapterFactors:
+        """What it has for one of them."""
+        ...
+
+
+class OpenAdapter(Protocol):
+    """What the entry point `llm_train.adapter_sources` names."""
+
+    def __call__(self, folder: Path, *, arch: Mapping[str, object]) -> AdapterSource:
+        """Open a PEFT folder for the model of an arch.json document."""
         ...
 
 

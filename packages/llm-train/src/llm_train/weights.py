@@ -1,14 +1,16 @@
 """Weight sources, resolved through the entry point `llm_train.weights`."""
 
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from llm_train.arch import Arch, parse
-from llm_train.interfaces import ExportAdapter, ExportWeights, WeightSource
+from llm_train.interfaces import AdapterSource, ExportAdapter, ExportWeights, WeightSource
 
 GROUP = "llm_train.weights"
 EXPORT_GROUP = "llm_train.export"
 ADAPTER_GROUP = "llm_train.adapters"
+ADAPTER_SOURCE_GROUP = "llm_train.adapter_sources"
 
 
 class ProviderError(RuntimeError):
@@ -49,6 +51,17 @@ def adapter_exporter() -> ExportAdapter:
             "pip install llm-ckpt"
         )
     return providers[0].load()
+
+
+def open_adapter(folder: Path, *, arch: Mapping[str, object]) -> AdapterSource:
+    """The adapters of a PEFT folder, for the model of an arch.json document."""
+    providers = list(entry_points(group=ADAPTER_SOURCE_GROUP))
+    if not providers:
+        raise ProviderError(
+            f"lora.load={folder}: reading it needs a provider of {ADAPTER_SOURCE_GROUP!r} and none "
+            "is installed; pip install llm-ckpt"
+        )
+    return providers[0].load()(folder, arch=arch)
 
 
 def arch_of(source: WeightSource, *, where: Path) -> Arch:

@@ -1,7 +1,7 @@
 """Adapters of a training run as PEFT folders: what `llm_train.adapters` names."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -24,6 +24,7 @@ def export_adapter(
     factors: Mapping[str, Factors],
     *,
     arch: Mapping[str, object],
+    rank: int,
     alpha: float,
     use_rslora: bool,
     dropout: float,
@@ -33,14 +34,15 @@ def export_adapter(
     """Write a PEFT folder `output`, whole or not at all; one that is there is replaced.
 
     `factors`: by megatron-core's name of a weight [out, in] its A [rank, in], B [out, rank] and,
-    for DoRA, the lengths of the adapted rows [out]. Tensors that share a weight share its A.
+    for DoRA, the lengths of the adapted rows [out]. Tensors that share a weight share its A,
+    unless that has `rank` rows for each of them.
     """
     model = parse_arch(dict(arch), where="arch.json")
     table = family_named(model.family, where="arch.json").table(model)
     modules = {
         module: one
         for name, parts in factors.items()
-        for module, one in _modules(table, name, parts).items()
+        for module, one in _modules(table, name, parts, rank=rank).items()
     }
     temporary = output.with_name(f".writing_{output.name}")
     if temporary.exists():
@@ -52,7 +54,7 @@ def export_adapter(
     temporary.rename(output)
 
 
-def _modules(table: Table, name: str, factors: Factors) -> dict[str, ModuleFactors]:
+def _modules(table: Table, name: str, factors: Factors, *, rank: int) -> dict[str, ModuleFactors]:
     """The adapters of the Hugging Face modules that a parameter is made of."""
     entry, (a, b, lengths) = table.entries[name], factors
     if isinstance(entry.rule, Transposed) or entry.parts[0].index is not None:
@@ -63,9 +65,18 @@ def _modules(table: Table, name: str, factors: Factors) -> dict[str, ModuleFacto
         if lengths is None
         else [one[:, 0].contiguous() for one in entry.rule.split(lengths[:, None], table.arch)]
     )
+    each = [(a, row) for row in rows] if a.shape[0] == rank else _own(a, rows, rank=rank)
     return {
         part.name.removesuffix(_SUFFIX): ModuleFactors(
-            a=a, b=row.contiguous(), magnitude=scale, is_embedding=name == _EMBEDDING
+            a=own, b=row.contiguous(), magnitude=scale, is_embedding=name == _EMBEDDING
         )
-        for part, row, scale in zip(entry.parts, rows, scales, strict=True)
+        for part, (own, row), scale in zip(entry.parts, each, scales, strict=True)
+        # A module that had no adapter has neither.
+        if own.any() or row.any()
     }
+
+
+def _own(a: Tensor, rows: Sequence[Tensor], *, rank: int) -> list[tuple[Tensor, Tensor]]:
+    """A and B of each module, out of one A of all (llm_ckpt.edge.adapter_source)."""
+    blocks = [slice(index * rank, (index + 1) * rank) for index in range(len(rows))]
+    return [(a[block].contiguous(), row[:, block]) for block, row in zip(blocks, rows, strict=True)]

@@ -37,6 +37,11 @@ class LoraConfig(Section):
     dora: bool = Field(
         default=False, description="learn the length of each output row too (arXiv 2402.09353)"
     )
+    load: Path | None = Field(
+        default=None,
+        description="PEFT folder that the adapters begin as, peft's own or another run's; rank, "
+        "alpha, rslora, dora and target_modules are to be the folder's; null = random A, zero B",
+    )
     overlap: bool = Field(
         default=False,
         description="compute the adapters of cut linears while what these exchange between "

@@ -1,5 +1,6 @@
 """The adapters of a run as PEFT folders, and whether a checkpoint's are of the same shape."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,17 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
 from llm_train.config import LoraConfig, RunConfig
-from llm_train.edge.checkpoint_files import CheckpointError
+from llm_train.edge.checkpoint_files import CheckpointError, write_json
 from llm_train.interfaces import ExportAdapter
 from llm_train.model.build import Model
+from llm_train.model.lora.first import AdapterError, FirstAdapter
 from llm_train.model.lora.tensors import adapter_tensors
-from llm_train.weights import adapter_exporter
+from llm_train.weights import adapter_exporter, open_adapter
 
 Gathered = Mapping[str, torch.Tensor]
 _EMBEDDING = "embedding."
+# Ours, beside what peft reads.
+_FACTS = "llm_train.json"
 _SIDES = ("lora_A", "lora_B", "lora_magnitude")
 
 
@@ -47,18 +51,38 @@ class AdapterFiles:
             whole[index] = data
         return wholes
 
-    def write(self, adapter: Gathered, output: Path) -> None:
-        """A PEFT folder of gathered adapters."""
+    def write(self, adapter: Gathered, output: Path, *, base_digest: str | None = None) -> None:
+        """A PEFT folder of gathered adapters, and beside them which base they are for."""
         modules = dict.fromkeys(key.rpartition(".")[0] for key in adapter)
         self.export(
             {f"{name}.weight": _factors(adapter, name) for name in modules},
             arch=self.arch,
+            rank=self.lora.rank,
             alpha=self.lora.alpha,
             use_rslora=self.lora.rslora,
             dropout=self.lora.dropout,
             base=self.base,
             output=output,
         )
+        if base_digest is not None:
+            write_json(output / _FACTS, {"base_digest": base_digest})
+
+
+def first_adapter(lora: LoraConfig, folder: Path, arch: Mapping[str, object]) -> FirstAdapter:
+    """The PEFT folder that a run begins with. Raises AdapterError where `lora` says otherwise."""
+    source, facts = open_adapter(folder, arch=arch), folder / _FACTS
+    for key, theirs, ours in (
+        ("rank", source.rank, lora.rank),
+        ("dora", source.is_dora, lora.dora),
+        ("alpha / rank (or √rank)", source.scaling, lora.scaling),
+    ):
+        if theirs != ours:
+            raise AdapterError(
+                f"lora.load={folder}: its {key} is {theirs}, this run's lora has {ours}; want them "
+                "equal"
+            )
+    digest = json.loads(facts.read_text())["base_digest"] if facts.is_file() else None
+    return FirstAdapter(folder=folder, source=source, base_digest=digest)
 
 
 def adapter_files(config: RunConfig, arch: Mapping[str, object]) -> AdapterFiles:

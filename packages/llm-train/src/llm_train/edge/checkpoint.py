@@ -197,7 +197,7 @@ class Checkpoints:
         assert kept.adapter is not None
         output = files.adapter_folder(kept.root, iteration)
         try:
-            kept.adapter.write(adapter, output)
+            kept.adapter.write(adapter, output, base_digest=self.base_digest)
         except (OSError, ValueError) as error:
             kept.say(f"{output}: not written, the checkpoint of step {iteration} is: {error}")
 

@@ -35,6 +35,7 @@ from llm_train.weights import arch_of, hf_exporter, open_source
 
 if TYPE_CHECKING:
     from llm_train.edge.checkpoint import Checkpoints
+    from llm_train.model.lora.first import FirstAdapter
     from llm_train.train.data import Splits
 
 
@@ -73,7 +74,13 @@ def run(config: RunConfig) -> None:
 
         store = _checkpoints(config, document, tokenizer_digest)
         training = Training(
-            config, arch, source=source, store=store, device=device, kernels=kernels
+            config,
+            arch,
+            source=source,
+            store=store,
+            device=device,
+            kernels=kernels,
+            first_adapter=_first_adapter(config, document),
         )
         splits = _splits(config, arch, source, facts)
         is_first = rank_environment().rank == 0
@@ -88,6 +95,14 @@ def run(config: RunConfig) -> None:
                 peak_flops=bf16_peak(device_name(device)),
             )
             Loop(training, splits, surroundings).go()
+
+
+def _first_adapter(config: RunConfig, document: Mapping[str, object]) -> "FirstAdapter | None":
+    from llm_train.edge.adapter_files import first_adapter
+
+    if config.lora is None or config.lora.load is None:
+        return None
+    return first_adapter(config.lora, config.lora.load, document)
 
 
 def _splits(

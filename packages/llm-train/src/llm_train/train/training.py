@@ -24,6 +24,7 @@ from llm_train.model.build import Model, build_chunks, padded_vocab_size, transf
 from llm_train.model.fill import fill_from_source, fill_randomly
 from llm_train.model.kernels import use_kernels
 from llm_train.model.lora.attach import attach_adapters, let_frozen_embeddings_need_gradients
+from llm_train.model.lora.first import FirstAdapter, begin_as
 from llm_train.model.lora.quantized import quantize_base
 from llm_train.model.lora.tensors import base_digest, fill_adapters
 from llm_train.model.noise import add_noise
@@ -93,7 +94,8 @@ class CheckpointStore(Protocol):
 class Training:
     """One run on this rank, inside an open device session with its process groups.
 
-    `source` holds the first weights, None for random ones; `kernels` are the fused operators that
+    `source` holds the first weights, None for random ones, and `first_adapter` what adapters begin
+    as, None for random and zero ones; `kernels` are the fused operators that
     layers use, None for plain torch. Building it fills the model, from the newest checkpoint where
     there is one: `restored` is done already.
     """
@@ -107,9 +109,11 @@ class Training:
         store: CheckpointStore,
         device: torch.device,
         kernels: Kernels | None = None,
+        first_adapter: FirstAdapter | None = None,
     ) -> None:
         self.config = config
         self.kernels = kernels
+        self.first_adapter = first_adapter
         self.arch = arch
         self.source = source
         self.store = store
@@ -197,8 +201,12 @@ class Training:
             self.base_digest = base_digest(chunks)
             if config.lora.quantize is not None:
                 quantize_base(chunks, is_double=config.lora.double_quantize)
-            attach_adapters(chunks, config.lora)
+            first = self.first_adapter
+            attach_adapters(chunks, config.lora, ranks=None if first is None else first.ranks)
             fill_adapters(chunks, seed=config.train.seed)
+            if first is not None:
+                first.refuse_other_base(self.base_digest)
+                begin_as(chunks, first)
         freeze(chunks, config.optimizer.frozen)
         mark_rates(chunks, config.optimizer.lr_scales)
         let_frozen_embeddings_need_gradients(chunks)

@@ -1,8 +1,8 @@
 """Adapters put on the linears of a model chunk that is filled, which is frozen but for them."""
 
 import fnmatch
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -43,9 +43,12 @@ class Target:
     linear: str = ""
 
 
-def attach_adapters(chunks: Sequence[Model], lora: LoraConfig) -> None:
+def attach_adapters(
+    chunks: Sequence[Model], lora: LoraConfig, *, ranks: Mapping[str, int] | None = None
+) -> None:
     """Freeze the chunks and adapt what `lora.target_modules` names; every rank calls it.
 
+    `ranks` are those of linears, by name, whose adapters have more rows than `lora.rank`.
     A begins at zero here, and B: `fill_adapters` gives them their first values. Raises TargetError
     naming what matches nothing on any rank, and what there is.
     """
@@ -56,7 +59,8 @@ def attach_adapters(chunks: Sequence[Model], lora: LoraConfig) -> None:
         chunk.is_adapted = True
         for target in list(targets(chunk)):
             if any(_matches(target.name, pattern) for pattern in lora.target_modules):
-                _adapt(target, form, is_overlapped=lora.overlap)
+                own = replace(form, rank=(ranks or {}).get(target.name, form.rank))
+                _adapt(target, own, is_overlapped=lora.overlap)
         if lora.fused_mlp:
             _fuse_feed_forwards(chunk)
 

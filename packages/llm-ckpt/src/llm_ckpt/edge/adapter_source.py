@@ -1,0 +1,131 @@
+"""PEFT folders that a training run begins with: what `llm_train.adapter_sources` names."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llm_ckpt.arch import parse_arch
+from llm_ckpt.errors import CheckpointError
+from llm_ckpt.families import family_named
+from llm_ckpt.formats.peft import Adapter, read_adapter
+from llm_ckpt.formats.slab import Files
+from llm_ckpt.rules import Transposed
+from llm_ckpt.table import Entry, Table
+
+_SUFFIX = ".weight"
+
+_Part = tuple[Tensor, Tensor, Tensor | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFactors:
+    """A [R, in] and B [out, R] of a weight, DoRA's `lengths` [out], and which of B `learns`.
+
+    Where the Hugging Face modules of a weight have an A each, R is their number times the rank:
+    the rows of a module have the columns of its own A alone, and `learns` [out, R] says which
+    those are. It is None where all modules share one A.
+    """
+
+    a: Tensor
+    b: Tensor
+    lengths: Tensor | None
+    learns: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredAdapter:
+    """A PEFT folder under megatron-core's names of the weights that it adapts."""
+
+    adapter: Adapter
+    table: Table
+    rank: int
+    scaling: float
+
+    @property
+    def is_dora(self) -> bool:
+        """It has the lengths of rows too."""
+        return self.adapter.config.use_dora
+
+    def names(self) -> Sequence[str]:
+        """The adapted weights."""
+        adapted = self.adapter.low_rank
+        return [
+            name
+            for name, entry in self.table.entries.items()
+            if any(part.name in adapted for part in entry.parts)
+        ]
+
+    def read(self, name: str) -> StoredFactors:
+        """What the folder has for one of them."""
+        entry, files = self.table.entries[name], Files()
+        found = [self.adapter.low_rank.get(part.name) for part in entry.parts]
+        parts = [None if one is None else one.read(files) for one in found]
+        files.close()
+        given = [one for one in parts if one is not None]
+        is_whole = len(given) == len(parts)
+        if self.is_dora and not is_whole:
+            raise CheckpointError(
+                f"{self.adapter.folder}: DoRA of {len(given)} of the {len(parts)} modules that "
+                f"{name} is made of; want all of them, or none"
+            )
+        merge, arch = entry.rule.merge, self.table.arch
+        vectors = [one[2][:, None] for one in given if one[2] is not None]
+        lengths = merge(vectors, arch)[:, 0] if vectors else None
+        if is_whole and all(torch.equal(one[0], given[0][0]) for one in given):
+            b = merge([one[1] for one in given], arch)
+            return StoredFactors(a=given[0][0], b=b, lengths=lengths, learns=None)
+        a, columns, learns = _blocks(entry, parts, rank=self.rank)
+        return StoredFactors(
+            a=a, b=merge(columns, arch), lengths=lengths, learns=merge(learns, arch)
+        )
+
+
+def open_adapter(folder: Path, *, arch: Mapping[str, object]) -> StoredAdapter:
+    """A PEFT folder for the model of an arch.json document.
+
+    Raises CheckpointError where it adapts what the model does not have, in several ranks or
+    scalings, or replaces weights whole.
+    """
+    adapter, model = read_adapter(folder), parse_arch(dict(arch), where="arch.json")
+    table = family_named(model.family, where="arch.json").table(model)
+    if adapter.replaced or adapter.config.fan_in_fan_out:
+        what = sorted(adapter.replaced)[:1] or ["fan_in_fan_out"]
+        raise CheckpointError(f"{folder}: {what[0]}: only adapters of linears can be gone on with")
+    rules = {part.name: entry.rule for entry in table.entries.values() for part in entry.parts}
+    for name in sorted(adapter.low_rank):
+        if name not in rules:
+            raise CheckpointError(f"{folder}: {name} is not in the model ({model.family})")
+        if isinstance(rules[name], Transposed):
+            raise CheckpointError(f"{folder}: {name} lies transposed, which is not built")
+    ranks = {one.a.shape[0] for one in adapter.low_rank.values()}
+    scalings = {
+        adapter.config.scaling(name.removesuffix(_SUFFIX), one.a.shape[0])
+        for name, one in adapter.low_rank.items()
+    }
+    for what, values in (("rank", ranks), ("scaling", scalings)):
+        if len(values) > 1:
+            raise CheckpointError(f"{folder}: has {what}s {sorted(values)}; want one")
+    return StoredAdapter(adapter=adapter, table=table, rank=ranks.pop(), scaling=scalings.pop())
+
+
+def _blocks(
+    entry: Entry, parts: Sequence[_Part | None], *, rank: int
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """One A of all modules, and for each its rows of B and of `learns`; zeros for one without."""
+    first = next(one for one in parts if one is not None)[0]
+    rows: list[Tensor] = []
+    columns: list[Tensor] = []
+    learns: list[Tensor] = []
+    for index, (part, one) in enumerate(zip(entry.parts, parts, strict=True)):
+        wide = first.new_zeros(part.shape[0], rank * len(parts))
+        mine = torch.zeros_like(wide, dtype=torch.bool)
+        block = slice(index * rank, (index + 1) * rank)
+        if one is not None:
+            wide[:, block], mine[:, block] = one[1], True
+        rows.append(torch.zeros_like(first) if one is None else one[0])
+        columns.append(wide)
+        learns.append(mine)
+    return torch.cat(rows), columns, learns

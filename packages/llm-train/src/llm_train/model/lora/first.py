@@ -1,0 +1,126 @@
+"""Adapters that begin as those of a PEFT folder: another run's, or peft's own."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.distributed as dist
+
+from llm_train.interfaces import AdapterFactors, AdapterSource
+from llm_train.model.build import Model
+from llm_train.model.lora.pieces import Held
+from llm_train.model.lora.tensors import adapter_tensors
+
+_EMBEDDING = "embedding."
+
+
+class AdapterError(ValueError):
+    """A PEFT folder that is not for this run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstAdapter:
+    """What a run's adapters begin as; `base_digest` is of the base they are for, if known."""
+
+    folder: Path
+    source: AdapterSource
+    base_digest: str | None
+
+    @cached_property
+    def ranks(self) -> Mapping[str, int]:
+        """Rows of A by name of the adapted linear: more where its modules have an A each."""
+        return {
+            name.removesuffix(".weight"): self.source.read(name).a.shape[0]
+            for name in self.source.names()
+        }
+
+    def refuse_other_base(self, digest: str) -> None:
+        """Raise AdapterError when it is known to be for another base than the one with `digest`."""
+        if self.base_digest not in (None, digest):
+            raise AdapterError(
+                f"lora.load={self.folder}: is for a base with digest {self.base_digest[:12]}…, "  # pyright: ignore[reportOptionalSubscript]  # not None, or it would be among both
+                f"model.load has {digest[:12]}…; want that base"
+            )
+
+
+@torch.no_grad()
+def begin_as(chunks: Sequence[Model], first: FirstAdapter) -> None:
+    """Fill attached adapters; every rank calls it. Raises AdapterError unless all have their own.
+
+    Of modules with an A each, what lies outside their own columns of B is zero and stays so.
+    """
+    there = {name.removesuffix(".weight") for name in first.source.names()}
+    used = set[str]()
+    for chunk in chunks:
+        for held in adapter_tensors(chunk):
+            used |= {_split(piece.key)[0] for piece in held.pieces}
+            _refuse_missing(held, there, first.folder)
+            _fill(held, first)
+    everywhere: list[set[str]] = [set()] * dist.get_world_size()
+    dist.all_gather_object(everywhere, used)
+    if left := sorted(there.difference(*everywhere)):
+        raise AdapterError(
+            f"lora.load={first.folder}: adapts {len(left)} linears that lora.target_modules does "
+            f"not, {left[0]} the first; want all of them there"
+        )
+
+
+def _fill(held: Held, first: FirstAdapter) -> None:
+    learns = torch.ones(held.tensor.shape, dtype=torch.bool, device=held.tensor.device)
+    is_masked = False
+    for piece in held.pieces:
+        name, side = _split(piece.key)
+        factors = first.source.read(f"{name}.weight")
+        whole = _SIDES[side](factors, name)
+        if tuple(whole.shape) != piece.shape:
+            raise AdapterError(
+                f"lora.load={first.folder}: {piece.key} has shape {tuple(whole.shape)}, this run "
+                f"wants {piece.shape}"
+            )
+        mine = held.tensor[piece.index]
+        place = tuple(
+            slice(start, start + count)
+            for start, count in zip(piece.offset, mine.shape, strict=True)
+        )
+        mine.copy_(whole[place])
+        if side == "lora_B" and factors.learns is not None:
+            learns[piece.index] = factors.learns[place].to(learns.device)
+            is_masked = True
+    if is_masked:
+        held.tensor.register_hook(partial(torch.mul, learns))
+
+
+def _refuse_missing(held: Held, there: set[str], folder: Path) -> None:
+    for piece in held.pieces:
+        name, _ = _split(piece.key)
+        if name not in there:
+            raise AdapterError(
+                f"lora.load={folder}: has no adapter of {name}, which lora.target_modules names"
+            )
+
+
+def _split(key: str) -> tuple[str, str]:
+    name, _, side = key.rpartition(".")
+    return name, side
+
+
+def _a(factors: AdapterFactors, name: str) -> torch.Tensor:
+    return factors.b.t() if name.startswith(_EMBEDDING) else factors.a
+
+
+def _b(factors: AdapterFactors, name: str) -> torch.Tensor:
+    return factors.a.t() if name.startswith(_EMBEDDING) else factors.b
+
+
+def _lengths(factors: AdapterFactors, _name: str) -> torch.Tensor:
+    return cast("torch.Tensor", factors.lengths)
+
+
+_SIDES: Mapping[str, Callable[[AdapterFactors, str], torch.Tensor]] = {
+    "lora_A": _a,
+    "lora_B": _b,
+    "lora_magnitude": _lengths,
+}

@@ -1,0 +1,156 @@
+"""Runs that begin with a PEFT folder go on as peft itself would, or say why they cannot."""
+
+import json
+import shutil
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from ckpt_models import build_model
+from fork_ranks import RankError, run_ranks
+from llm_train.edge import checkpoint_files
+from sft_data import IGNORED, make_chats, write_samples
+
+CHATS = make_chats(6)
+LINEARS = ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
+STEPS, RATE, EPS = 2, 1e-2, 1e-2
+# No key has one: of the three modules of a weight two have adapters, each with an A of its own.
+MODULES = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    build_model("qwen3", num_hidden_layers=2).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made_by_peft(base, tmp_path_factory):
+    """Adapters with random A and B."""
+    torch.manual_seed(0)
+    settings = peft.LoraConfig(
+        r=4, lora_alpha=12, target_modules=MODULES, init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    folder = tmp_path_factory.mktemp("peft")
+    peft.get_peft_model(model, settings).save_pretrained(folder)
+    return folder
+
+
+def trained_by_peft(base, adapter):
+    """Losses of two steps over all samples, and the adapter's tensors behind them."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    model = peft.PeftModel.from_pretrained(model, adapter, is_trainable=True)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    adam = torch.optim.AdamW(learning, lr=RATE, betas=(0.9, 0.95), eps=EPS, weight_decay=0.0)
+    count = sum(label != IGNORED for _, labels in CHATS for label in labels[1:])
+    losses = []
+    for _ in range(STEPS):
+        adam.zero_grad()
+        total = 0.0
+        for ids, labels in CHATS:
+            ids, labels = torch.tensor([ids]), torch.tensor([labels])
+            out = model(input_ids=ids, labels=labels, num_items_in_batch=torch.tensor(count))
+            out.loss.backward()
+            total += out.loss.item()
+        adam.step()
+        losses.append(total)
+    return losses, peft.get_peft_model_state_dict(model)
+
+
+def document_of(base, data, save, load, **lora):
+    return {
+        "stage": "sft",
+        "model": {"load": str(base)},
+        "data": {"train": [str(data)]},
+        "train": {"max_steps": STEPS, "seq_length": 48, "global_batch_size": len(CHATS)},
+        "optimizer": {
+            "lr": RATE,
+            "eps": EPS,
+            "weight_decay": 0.0,
+            "clip_grad": 0.0,
+            "decay": "constant",
+        },
+        "lora": {"rank": 4, "alpha": 12, "target_modules": LINEARS, "load": str(load), **lora},
+        "save": {"path": str(save)},
+        "device": "cpu",
+    }
+
+
+def train(document, world_size=1):
+    """The losses of a run, and the adapter that it wrote."""
+
+    def rank(_rank):
+        from llm_train.config_parse import parse
+        from llm_train.edge.run import run
+
+        run(parse(document, [], "test"))
+
+    run_ranks(rank, world_size)
+    root = Path(document["save"]["path"])
+    lines = map(json.loads, (root / "metrics.jsonl").read_text().splitlines())
+    steps = document["train"]["max_steps"]
+    folder = checkpoint_files.adapter_folder(root, steps)
+    return [line["loss"] for line in lines], load_file(folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_run_goes_on_as_peft_would(tp, base, made_by_peft, tmp_path):
+    data = write_samples(tmp_path / "data", CHATS)
+    made = document_of(base, data, tmp_path / "run", made_by_peft)
+    losses, tensors = train(made | {"parallel": {"tp": tp}}, tp)
+    wanted_losses, wanted = trained_by_peft(base, made_by_peft)
+    assert losses == pytest.approx(wanted_losses, abs=1e-5)
+    assert tensors.keys() == wanted.keys()
+    before = load_file(made_by_peft / "adapter_model.safetensors")
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(tensors[name], tensor, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(tensor, before[name], atol=1e-4)
+
+
+def test_a_run_goes_on_with_the_adapter_of_another_for_its_base_alone(base, tmp_path):
+    """Of one A for the modules of a weight, as our own runs have; its moments begin anew."""
+    data = write_samples(tmp_path / "data", CHATS)
+    first = document_of(base, data, tmp_path / "first", None, dora=True)
+    first["lora"]["load"] = None
+    train(first)
+    adapter = checkpoint_files.adapter_folder(tmp_path / "first", STEPS)
+    second = document_of(base, data, tmp_path / "second", adapter, dora=True)
+    losses, tensors = train(second)
+    wanted_losses, wanted = trained_by_peft(base, adapter)
+    assert losses[0] == pytest.approx(wanted_losses[0], abs=1e-5)
+    assert tensors.keys() == wanted.keys()
+
+    build_model("qwen3", num_hidden_layers=2, seed=1).save_pretrained(tmp_path / "other")
+    other = document_of(tmp_path / "other", data, tmp_path / "third", adapter, dora=True)
+    with pytest.raises(RankError, match=r"lora.load=.*is for a base with digest \w{12}…, model"):
+        train(other)
+    # Of peft's own folders the base is not known: this one begins.
+    plain = shutil.copytree(adapter, tmp_path / "plain")
+    (plain / "llm_train.json").unlink()
+    train(document_of(tmp_path / "other", data, tmp_path / "fourth", plain, dora=True))
+
+
+def test_a_folder_that_says_otherwise_is_refused(base, made_by_peft, tmp_path):
+    data = write_samples(tmp_path / "data", CHATS)
+    for lora, message in (
+        ({"rank": 8, "alpha": 24}, "its rank is 4, this run's lora has 8"),
+        ({"alpha": 4}, r"its alpha / rank \(or √rank\) is 3.0, this run's lora has 1.0"),
+        ({"dora": True}, "its dora is False, this run's lora has True"),
+        (
+            {"target_modules": ["linear_qkv"]},
+            "adapts 6 linears that lora.target_modules does not, decoder.layers.0.mlp.linear_fc1",
+        ),
+        (
+            {"target_modules": [*LINEARS, "output_layer"]},
+            "has no adapter of output_layer, which lora.target_modules names",
+        ),
+    ):
+        made = document_of(base, data, tmp_path / "run", made_by_peft, **lora)
+        with pytest.raises(RankError, match=message):
+            train(made)
