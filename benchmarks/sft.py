@@ -1,6 +1,6 @@
 """Fine-tuning: packed rows against padded ones, TRL's SFTTrainer, memory of adapters.
 
-All take the same conversations, of lengths like Alpaca's (log-normal, median 85 tokens), once
+All take the same conversations, of lengths like Alpaca's (log-normal, median 60 words), once
 through. Speed is useful tokens (padding is none) over seconds, of the whole epoch: short batches
 are quick, and a median of steps would hide the few that a long conversation makes slow. Padded are
 they to the longest of their batch of 8, ours and TRL's, and once to the row, as MindSpeed-LLM and
@@ -16,12 +16,14 @@ a machine that does other work: CPU seconds.
 
 import argparse
 import json
+import math
 import os
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,8 +72,7 @@ def make_inputs(folder, model, count):
     rng = random.Random(0)
     names = sorted({w for p in corpus.glob("*.py") for w in p.read_text().split() if w.isalpha()})
     with (folder / "chats.jsonl").open("w") as file:
-        for _ in range(count):
-            length = int(min(LONGEST, max(8, rng.lognormvariate(0.0, SPREAD) * MEDIAN_WORDS)))
+        for length in words_of(count):
             text = rng.choices(names, k=length)
             turns = [
                 {"role": "user", "content": " ".join(text[: length // 3])},
@@ -84,8 +85,16 @@ def make_inputs(folder, model, count):
     run("llm-data", *base, "--pack", "--output", folder / "packed")
 
 
+def words_of(count):
+    """Lengths in words: the quantiles of their distribution, so that few spread like many."""
+    normal = statistics.NormalDist(0.0, SPREAD)
+    quantiles = (normal.inv_cdf((i + 0.5) / count) for i in range(count))
+    return [int(min(LONGEST, max(8, math.exp(z) * MEDIAN_WORDS))) for z in quantiles]
+
+
 def rows_of(prefix):
     """Ids and labels of every row of a dataset of llm-data."""
+    warnings.simplefilter("ignore")  # megatron-core's, of what is not installed
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     ids, labels = (
