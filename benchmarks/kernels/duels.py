@@ -152,7 +152,7 @@ LOSSES = (
     Duel(
         "linear_cross_entropy",
         _output_layer,
-        lambda x, w, targets: (backend("linear_cross_entropy")(x, w, targets).sum(),),
+        lambda x, w, targets: (backend("linear_cross_entropy")(x, w, targets, reduction="sum"),),
         lambda liger, x, w, targets: (
             liger.liger_fused_linear_cross_entropy(x, w, targets, reduction="sum"),
         ),

@@ -133,6 +133,12 @@ WRONG = {
         {},
         "hidden is float32 but weight bfloat16",
     ),
+    "linear-reduction": (
+        "linear_cross_entropy",
+        (ones(4, 3), ones(9, 3), torch.zeros(4, dtype=torch.int64)),
+        {"reduction": "mean"},
+        "reduction is 'mean', want one of none, sum",
+    ),
     "linear-shape": (
         "linear_cross_entropy",
         (ones(4, 3), ones(9, 5), torch.zeros(4, dtype=torch.int64)),

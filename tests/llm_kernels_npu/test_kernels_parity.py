@@ -5,6 +5,8 @@ import torch
 
 from llm_kernels_npu.cases import bench_cases, check_cases
 from llm_kernels_npu.edge.device import present
+from llm_kernels_npu.ops.linear_cross_entropy import chunks
+from llm_kernels_npu.ops.linear_cross_entropy.cases import case as linear_case
 from llm_kernels_npu.parity import Result, arguments, as_tuple, compare, make, poisoned
 from llm_kernels_npu.registry import OPERATORS
 from llm_kernels_npu.select import availability, load
@@ -122,20 +124,19 @@ def test_poison_is_undone():
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_linear_cross_entropy_in_several_chunks_equals_reference(seed, monkeypatch):
-    import importlib
-
-    chunked = importlib.import_module("llm_kernels_npu.ops.linear_cross_entropy.torch")
-    monkeypatch.setattr(chunked, "_MIN_CHUNK_ROWS", 4)
-    case = check_cases("linear_cross_entropy")[1]
-    rows = case.build(torch.Generator())[0].shape[0]
-    assert chunked.chunk_rows(rows, hidden_size=24, vocab_size=211) * 3 < rows
-    result = compare("linear_cross_entropy", "torch", case, device="cpu", dtype=torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_linear_cross_entropy_in_several_chunks_equals_reference(reduction, dtype, monkeypatch):
+    monkeypatch.setattr(chunks, "_MIN_CHUNK_ROWS", 4)
+    assert chunks.chunk_rows(130, hidden_size=24, vocab_size=211) * 3 < 130
+    case = linear_case(130, 24, 211, reduction=reduction)
+    result = compare("linear_cross_entropy", "torch", case, device="cpu", dtype=dtype)
     assert isinstance(result, Result)
     assert result.passed, result.worst
 
 
-def test_linear_cross_entropy_never_holds_all_logits():
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_linear_cross_entropy_never_holds_all_logits(reduction):
     """1024 rows x 32768 words in float32 are 128 MiB; no tensor near that is made."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -152,7 +153,7 @@ def test_linear_cross_entropy_never_holds_all_logits():
     weight = torch.randn(32768, 8, requires_grad=True)
     with Largest() as largest:
         losses = load("linear_cross_entropy", "torch")[0](
-            hidden, weight, torch.zeros(1024, dtype=torch.int64)
+            hidden, weight, torch.zeros(1024, dtype=torch.int64), reduction=reduction
         )
         losses.sum().backward()
     assert largest.numel <= 1024 * 32768 // 4

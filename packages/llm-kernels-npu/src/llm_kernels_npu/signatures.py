@@ -47,11 +47,21 @@ class CrossEntropy(Protocol):
         ...
 
 
+Reduction = Literal["none", "sum"]
+"""A loss a row, or the sum of them."""
+
+
 class LinearCrossEntropy(Protocol):
-    """Loss of each row of `hidden @ weight.T`, without holding all logits."""
+    """Loss of each row of `hidden @ weight.T`, or their sum, without holding all logits."""
 
     def __call__(
-        self, hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        *,
+        ignore_index: int = -100,
+        reduction: Reduction = "none",
     ) -> Tensor:
         """Compute it; see the class."""
         ...

@@ -7,17 +7,31 @@ from torch import Tensor
 
 from llm_kernels_npu.case import BenchSize, Case, label
 from llm_kernels_npu.ops.cross_entropy.cases import targets
+from llm_kernels_npu.signatures import Reduction
 
 
-def case(rows: int, hidden: int, vocab: int, *, ignore_every: int = 3, **options: int) -> Case:
+def case(
+    rows: int,
+    hidden: int,
+    vocab: int,
+    *,
+    ignore_every: int = 3,
+    ignore_index: int = -100,
+    reduction: Reduction = "none",
+) -> Case:
     """Hidden states [N, H] and an output layer [V, H]; every n-th target is the ignored one."""
 
     def build(seed: torch.Generator) -> tuple[Tensor, ...]:
         x = torch.randn(rows, hidden, generator=seed)
         weight = torch.randn(vocab, hidden, generator=seed) / math.sqrt(hidden)
-        return x, weight, targets(rows, vocab, ignore_every=ignore_every, seed=seed, **options)
+        drawn = targets(
+            rows, vocab, ignore_every=ignore_every, ignore_index=ignore_index, seed=seed
+        )
+        return x, weight, drawn
 
-    name = label((rows, hidden, vocab), ignore_every=ignore_every, **options)
+    options: dict[str, int | str] = {"ignore_index": ignore_index, "reduction": reduction}
+    unusual = {key: value for key, value in options.items() if value not in (-100, "none")}
+    name = label((rows, hidden, vocab), ignore_every=ignore_every, **unusual)
     return Case(name=name, build=build, options=options, differentiable=2)
 
 
@@ -26,9 +40,12 @@ CHECK = (
     case(130, 24, 211),
     case(5, 8, 17, ignore_every=1),
     case(8, 4, 17, ignore_index=5),
+    case(7, 16, 33, reduction="sum"),
+    case(300, 24, 211, reduction="sum"),
+    case(5, 8, 17, ignore_every=1, reduction="sum"),
 )
 
 
 def bench(size: BenchSize) -> Case:
-    """The output layer of a batch."""
-    return case(size.tokens, size.hidden, size.vocab)
+    """The output layer of a batch, as training calls it."""
+    return case(size.tokens, size.hidden, size.vocab, reduction="sum")

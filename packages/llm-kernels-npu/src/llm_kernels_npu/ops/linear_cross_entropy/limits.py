@@ -2,17 +2,28 @@
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from llm_kernels_npu.ops.checks import FLOATS, alike, floating, short, together, triton_floating
+from llm_kernels_npu.signatures import Reduction
+
+_REDUCTIONS = get_args(Reduction)
 
 
 def _any_device(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "none",
 ) -> str | None:
     del ignore_index
+    if reduction not in _REDUCTIONS:
+        return f"reduction is {reduction!r}, want one of {', '.join(_REDUCTIONS)}"
     hidden_shape, weight_shape = hidden.shape, weight.shape
     if len(hidden_shape) != 2 or len(weight_shape) != 2 or hidden_shape[1] != weight_shape[1]:
         return (
@@ -38,9 +49,14 @@ def _any_device(
 
 
 def _triton(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "none",
 ) -> str | None:
-    reason = _any_device(hidden, weight, targets, ignore_index=ignore_index)
+    reason = _any_device(hidden, weight, targets, ignore_index=ignore_index, reduction=reduction)
     if reason is None and weight.shape[0] == 0:
         reason = f"weight of shape {tuple(weight.shape)} has no words"
     return reason or triton_floating("hidden", hidden)

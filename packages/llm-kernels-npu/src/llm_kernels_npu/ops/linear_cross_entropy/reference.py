@@ -4,15 +4,22 @@ from torch import Tensor
 
 from llm_kernels_npu.ops.checks import wide
 from llm_kernels_npu.ops.cross_entropy.reference import cross_entropy
+from llm_kernels_npu.signatures import Reduction
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int = -100,
+    reduction: Reduction = "none",
 ) -> Tensor:
-    """`cross_entropy(hidden @ weight.T, targets)`.
+    """`cross_entropy(hidden @ weight.T, targets)`, or its sum over the rows.
 
-    hidden [N, H], weight [V, H], targets [N] int64 → [N] float32 (float64 for float64).
-    All in float32, the product too.
+    hidden [N, H], weight [V, H], targets [N] int64 → [N] or, for `reduction="sum"`, [], float32
+    (float64 for float64). All in float32, the product too.
     """
     logits = wide(hidden) @ wide(weight).T
-    return cross_entropy(logits, targets, ignore_index=ignore_index)
+    losses = cross_entropy(logits, targets, ignore_index=ignore_index)
+    return losses.sum() if reduction == "sum" else losses

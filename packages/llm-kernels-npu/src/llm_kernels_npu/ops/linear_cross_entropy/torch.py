@@ -1,6 +1,6 @@
-"""linear_cross_entropy over chunks of rows; the backward computes each chunk's logits again."""
+"""linear_cross_entropy over chunks of rows; by row, the backward computes their logits again."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -9,22 +9,37 @@ from torch.autograd.function import once_differentiable
 
 from llm_kernels_npu.ops.autograd import Context
 from llm_kernels_npu.ops.checks import wide
-
-_MIN_CHUNK_ROWS = 256
+from llm_kernels_npu.ops.linear_cross_entropy.chunks import add_outer, chunks
+from llm_kernels_npu.ops.linear_cross_entropy.summed import is_made_in_forward, summed
+from llm_kernels_npu.signatures import Reduction
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int = -100,
+    reduction: Reduction = "none",
 ) -> Tensor:
     """See `reference.linear_cross_entropy`; the product is made in hidden's dtype."""
+    if reduction == "sum" and is_made_in_forward(hidden, weight):
+        return summed(_losses_and_slopes, hidden, weight, targets, ignore_index=ignore_index)
     # torch leaves `apply` untyped.
     run = cast(Callable[..., Tensor], _Chunked.apply)  # pyright: ignore[reportUnknownMemberType]
-    return run(hidden, weight, targets, ignore_index)
+    losses = run(hidden, weight, targets, ignore_index)
+    return losses.sum() if reduction == "sum" else losses
 
 
-def chunk_rows(rows: int, *, hidden_size: int, vocab_size: int) -> int:
-    """Rows a chunk: as many as make its logits about as large as all of hidden."""
-    return max(_MIN_CHUNK_ROWS, rows * hidden_size // max(vocab_size, 1))
+def _losses_and_slopes(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    ignored = targets == ignore_index
+    picks = targets.masked_fill(ignored, 0)[:, None]
+    log_probabilities = torch.log_softmax(logits, dim=1, dtype=wide(logits[:0]).dtype)
+    losses = -log_probabilities.gather(1, picks)[:, 0]
+    slopes = log_probabilities.exp_()
+    slopes.scatter_add_(1, picks, slopes.new_full(picks.shape, -1.0))
+    slopes.masked_fill_(ignored[:, None], 0.0)
+    return losses.masked_fill_(ignored, 0.0), slopes.to(logits.dtype)
 
 
 class _Chunked(torch.autograd.Function):
@@ -52,7 +67,6 @@ class _Chunked(torch.autograd.Function):
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         row_grad = grad.masked_fill(ignored, 0.0)[:, None]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        # Chunks add up in float32: in bfloat16 late chunks would vanish.
         grad_weight = torch.zeros_like(weight, dtype=totals.dtype) if needs_weight else None
         for rows in chunks(hidden, weight):
             slope = wide(hidden[rows] @ weight.T).sub_(totals[rows, None]).exp_()
@@ -61,15 +75,7 @@ class _Chunked(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[rows] = slope @ weight
             if grad_weight is not None:
-                grad_weight += slope.T @ hidden[rows]
+                add_outer(grad_weight, slope, hidden[rows])
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
         return grad_hidden, grad_weight, None, None
-
-
-def chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
-    """The rows of each chunk, first to last."""
-    rows, hidden_size = hidden.shape
-    step = chunk_rows(rows, hidden_size=hidden_size, vocab_size=weight.shape[0])
-    for start in range(0, rows, step):
-        yield slice(start, start + step)

@@ -1,6 +1,6 @@
 """linear_cross_entropy over chunks of rows, a chunk's logits turned into their gradient in place.
 
-The products are PyTorch's. The backward computes each chunk's logits again.
+The products are PyTorch's. By row, the backward computes each chunk's logits again.
 """
 
 from collections.abc import Callable
@@ -12,16 +12,34 @@ from torch.autograd.function import once_differentiable
 
 from llm_kernels_npu.ops.autograd import Context
 from llm_kernels_npu.ops.cross_entropy.triton import row_losses, write_slopes
-from llm_kernels_npu.ops.linear_cross_entropy.torch import chunks
+from llm_kernels_npu.ops.linear_cross_entropy.chunks import add_outer, chunks
+from llm_kernels_npu.ops.linear_cross_entropy.summed import is_made_in_forward, summed
+from llm_kernels_npu.signatures import Reduction
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int = -100,
+    reduction: Reduction = "none",
 ) -> Tensor:
     """See `reference.linear_cross_entropy`; the product is made in hidden's dtype."""
+    targets = targets.contiguous()
+    if reduction == "sum" and is_made_in_forward(hidden, weight):
+        return summed(_losses_and_slopes, hidden, weight, targets, ignore_index=ignore_index)
     # torch leaves `apply` untyped.
     run = cast(Callable[..., Tensor], _Chunked.apply)  # pyright: ignore[reportUnknownMemberType]
-    return run(hidden, weight, targets, ignore_index)
+    losses = run(hidden, weight, targets, ignore_index)
+    return losses.sum() if reduction == "sum" else losses
+
+
+def _losses_and_slopes(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    losses, totals = row_losses(logits, targets, ignore_index=ignore_index)
+    ones = torch.ones_like(losses)
+    write_slopes(logits, targets, totals, ones, out=logits, ignore_index=ignore_index)
+    return losses, logits
 
 
 class _LossContext(Context, Protocol):
@@ -33,7 +51,6 @@ class _Chunked(torch.autograd.Function):
     def forward(
         ctx: _LossContext, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int
     ) -> Tensor:
-        targets = targets.contiguous()
         losses = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
         totals = torch.empty_like(losses)
         for rows in chunks(hidden, weight):
@@ -52,7 +69,6 @@ class _Chunked(torch.autograd.Function):
         hidden, weight, targets, totals = ctx.saved_tensors
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        # Chunks add up in float32: in bfloat16 late chunks would vanish.
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         for rows in chunks(hidden, weight):
             slope = hidden[rows] @ weight.T
@@ -67,7 +83,7 @@ class _Chunked(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[rows] = slope @ weight
             if grad_weight is not None:
-                grad_weight += slope.T @ hidden[rows]
+                add_outer(grad_weight, slope, hidden[rows])
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
         return grad_hidden, grad_weight, None, None
