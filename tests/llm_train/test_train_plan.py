@@ -39,6 +39,9 @@ MODELS = (
     "glm_moe_dsa-borrowing",
     "longcat_flash",
     "hunyuan-large",
+    "gpt_oss",
+    "phimoe",
+    "bloom",
 )
 
 
@@ -73,7 +76,7 @@ def run_config(**sections):
 
 
 def built_counts(arch, layouts):
-    """Parameters on every rank of the models that llm-train builds, two ranks each."""
+    """Parameters by name on every rank of the models that llm-train builds, two ranks each."""
 
     def rank(_rank):
         import torch
@@ -84,12 +87,16 @@ def built_counts(arch, layouts):
         found = []
         with device_session(DeviceKind.CPU):
             from llm_train.model.build import build_chunks, transformer_config
+            from llm_train.model.names import named_tensors
 
             for parallel in layouts:
                 with model_parallel(parallel, seed=1):
                     config = transformer_config(arch, parallel, dtype=torch.float32)
-                    chunks = build_chunks(arch, config)
-                    found.append(sum(p.numel() for chunk in chunks for p in chunk.parameters()))
+                    every = [one for c in build_chunks(arch, config) for one in named_tensors(c)]
+                    parameters = (
+                        one for one in every if isinstance(one.tensor, torch.nn.Parameter)
+                    )
+                    found.append({one.name: one.tensor.numel() for one in parameters})
         return found
 
     return run_ranks(rank, 2)
@@ -113,7 +120,11 @@ def test_parameters_of_every_rank_are_those_of_the_built_model(name, tmp_path):
         held = stage_parameters(arch, parallel, vocab_rows=rows)
         for rank in (0, 1):
             stage = held[rank if parallel.pp == 2 else 0]
-            assert sum(one.local for one in stage) == found[rank][index], (parallel, rank)
+            built = found[rank][index]
+            assert {name for one in stage for name in one.names} >= built.keys()
+            assert sum(one.local for one in stage) == sum(built.values()), (parallel, rank)
+            for one in stage:
+                assert sum(built.get(name, 0) for name in one.names) == one.local, one.names
 
 
 def allocated(document):
@@ -152,24 +163,34 @@ def allocated(document):
                     state += sum(one.nbytes for one in tensors)
             return (
                 sum(p.nbytes for p in weights),
-                sum(p.main_grad.nbytes for p in weights),
+                sum(p.main_grad.nbytes for p in weights if p.requires_grad),
                 state,
             )
 
     return run_ranks(rank, 2)
 
 
-@pytest.mark.parametrize(("precision", "distributed"), [("bf16", True), ("fp32", False)])
+@pytest.mark.parametrize(
+    ("precision", "distributed", "frozen"),
+    [
+        ("bf16", True, []),
+        ("fp32", False, []),
+        ("fp32", False, ["embedding.*", "*.local_experts.[0-2].linear_fc1.*", "*norm*"]),
+    ],
+)
 def test_memory_of_weights_gradients_and_optimizer_is_what_two_ranks_allocate(
-    precision, distributed, run_document, moe_arch
+    precision, distributed, frozen, run_document, moe_arch
 ):
+    run_document["optimizer"]["frozen"] = frozen
     run_document["model"]["arch"] = str(moe_arch)
     run_document["train"]["precision"] = precision
     run_document["train"]["micro_batch_size"] = 2
     run_document["optimizer"]["distributed"] = distributed
     found = allocated(run_document)
     arch = parse(json.loads(moe_arch.read_text()), where="test")
-    (memory,) = make_plan(RunConfig.model_validate(run_document), arch, 2).memory
+    plan = make_plan(RunConfig.model_validate(run_document), arch, 2)
+    (memory,) = plan.memory
+    assert (plan.trained_parameters < plan.total_parameters) == bool(frozen)
     for weights, gradients, _ in found:
         assert (memory.weights, memory.gradients) == (weights, gradients)
     # The distributed optimizer cuts its buffer in the middle, wherever a parameter ends.

@@ -10,8 +10,8 @@ from llm_train.config import RunConfig
 from llm_train.flops import training_flops
 from llm_train.placement import Chunk, chunks
 from llm_train.plan.adapters import stage_adapters
-from llm_train.plan.memory import Memory, stage_memory
-from llm_train.plan.parameters import ADAPTED, Kind, Parameters, stage_parameters
+from llm_train.plan.memory import Memory, learning, stage_memory
+from llm_train.plan.parameters import Kind, Parameters, stage_parameters
 
 __all__ = ["Kind", "Memory", "Parameters", "Plan", "make_plan"]
 
@@ -21,13 +21,14 @@ class Plan:
     """A run on its ranks. `parameters` and `memory` have an entry a stage, of one rank of it.
 
     `flops_per_token` are those of forward and backward; `bubble` is the part of a step in which a
-    stage has nothing to do.
+    stage has nothing to do. `trained_parameters` are those of the whole model that change.
     """
 
     layout: check.Layout
     chunks: tuple[Chunk, ...]
     parameters: tuple[tuple[Parameters, ...], ...]
     memory: tuple[Memory, ...]
+    trained_parameters: int
     active_parameters: int
     flops_per_token: float
     bubble: float
@@ -37,13 +38,6 @@ class Plan:
         """Of the whole model, each weight once."""
         held = [one for stage in self.parameters for one in stage]
         return sum(one.total for one in held if not one.is_copy)
-
-    @property
-    def trained_parameters(self) -> int:
-        """Those that change: all, or of a run with adapters these alone."""
-        held = [one for stage in self.parameters for one in stage if not one.is_copy]
-        adapters = sum(one.total for one in held if one.kind in ADAPTED)
-        return adapters or self.total_parameters
 
     @property
     def flops_per_step(self) -> float:
@@ -70,6 +64,7 @@ def make_plan(config: RunConfig, arch: Arch, world_size: int) -> Plan:
         chunks=chunks(parallel, arch.num_layers),
         parameters=tuple(tuple(stage) for stage in held),
         memory=tuple(stage_memory(config, arch, layout, held, vocab_rows=vocab_rows)),
+        trained_parameters=_trained(config, held),
         active_parameters=_active(arch, held),
         flops_per_token=training_flops(
             arch,
@@ -83,6 +78,12 @@ def make_plan(config: RunConfig, arch: Arch, world_size: int) -> Plan:
 def bubble(pp: int, vpp: int, micro_batches: int) -> float:
     """(pp − 1) / (m · vpp + pp − 1): arXiv 2104.04473, section 2.2, as a part of the whole step."""
     return (pp - 1) / (micro_batches * vpp + pp - 1)
+
+
+def _trained(config: RunConfig, held: list[list[Parameters]]) -> int:
+    """Each weight once."""
+    learned = [one for stage in held for one in learning(config, stage)]
+    return sum(one.total for one in learned if not one.is_copy)
 
 
 def _active(arch: Arch, held: list[list[Parameters]]) -> int:

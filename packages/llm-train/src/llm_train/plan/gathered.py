@@ -41,11 +41,14 @@ def _layers(config: RunConfig, arch: Arch, stage: int) -> list[int]:
     """Parameters of each layer of a stage, on a rank."""
     every, parallel = each_layer(arch), config.parallel
     found = [
-        layer_parameters(arch, every[index], parallel)
+        layer_parameters(arch, every[index], parallel, at=f"decoder.layers.{index}")
         for chunk in chunks(parallel, arch.num_layers)
         if chunk.stage == stage
         for index in chunk.layers
     ]
     if arch.mtp is not None and stage == parallel.pp - 1:
-        found += [prediction_parameters(arch, 1, parallel)] * arch.mtp.layers
+        found += [
+            prediction_parameters(arch, parallel, at=f"mtp.layers.{index}")
+            for index in range(arch.mtp.layers)
+        ]
     return [sum(one.local for one in layer) for layer in found]

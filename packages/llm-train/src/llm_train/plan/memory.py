@@ -79,15 +79,15 @@ def stage_memory(
     found: list[Memory] = []
     for stage, held in enumerate(parameters):
         kept, width_kept = _kept(config, layout, held), FP32 if config.parallel.fsdp else width
-        learning = [one for one in held if not _is_frozen(config, one)]
-        optimizer = _optimizer(config, layout, learning, width=width)
+        learned = learning(config, held)
+        optimizer = _optimizer(config, layout, learned, width=width)
         is_offloaded = config.memory.offload_optimizer
         is_last = stage == config.parallel.pp - 1
         found.append(
             Memory(
                 weights=kept * width_kept - _quantized_away(config, held, width=width),
                 gathered=gathered_bytes(config, arch, held, stage=stage, width=width),
-                gradients=_kept(config, layout, learning)
+                gradients=_kept(config, layout, learned)
                 * (FP32 if config.memory.gradients is KeptType.FP32 else width),
                 optimizer=0.0 if is_offloaded else optimizer,
                 activations=_activations(config, arch, layout, shapes, stage=stage),
@@ -97,6 +97,12 @@ def stage_memory(
             )
         )
     return found
+
+
+def learning(config: RunConfig, held: list[Parameters]) -> list[Parameters]:
+    """Those that have gradients and a state of the optimizer."""
+    frozen = config.optimizer.frozen
+    return [one.without(frozen) for one in held if not _is_frozen(config, one)]
 
 
 def _exchange(parallel: ParallelConfig) -> int | None:
@@ -119,7 +125,7 @@ def chunks_in_flight(config: RunConfig, micro_batches: int, stage: int) -> int:
 
 
 def _is_frozen(config: RunConfig, one: Parameters) -> bool:
-    """It has neither gradients nor a state."""
+    """None of it trains, whatever `optimizer.frozen` says."""
     if config.lora is not None:
         return one.kind not in ADAPTED
     return one.kind is Kind.INDEXER and config.train.indexer_loss_coeff == 0.0

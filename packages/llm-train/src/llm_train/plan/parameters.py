@@ -5,7 +5,8 @@ Shapes are those of megatron-core's local layer spec, with our modules in it (ll
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import fnmatch
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
@@ -33,25 +34,38 @@ class Kind(StrEnum):
 
 
 ADAPTED = (Kind.ADAPTERS, Kind.EXPERT_ADAPTERS)
+TABLE = "embedding.word_embeddings.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
     """Parameters of one kind: `total` in the whole model, `local` on a rank that holds them.
 
-    A `copy` is a second holder of a weight that another stage has: it counts on its rank, not in
-    the model.
+    `names` are those in the whole model of the tensors that they are, all of one size. A `copy` is
+    a second holder of a weight that another stage has: it counts on its rank, not in the model.
     """
 
     kind: Kind
     total: int
     local: int
+    names: tuple[str, ...] = ()
     is_copy: bool = False
 
     @property
     def is_expert(self) -> bool:
         """Spread by ep and etp, and replicated over what these leave."""
         return self.kind in (Kind.EXPERTS, Kind.EXPERT_ADAPTERS)
+
+    def without(self, globs: Sequence[str]) -> Parameters:
+        """Those whose name no glob matches; experts that it does are spread over ranks evenly."""
+        if not globs or not self.names:
+            return self
+        left = tuple(
+            name for name in self.names if not any(fnmatch.fnmatchcase(name, one) for one in globs)
+        )
+        share, whole = len(left), len(self.names)
+        total, local = self.total * share // whole, self.local * share // whole
+        return replace(self, names=left, total=total, local=local)
 
 
 def stage_parameters(
@@ -62,40 +76,57 @@ def stage_parameters(
     layers = each_layer(arch)
     for chunk in chunks(parallel, arch.num_layers):
         for index in chunk.layers:
-            stages[chunk.stage] += layer_parameters(arch, layers[index], parallel)
+            at = f"decoder.layers.{index}"
+            stages[chunk.stage] += layer_parameters(arch, layers[index], parallel, at=at)
     vocabulary = _Cut(parallel.tp, Kind.EMBEDDING)
-    table = vocabulary.split(vocab_rows * arch.hidden_size)
+    table = vocabulary.split(vocab_rows * arch.hidden_size, TABLE)
     stages[0] += [table, *_beside_embedding(arch)]
     head, last = stages[-1], replace(table, kind=Kind.HEAD)
     if not arch.tie_embeddings:
-        head.append(last)
+        head.append(replace(last, names=("output_layer.weight",)))
     elif parallel.pp > 1:
         head.append(replace(last, is_copy=True))
     if arch.output_bias:
-        head.append(_Cut(parallel.tp, Kind.HEAD).split(vocab_rows))
-    head.append(_norms(arch, 1))
+        head.append(_Cut(parallel.tp, Kind.HEAD).split(vocab_rows, "output_layer.bias"))
+    head.append(_norm(arch, "decoder.final_layernorm"))
     if arch.mtp is not None:
-        head += prediction_parameters(arch, arch.mtp.layers, parallel)
+        for index in range(arch.mtp.layers):
+            head += prediction_parameters(arch, parallel, at=f"mtp.layers.{index}")
         if parallel.pp > 1 and not arch.tie_embeddings:
             head.append(replace(table, is_copy=True))
     return stages
 
 
-def layer_parameters(arch: Arch, layer: Layer, parallel: ParallelConfig) -> list[Parameters]:
-    """One layer's."""
-    norms = {"pre": 1, "post": 1, "sandwich": 2}[arch.norm.placement]
-    return [
+def layer_parameters(
+    arch: Arch, layer: Layer, parallel: ParallelConfig, *, at: str
+) -> list[Parameters]:
+    """One layer's, by names under `at`."""
+    blocks = {
+        ("input_layernorm", "post_self_attn_layernorm"): layer.run.mixer,
+        ("pre_mlp_layernorm", "post_mlp_layernorm"): layer.run.feed_forward,
+    }
+    wanted = {"pre": (True, False), "post": (False, True), "sandwich": (True, True)}
+    found = [
         *_MIXERS[layer.run.mixer](arch, layer, parallel),
         *_FEED_FORWARDS[layer.run.feed_forward](arch, parallel),
-        _norms(arch, norms * layer.blocks),
+        *(
+            _norm(arch, name)
+            for names, block in blocks.items()
+            for name, is_there in zip(names, wanted[arch.norm.placement], strict=True)
+            if is_there and block != "none"
+        ),
     ]
+    return [replace(one, names=tuple(f"{at}.{name}" for name in one.names)) for one in found]
 
 
-def prediction_parameters(arch: Arch, layers: int, parallel: ParallelConfig) -> list[Parameters]:
-    """Each joins two normed vectors to one, and is a layer of the last kind with a norm behind."""
-    joined = _Cut(parallel.tp, Kind.PREDICTION).split(2 * arch.hidden_size**2)
-    one = [joined, _norms(arch, 3), *layer_parameters(arch, prediction_layer(arch), parallel)]
-    return layers * one
+def prediction_parameters(arch: Arch, parallel: ParallelConfig, *, at: str) -> list[Parameters]:
+    """It joins two normed vectors to one, and is a layer of the last kind with a norm behind."""
+    joined = _Cut(parallel.tp, Kind.PREDICTION).split(
+        2 * arch.hidden_size**2, f"{at}.eh_proj.weight"
+    )
+    norms = [_norm(arch, f"{at}.{name}") for name in ("enorm", "hnorm", "final_layernorm")]
+    inside = prediction_layer(arch)
+    return [joined, *norms, *layer_parameters(arch, inside, parallel, at=f"{at}.transformer_layer")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,39 +136,46 @@ class _Cut:
     ranks: int
     kind: Kind
 
-    def split(self, count: int) -> Parameters:
-        return Parameters(kind=self.kind, total=count, local=count // self.ranks)
+    def split(self, count: int, *names: str) -> Parameters:
+        return Parameters(kind=self.kind, total=count, local=count // self.ranks, names=names)
 
-    def whole(self, count: int) -> Parameters:
-        return Parameters(kind=self.kind, total=count, local=count)
+    def whole(self, count: int, *names: str) -> Parameters:
+        return Parameters(kind=self.kind, total=count, local=count, names=names)
 
 
-def _norms(arch: Arch, count: int) -> Parameters:
-    vectors = 2 if arch.norm.kind == "layer" else 1
-    return _Cut(1, Kind.NORMS).whole(count * vectors * arch.hidden_size)
+def _norm(arch: Arch, name: str) -> Parameters:
+    tensors = ("weight", "bias") if arch.norm.kind == "layer" else ("weight",)
+    count = len(tensors) * arch.hidden_size
+    return _Cut(1, Kind.NORMS).whole(count, *(f"{name}.{tensor}" for tensor in tensors))
 
 
 def _beside_embedding(arch: Arch) -> Iterator[Parameters]:
     if arch.position.kind == "learned":
-        yield _Cut(1, Kind.EMBEDDING).whole(arch.max_position_embeddings * arch.hidden_size)
+        count = arch.max_position_embeddings * arch.hidden_size
+        yield _Cut(1, Kind.EMBEDDING).whole(count, "embedding.position_embeddings.weight")
     if arch.embedding_norm:
-        yield _norms(arch, 1)
+        yield _norm(arch, "embedding.norm")
 
 
 def _attention(arch: Arch, layer: Layer, parallel: ParallelConfig) -> Iterator[Parameters]:
     assert arch.attention is not None
     one, hidden, cut = arch.attention, arch.hidden_size, _Cut(parallel.tp, Kind.MIXER)
-    width = one.heads * one.head_dim
+    width, at = one.heads * one.head_dim, "self_attention"
     rows = width if layer.borrows else query_key_value_rows(one)
-    yield cut.split(rows * hidden + (rows if one.qkv_bias else 0) + hidden * width)
+    first = f"{at}.linear_q" if layer.borrows else f"{at}.linear_qkv"
+    yield cut.split(rows * hidden, f"{first}.weight")
+    yield cut.split(hidden * width, f"{at}.linear_proj.weight")
+    if one.qkv_bias:
+        yield cut.split(rows, f"{first}.bias")
     if one.out_bias:
-        yield cut.whole(hidden)
+        yield cut.whole(hidden, f"{at}.linear_proj.bias")
     if one.qk_norm == "full":
-        yield cut.split(width + one.query_groups * one.head_dim)
+        yield cut.split(width, f"{at}.q_layernorm.weight")
+        yield cut.split(one.query_groups * one.head_dim, f"{at}.k_layernorm.weight")
     elif one.qk_norm != "none":
-        yield cut.whole(2 * one.head_dim)
+        yield cut.whole(2 * one.head_dim, f"{at}.q_layernorm.weight", f"{at}.k_layernorm.weight")
     if one.sinks:
-        yield cut.split(one.heads)
+        yield cut.split(one.heads, f"{at}.core_attention.softmax_offset")
 
 
 def query_key_value_rows(one: Attention) -> int:
@@ -149,49 +187,85 @@ def _latent(arch: Arch, layer: Layer, parallel: ParallelConfig) -> Iterator[Para
     """Down-projections and indexers are whole on every rank, heads are shared out."""
     assert arch.mla is not None
     one, hidden, cut = arch.mla, arch.hidden_size, _Cut(parallel.tp, Kind.MIXER)
-    query = one.heads * (one.qk_nope_head_dim + one.qk_rope_head_dim)
-    bias = 1 if one.down_bias else 0
+    query, at = one.heads * (one.qk_nope_head_dim + one.qk_rope_head_dim), "self_attention"
     if one.q_lora_rank is None:
-        yield cut.split(query * hidden)
+        yield cut.split(query * hidden, f"{at}.linear_q_proj.weight")
     else:
-        yield cut.whole(one.q_lora_rank * (hidden + bias) + one.q_lora_rank)
-        yield cut.split(query * one.q_lora_rank)
-    down = one.kv_lora_rank + one.qk_rope_head_dim
-    yield cut.whole(down * (hidden + bias) + one.kv_lora_rank)
-    yield cut.split(one.heads * (one.qk_nope_head_dim + one.v_head_dim) * one.kv_lora_rank)
-    yield cut.split(one.heads * one.v_head_dim * hidden)
+        yield from _down(one.q_lora_rank, arch, f"{at}.linear_q_down_proj")
+        yield cut.whole(one.q_lora_rank, f"{at}.q_layernorm.weight")
+        yield cut.split(query * one.q_lora_rank, f"{at}.linear_q_up_proj.weight")
+    yield from _down(one.kv_lora_rank + one.qk_rope_head_dim, arch, f"{at}.linear_kv_down_proj")
+    yield cut.whole(one.kv_lora_rank, f"{at}.kv_layernorm.weight")
+    up = one.heads * (one.qk_nope_head_dim + one.v_head_dim)
+    yield cut.split(up * one.kv_lora_rank, f"{at}.linear_kv_up_proj.weight")
+    yield cut.split(one.heads * one.v_head_dim * hidden, f"{at}.linear_proj.weight")
     if one.out_bias:
-        yield cut.whole(hidden)
+        yield cut.whole(hidden, f"{at}.linear_proj.bias")
     if one.indexer is not None and layer.chooses:
-        scorer, dim = one.indexer, one.indexer.head_dim
-        queries = (one.q_lora_rank or hidden) * scorer.heads * dim
-        yield _Cut(1, Kind.INDEXER).whole(queries + hidden * (dim + scorer.heads) + 2 * dim)
+        yield from _indexer(arch, f"{at}.core_attention.indexer")
+
+
+def _down(rows: int, arch: Arch, name: str) -> Iterator[Parameters]:
+    assert arch.mla is not None
+    yield _Cut(1, Kind.MIXER).whole(rows * arch.hidden_size, f"{name}.weight")
+    if arch.mla.down_bias:
+        yield _Cut(1, Kind.MIXER).whole(rows, f"{name}.bias")
+
+
+def _indexer(arch: Arch, at: str) -> Iterator[Parameters]:
+    assert arch.mla is not None
+    assert arch.mla.indexer is not None
+    scorer, dim, cut = arch.mla.indexer, arch.mla.indexer.head_dim, _Cut(1, Kind.INDEXER)
+    inputs = arch.mla.q_lora_rank or arch.hidden_size
+    yield cut.whole(inputs * scorer.heads * dim, f"{at}.linear_wq_b.weight")
+    yield cut.whole(arch.hidden_size * dim, f"{at}.linear_wk.weight")
+    yield cut.whole(arch.hidden_size * scorer.heads, f"{at}.linear_weights_proj.weight")
+    yield cut.whole(2 * dim, f"{at}.k_norm.weight", f"{at}.k_norm.bias")
 
 
 def _dense(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
     assert arch.mlp is not None
-    one, cut = arch.mlp, _Cut(parallel.tp, Kind.FEED_FORWARD)
-    up = (2 if one.gated else 1) * one.ffn_hidden_size
-    yield cut.split((up + one.ffn_hidden_size) * arch.hidden_size + (up if one.bias else 0))
-    if one.bias:
-        yield cut.whole(arch.hidden_size)
+    cut = _Cut(parallel.tp, Kind.FEED_FORWARD)
+    size, has_bias = arch.mlp.ffn_hidden_size, arch.mlp.bias
+    yield from _linears(arch, cut, "mlp", size=size, is_gated=arch.mlp.gated, has_bias=has_bias)
 
 
-def _experts(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
+def _linears(
+    arch: Arch, cut: _Cut, at: str, *, size: int, is_gated: bool, has_bias: bool
+) -> Iterator[Parameters]:
+    """The two of a feed-forward."""
+    up = (2 if is_gated else 1) * size
+    yield cut.split(up * arch.hidden_size, f"{at}.linear_fc1.weight")
+    yield cut.split(size * arch.hidden_size, f"{at}.linear_fc2.weight")
+    if has_bias:
+        yield cut.split(up, f"{at}.linear_fc1.bias")
+        yield cut.whole(arch.hidden_size, f"{at}.linear_fc2.bias")
+
+
+def _experts(arch: Arch, parallel: ParallelConfig, at: str = "mlp") -> Iterator[Parameters]:
     assert arch.moe is not None
     one, hidden, cut = arch.moe, arch.hidden_size, _Cut(parallel.tp, Kind.FEED_FORWARD)
     up = (2 if one.gated else 1) * one.ffn_hidden_size
-    elements = (up + one.ffn_hidden_size) * hidden + (up if one.bias else 0)
-    yield _Cut(parallel.ep * parallel.etp, Kind.EXPERTS).split(one.experts * elements)
+    spread = _Cut(parallel.ep * parallel.etp, Kind.EXPERTS)
+
+    def names(tensor: str) -> Iterator[str]:
+        return (f"{at}.experts.local_experts.{n}.{tensor}" for n in range(one.experts))
+
+    yield spread.split(one.experts * up * hidden, *names("linear_fc1.weight"))
+    yield spread.split(one.experts * one.ffn_hidden_size * hidden, *names("linear_fc2.weight"))
     if one.bias:
-        yield _Cut(parallel.ep, Kind.EXPERTS).split(one.experts * hidden)
+        yield spread.split(one.experts * up, *names("linear_fc1.bias"))
+        whole = _Cut(parallel.ep, Kind.EXPERTS)
+        yield whole.split(one.experts * hidden, *names("linear_fc2.bias"))
     choices = one.experts + one.router.zero_experts
-    yield cut.whole(choices * (hidden + (1 if one.router.linear_bias else 0)))
+    yield cut.whole(choices * hidden, f"{at}.router.weight")
+    if one.router.linear_bias:
+        yield cut.whole(choices, f"{at}.router.bias")
     if one.shared is not None:
-        size = one.shared.ffn_hidden_size
-        up = (2 if one.gated else 1) * size
-        yield cut.split((up + size) * hidden + (up if one.bias else 0))
-        yield cut.whole((hidden if one.bias else 0) + (hidden if one.shared.gated else 0))
+        inside, size = f"{at}.shared_experts", one.shared.ffn_hidden_size
+        yield from _linears(arch, cut, inside, size=size, is_gated=one.gated, has_bias=one.bias)
+        if one.shared.gated:
+            yield cut.whole(hidden, f"{inside}.gate_weight")
 
 
 def _delta_net(arch: Arch, _layer: Layer, parallel: ParallelConfig) -> Iterator[Parameters]:
@@ -199,27 +273,40 @@ def _delta_net(arch: Arch, _layer: Layer, parallel: ParallelConfig) -> Iterator[
     assert arch.gdn is not None
     one, hidden, cut = arch.gdn, arch.hidden_size, _Cut(parallel.tp, Kind.MIXER)
     keys, values = one.key_heads * one.key_head_dim, one.value_heads * one.value_head_dim
-    rows, mixed = 2 * keys + 2 * values + 2 * one.value_heads, 2 * keys + values
-    yield cut.split((rows + values) * hidden + mixed * one.conv_kernel + 2 * one.value_heads)
-    yield cut.whole(one.value_head_dim)
+    rows, mixed, at = (
+        2 * keys + 2 * values + 2 * one.value_heads,
+        2 * keys + values,
+        "self_attention",
+    )
+    yield cut.split(rows * hidden, f"{at}.in_proj.weight")
+    yield cut.split(values * hidden, f"{at}.out_proj.weight")
+    yield cut.split(mixed * one.conv_kernel, f"{at}.conv1d.weight")
+    yield cut.split(2 * one.value_heads, f"{at}.dt_bias", f"{at}.A_log")
+    yield cut.whole(one.value_head_dim, f"{at}.out_norm.weight")
 
 
 def _state_space(arch: Arch, _layer: Layer, parallel: ParallelConfig) -> Iterator[Parameters]:
     """Projections, convolution, a rate, a step and a skip a head, the norm."""
     assert arch.mamba2 is not None
     one, hidden, cut = arch.mamba2, arch.hidden_size, _Cut(parallel.tp, Kind.MIXER)
-    inner, states = one.heads * one.head_dim, one.groups * one.state_dim
+    inner, states, at = one.heads * one.head_dim, one.groups * one.state_dim, "mixer"
     rows, mixed = 2 * inner + 2 * states + one.heads, inner + 2 * states
-    yield cut.split((rows + inner) * hidden + mixed * one.conv_kernel + 3 * one.heads)
-    yield cut.split((rows if one.proj_bias else 0) + (mixed if one.conv_bias else 0))
-    yield cut.split(inner if one.gated_norm else 0)
+    yield cut.split(rows * hidden, f"{at}.in_proj.weight")
+    yield cut.split(inner * hidden, f"{at}.out_proj.weight")
+    yield cut.split(mixed * one.conv_kernel, f"{at}.conv1d.weight")
+    yield cut.split(3 * one.heads, f"{at}.dt_bias", f"{at}.A_log", f"{at}.D")
     if one.proj_bias:
-        yield cut.whole(hidden)
+        yield cut.split(rows, f"{at}.in_proj.bias")
+        yield cut.whole(hidden, f"{at}.out_proj.bias")
+    if one.conv_bias:
+        yield cut.split(mixed, f"{at}.conv1d.bias")
+    if one.gated_norm:
+        yield cut.split(inner, f"{at}.norm.weight")
 
 
 def _dense_beside_experts(arch: Arch, parallel: ParallelConfig) -> Iterator[Parameters]:
     yield from _dense(arch, parallel)
-    yield from _experts(arch, parallel)
+    yield from _experts(arch, parallel, "shortcut_moe")
 
 
 def _nothing(*_args: object) -> Iterator[Parameters]:
