@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,7 +11,6 @@ from llm_infer.guide import NewGuide
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
-    from transformers import PreTrainedTokenizerBase
 
 
 class JsonGuides(Protocol):
@@ -38,8 +37,9 @@ class NoJsonGuides:
 class LlguidanceGuides:
     """For one tokenizer, of which a table is made at the first use."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, end_tokens: Sequence[int]) -> None:
-        self._tokenizer, self._end_tokens = tokenizer, tuple(end_tokens)
+    def __init__(self, serialized: Callable[[], str | None], *, end_tokens: Sequence[int]) -> None:
+        """`serialized` gives tokenizer.json, and None for a tokenizer that has no such form."""
+        self._serialized, self._end_tokens = serialized, tuple(end_tokens)
         self._lock = threading.Lock()
         self._table: LLTokenizer | None = None
 
@@ -67,17 +67,17 @@ class LlguidanceGuides:
         return lambda: _MatcherGuide(matcher.deep_copy(), self._only_end(table.vocab_size))
 
     def _made_table(self) -> "LLTokenizer":
-        from llguidance.hf import from_tokenizer
+        from llguidance import LLTokenizer
 
         if not self._end_tokens:
             raise InferError("the model has no end token, so an answer could not end")
         with self._lock:
             if self._table is None:
+                text = self._serialized()
+                if text is None:
+                    raise InferError("no guide for this tokenizer: want one with a tokenizer.json")
                 try:
-                    self._table = from_tokenizer(
-                        self._tokenizer,  # pyright: ignore[reportArgumentType]: checked there
-                        eos_token=list(self._end_tokens),
-                    )
+                    self._table = LLTokenizer(text, eos_token=list(self._end_tokens))
                 except ValueError as error:
                     raise InferError(f"no guide for this tokenizer: {error}") from error
         return self._table
@@ -104,8 +104,11 @@ class _MatcherGuide:
         return self._only_end if self._matcher.is_stopped() else self._matcher.compute_logit_bias()
 
 
-def json_guides(tokenizer: "PreTrainedTokenizerBase", *, end_tokens: Sequence[int]) -> JsonGuides:
-    """Guides for an engine that takes them, where llguidance is installed."""
+def json_guides(serialized: Callable[[], str | None], *, end_tokens: Sequence[int]) -> JsonGuides:
+    """Guides for an engine that takes them, where llguidance is installed.
+
+    `serialized` as for `LlguidanceGuides`.
+    """
     if find_spec("llguidance") is None:
         return NoJsonGuides("llguidance is not installed; pip install 'llm-infer[json]'")
-    return LlguidanceGuides(tokenizer, end_tokens=end_tokens)
+    return LlguidanceGuides(serialized, end_tokens=end_tokens)

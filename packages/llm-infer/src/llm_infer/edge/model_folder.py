@@ -52,7 +52,7 @@ def check_tokenizer(folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path, *, num_rows: int) -> "PreTrainedTokenizerBase":
-    """The folder's tokenizer, for a model with `num_rows` rows in its embedding."""
+    """The folder's tokenizer of transformers, for a model with `num_rows` rows in its embedding."""
     keep_offline()
     from transformers import AutoTokenizer
 
@@ -60,11 +60,14 @@ def load_tokenizer(folder: Path, *, num_rows: int) -> "PreTrainedTokenizerBase":
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise InferError(f"{folder}: the tokenizer cannot be loaded: {error}") from error
-    if len(tokenizer) > num_rows:
-        raise InferError(
-            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {num_rows}"
-        )
+    check_size(folder, len(tokenizer), num_rows=num_rows)
     return tokenizer
+
+
+def check_size(folder: Path, num_tokens: int, *, num_rows: int) -> None:
+    """Raise when a tokenizer has tokens that the model's embedding lacks."""
+    if num_tokens > num_rows:
+        raise InferError(f"{folder}: the tokenizer has {num_tokens} tokens, the model {num_rows}")
 
 
 def load(folder: Path, *, device: devices.DeviceName, dtype: str) -> Loaded:

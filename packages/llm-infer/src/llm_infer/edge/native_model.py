@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from llm_infer.arch import Arch, parse
 from llm_infer.edge import device as devices
 from llm_infer.edge.choices import LoadOptions
 from llm_infer.edge.guides import json_guides
 from llm_infer.edge.memory import cache_tokens
-from llm_infer.edge.model_folder import Loaded, check_tokenizer, load_tokenizer
-from llm_infer.edge.tokenizer import HfTokenizer
+from llm_infer.edge.model_folder import Loaded, check_tokenizer
+from llm_infer.edge.tokenizer import FolderTokenizer, read_tokenizer
 from llm_infer.engines.guided import GuidedEngine
 from llm_infer.engines.native import BLOCK_TOKENS, Limits
 from llm_infer.errors import InferError
@@ -53,7 +52,7 @@ class Opened:
     """A decoder with its weights read, and what goes with it."""
 
     decoder: Decoder
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: FolderTokenizer
     end_tokens: list[int]
     kernels: str
     """What the operators call themselves."""
@@ -70,8 +69,8 @@ def load_native(folder: Path, options: LoadOptions) -> Loaded:
         limits=Limits(cache_tokens=max(size, 2 * BLOCK_TOKENS)),
         kernels=opened.kernels,
     )
-    guides = json_guides(tokenizer, end_tokens=opened.end_tokens)
-    return Loaded(engine=engine, tokenizer=HfTokenizer(tokenizer), guides=guides)
+    guides = json_guides(tokenizer.serialized, end_tokens=opened.end_tokens)
+    return Loaded(engine=engine, tokenizer=tokenizer, guides=guides)
 
 
 def open_native(folder: Path, options: LoadOptions) -> Opened:
@@ -83,11 +82,11 @@ def open_native(folder: Path, options: LoadOptions) -> Opened:
         if options.rope_scaling is not None:
             document = with_rope_scaling(document, options.rope_scaling)
         arch = parse(document, where=f"{folder} (arch.json)")
-        tokenizer = load_tokenizer(folder, num_rows=arch.vocab_size)
+        tokenizer = read_tokenizer(folder, num_rows=arch.vocab_size)
         decoder, kernels = _decoder(arch, source, options)
     finally:
         source.close()
-    end_tokens = _end_tokens(folder, tokenizer)
+    end_tokens = _end_tokens(folder, tokenizer.end_token)
     return Opened(decoder=decoder, tokenizer=tokenizer, end_tokens=end_tokens, kernels=kernels)
 
 
@@ -127,8 +126,8 @@ def _decoder(arch: Arch, source: WeightSource, options: LoadOptions) -> tuple[De
     return decoder, str(kernels)
 
 
-def _end_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Where to end: generation_config.json, else config.json, else the tokenizer's eos_token."""
+def _end_tokens(folder: Path, end_token: int | None) -> list[int]:
+    """Where to end: generation_config.json, else config.json, else the tokenizer's."""
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         if path.is_file():
@@ -138,5 +137,4 @@ def _end_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
                 raise InferError(f"{path}: not a JSON object ({error})") from None
             if found is not None:
                 return [int(one) for one in (found if isinstance(found, list) else [found])]
-    found = tokenizer.eos_token_id
-    return [found] if isinstance(found, int) else []
+    return [] if end_token is None else [end_token]

@@ -20,6 +20,8 @@ from llm_infer.sampling import Sampling
 from llm_infer.scoring import Reading, Score, pair, up_to_stop, windows
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from llm_infer.edge.native_model import Opened
     from llm_infer.engines.native import Limits, NativeEngine
     from llm_infer.engines.reading import Reader
@@ -50,7 +52,10 @@ def open_scorer(
         if not model.is_dir():
             raise InferError(f"{model}: no such model folder")
         options = LoadOptions(engine="native", device=_device(device), dtype=_dtype(dtype))
-        scorer = NativeScorer(open_native(model, options), max_length=max_length)
+        opened = open_native(model, options)
+        # lm-eval's `hf` has transformers' tokenizer, with its own ways of decoding.
+        tokenizer = model_folder.load_tokenizer(model, num_rows=opened.decoder.arch.vocab_size)
+        scorer = NativeScorer(opened, tokenizer, max_length=max_length)
     except InferError as error:
         raise ValueError(str(error)) from error
     click.echo(scorer.description, err=True)
@@ -79,9 +84,11 @@ class NativeScorer:
     and generation have a cache each, made when first used.
     """
 
-    def __init__(self, opened: "Opened", *, max_length: int | None) -> None:
+    def __init__(
+        self, opened: "Opened", tokenizer: "PreTrainedTokenizerBase", *, max_length: int | None
+    ) -> None:
         """Raises InferError for a tokenizer without start and end, or a `max_length` too large."""
-        context, tokenizer = opened.decoder.context, opened.tokenizer
+        context = opened.decoder.context
         if max_length is not None and max_length > context:
             raise InferError(f"max_length {max_length}: the model's context is {context}")
         starts: list[Any] = [tokenizer.bos_token_id, tokenizer.eos_token_id]

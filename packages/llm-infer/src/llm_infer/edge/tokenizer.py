@@ -1,18 +1,113 @@
-"""A Hugging Face tokenizer as llm-infer's `Tokenizer`."""
+"""Tokenizers of Hugging Face folders as llm-infer's `Tokenizer`, with and without transformers."""
 
 from collections.abc import Sequence
+from copy import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
-
-from llm_infer.engine import Message
+from llm_infer.edge import tokenizer_file
+from llm_infer.edge.model_folder import check_size, load_tokenizer
+from llm_infer.edge.tokenizer_file import TokenizerFile
+from llm_infer.engine import Message, Tokenizer
 from llm_infer.errors import InferError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class FolderTokenizer(Tokenizer, Protocol):
+    """What a model folder's tokenizer tells besides."""
+
+    @property
+    def end_token(self) -> int | None:
+        """The token that the tokenizer calls eos_token."""
+        ...
+
+    def serialized(self) -> str | None:
+        """As tokenizer.json, added tokens included; None for a tokenizer that has no such form."""
+        ...
+
+
+def read_tokenizer(folder: Path, *, num_rows: int) -> FolderTokenizer:
+    """The folder's tokenizer, for a model with `num_rows` rows in its embedding.
+
+    It is read from its files where that gives what transformers gives, which is not imported then.
+    """
+    found = tokenizer_file.read(folder)
+    if found is None:
+        return HfTokenizer(load_tokenizer(folder, num_rows=num_rows))
+    tokenizer = FileTokenizer(found)
+    check_size(folder, tokenizer.vocab_size, num_rows=num_rows)
+    return tokenizer
+
+
+class FileTokenizer:
+    """tokenizer.json through the tokenizers library."""
+
+    def __init__(self, found: TokenizerFile) -> None:
+        self._core, self._special_tokens = found.core, found.special_tokens
+        self._templates = found.templates
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the folder brought a chat template."""
+        return bool(self._templates)
+
+    @property
+    def vocab_size(self) -> int:
+        """Added tokens included."""
+        return self._core.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def end_token(self) -> int | None:
+        """See `FolderTokenizer`."""
+        name = self._special_tokens.get("eos_token")
+        return None if name is None else self._core.token_to_id(name)
+
+    def serialized(self) -> str | None:
+        """See `FolderTokenizer`."""
+        return self._core.to_str()
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a prompt."""
+        return self._core.encode(text).ids
+
+    def encode_chat(self, messages: Sequence[Message], template: str | None) -> list[int]:
+        """Tokens of a conversation up to where the answer starts."""
+        # Not needed before the first conversation, and Jinja takes a while to import.
+        from jinja2 import TemplateError
+
+        from llm_infer.edge.chat_template import render
+
+        try:
+            text = render(
+                self._template(template),
+                messages,
+                tools=None,
+                special_tokens=self._special_tokens,
+            )
+        except TemplateError as error:
+            raise InferError(f"chat template: {error}") from error
+        return self._core.encode(text, add_special_tokens=False).ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text without special tokens, spaces left as they are."""
+        return self._core.decode(list(tokens), skip_special_tokens=True)
+
+    def _template(self, given: str | None) -> str:
+        """The Jinja text to use: what was given, else the folder's."""
+        if given is not None:
+            return self._templates.get(given, given)
+        if "default" not in self._templates:
+            names = ", ".join(self._templates) or "none"
+            raise InferError(f"chat template: the folder has no default one; it has {names}")
+        return self._templates["default"]
 
 
 class HfTokenizer:
-    """Encodes with the special tokens the model wants; decodes without any."""
+    """A tokenizer of transformers: encodes with the special tokens the model wants."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
 
     @property
@@ -25,12 +120,30 @@ class HfTokenizer:
         """Added tokens included."""
         return len(self._tokenizer)
 
+    @property
+    def end_token(self) -> int | None:
+        """See `FolderTokenizer`."""
+        found = self._tokenizer.eos_token_id
+        return found if isinstance(found, int) else None
+
+    def serialized(self) -> str | None:
+        """See `FolderTokenizer`."""
+        backend: Any = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return None
+        plain = copy(backend)
+        plain.no_padding()
+        plain.no_truncation()
+        return plain.to_str()
+
     def encode(self, text: str) -> list[int]:
         """Tokens of a prompt."""
         return list(self._tokenizer.encode(text))
 
     def encode_chat(self, messages: Sequence[Message], template: str | None) -> list[int]:
         """Tokens of a conversation up to where the answer starts."""
+        from jinja2 import TemplateError
+
         try:
             text = self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages],

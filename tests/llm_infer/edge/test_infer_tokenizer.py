@@ -1,0 +1,236 @@
+"""Tokenizers and templates read without transformers, against transformers' own."""
+
+import json
+import random
+import shutil
+
+import pytest
+from jinja2 import TemplateError
+from tokenizers import AddedToken, Tokenizer, processors
+from transformers import (
+    AutoTokenizer,
+    GemmaTokenizer,
+    GPT2Tokenizer,
+    LlamaTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
+)
+
+from chat_templates import CHATML, SPACED, TIGHT
+from chat_tokenizers import KINDS, random_text
+from llm_infer.edge import tokenizer_file
+from llm_infer.edge.tokenizer import FileTokenizer, HfTokenizer, read_tokenizer
+from llm_infer.errors import InferError
+from tiny_lm import edit_json
+
+TEXTS = (
+    "",
+    " ",
+    "  two spaces, <s>a start</s> and\n\nlines ",
+    "don't 12345 naïve 日本語 🙂👩\u200d👧 \x00\ufffd",
+    "<|im_start|>user\nhi<|im_end|>\n<|tool|>x <|tool|> y<|odd|>z",
+    *(random_text(random.Random(number)) for number in range(12)),
+)
+MESSAGES = (
+    {"role": "system", "content": "Be <brief> & \"kind\"."},
+    {"role": "user", "content": "  hello\n"},
+    {"role": "assistant", "content": "world", "reasoning": "why"},
+    {"role": "user", "content": "日本語?", "name": None},
+)  # fmt: skip
+# What templates of well-known models do: Llama 3.1's date, Qwen3's namespace and slices, Mistral's
+# checks, gpt-oss's macros, JSON of tools, loops with `break` and `continue`.
+BUSY = """
+{%- set ns = namespace(last=-1, seen=dict(a=1)) %}
+{%- macro line(role, text) %}<|im_start|>{{ role }}
+{{ text | trim }}{{ eos_token }}
+{% endmacro %}
+{{- bos_token }}{{ strftime_now("%d %b")[:0] }}{{ unk_token is defined }}{{ image_token }}
+    {% for m in messages[::-1] %}
+    {% if m.role == "user" %}
+        {% set ns.last = loop.index0 %}
+        {% break %}
+    {% endif %}
+{% endfor %}
+{% for m in messages %}
+  {%- if m.role == "system" %}{{ m | tojson(indent=2) }}{% continue %}{% endif %}
+  {%- if m.name is defined or m.content is none %}{{ raise_exception("no names") }}{% endif %}
+{{ line(m.role, m.content) }}{{ m.thinking }}{{ m.reasoning_content }}
+{%- endfor %}
+{% if tools is not none %}{{ tools | tojson }}{% endif %}{{ documents is none }}{{ ns.last }}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def saved(folder, core, *, cls=PreTrainedTokenizerFast, config=None, model_type="qwen3", **tokens):
+    """A folder as `save_pretrained` leaves it, for a model of some type."""
+    cls(tokenizer_object=core, **tokens).save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    if config:
+        edit_json(folder / "tokenizer_config.json", **config)
+    return folder
+
+
+def ours(folder):
+    found = tokenizer_file.read(folder)
+    assert found is not None
+    return FileTokenizer(found)
+
+
+def assert_alike(folder):
+    """Equal tokens, texts, sizes and ends."""
+    mine, theirs = ours(folder), HfTokenizer(AutoTokenizer.from_pretrained(folder))
+    for text in TEXTS:
+        assert mine.encode(text) == theirs.encode(text)
+    for number in range(20):
+        drawn = random.Random(number).choices(range(theirs.vocab_size), k=12)
+        assert mine.decode(drawn) == theirs.decode(drawn)
+    assert (mine.vocab_size, mine.end_token) == (theirs.vocab_size, theirs.end_token)
+    assert json.loads(mine.serialized()) == json.loads(theirs.serialized())
+    return mine, theirs
+
+
+def started(core):
+    """A copy that puts <s> before a text and </s> behind it."""
+    core = Tokenizer.from_str(core.to_str())
+    marks = [(mark, core.token_to_id(mark)) for mark in ("<s>", "</s>")]
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A $B </s>", special_tokens=marks
+    )
+    return core
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_tokenizer_gives_transformers_tokens_and_texts(tmp_path, kind):
+    core = started(KINDS[kind]())
+    core.enable_truncation(4)
+    core.enable_padding(length=9)
+    assert_alike(saved(tmp_path / "a", core, bos_token="<s>", eos_token="</s>"))
+    core.add_tokens([AddedToken("<|odd|>", lstrip=True, normalized=False), "jumps over"])
+    own = AddedToken("<|tool|>", rstrip=True, special=False)
+    more = {"pad_token": "<pad>", "extra_special_tokens": ["<|x|>", own]}
+    assert_alike(saved(tmp_path / "b", core, eos_token="<|im_end|>", **more))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"add_bos_token": False, "add_eos_token": True},
+        {"split_special_tokens": True},
+        {"image_token": "<|image|>", "additional_special_tokens": ["<|im_start|>", "<|new|>"]},
+        {"extra_special_tokens": {"audio_token": "<|audio|>"}, "unk_token": None},
+        {"eos_token": {"__type": "AddedToken", "content": "<|new|>", "lstrip": True}},
+        {"added_tokens_decoder": {"900": {"content": "<|late|>", "special": False}}},
+        {"clean_up_tokenization_spaces": True, "model_max_length": 3},
+    ],
+    ids=lambda config: ",".join(config),
+)
+def test_what_the_configuration_says_is_done(tmp_path, config):
+    core = started(KINDS["byte-level"]())
+    assert_alike(saved(tmp_path, core, bos_token="<s>", config=config))
+
+
+def test_classes_that_build_their_tokenizer_are_read_where_the_file_says_the_same(tmp_path):
+    """Each as its class saves it, then with one part changed: that transformers must read."""
+    bytes_, pieces = KINDS["byte-level"]().to_str(), KINDS["sentencepiece-first"]().to_str()
+    for cls, text in (
+        (Qwen2Tokenizer, bytes_),
+        (GPT2Tokenizer, bytes_),
+        (LlamaTokenizer, pieces),
+        (GemmaTokenizer, pieces),
+    ):
+        model = json.loads(text)["model"]
+        merges = [tuple(pair) for pair in model["merges"]]
+        folder = tmp_path / cls.__name__
+        cls(vocab=model["vocab"], merges=merges).save_pretrained(folder)
+        (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+        assert_alike(folder)
+        changed = shutil.copytree(folder, tmp_path / f"{cls.__name__}-changed")
+        edit_json(changed / "tokenizer.json", normalizer={"type": "Lowercase"})
+        assert tokenizer_file.read(changed) is None
+        assert isinstance(read_tokenizer(changed, num_rows=9999), HfTokenizer)
+
+
+@pytest.mark.parametrize(
+    ("change", "model_type"),
+    [
+        ({"tokenizer_class": "CohereTokenizer"}, "cohere"),
+        ({"tokenizer_class": None}, "qwen3"),
+        ({"auto_map": {"AutoTokenizer": ["a.B", None]}}, "qwen3"),
+        ({}, "qwen2"),
+    ],
+    ids=["class", "no-class", "own-code", "corrected"],
+)
+def test_what_only_transformers_knows_is_left_to_it(tmp_path, change, model_type):
+    core = Tokenizer.from_str(KINDS["unigram"]().to_str())
+    folder = saved(tmp_path, core, eos_token="</s>", config=change, model_type=model_type)
+    assert tokenizer_file.read(folder) is None
+
+
+def test_a_byte_level_file_that_says_it_is_llamas_is_read_as_it_is(tmp_path):
+    config = {"tokenizer_class": "LlamaTokenizerFast", "legacy": True}
+    folder = saved(tmp_path, KINDS["byte-level"](), config=config, model_type="llama")
+    assert_alike(folder)
+
+
+@pytest.mark.parametrize("template", [CHATML, TIGHT, SPACED, BUSY])
+def test_conversations_are_written_as_transformers_writes_them(tmp_path, template):
+    names = {"image_token": "<|image|>"}
+    marks = {"bos_token": "<s>", "eos_token": "<|im_end|>"}
+    folder = saved(tmp_path, KINDS["byte-level"](), config=names, chat_template=template, **marks)
+    mine, theirs = assert_alike(folder)
+    for count in range(1, len(MESSAGES) + 1):
+        wanted = theirs.encode_chat(MESSAGES[:count], None)
+        assert mine.encode_chat(MESSAGES[:count], None) == wanted
+        assert mine.encode_chat(MESSAGES[:count], TIGHT) == theirs.encode_chat(
+            MESSAGES[:count], TIGHT
+        )
+
+
+def test_templates_are_found_where_transformers_finds_them(tmp_path):
+    folder = saved(tmp_path, KINDS["byte-level"](), eos_token="</s>")
+    assert not ours(folder).has_chat_template
+    named = [{"name": "default", "template": CHATML}, {"name": "rag", "template": TIGHT}]
+    for make in (
+        lambda: edit_json(folder / "tokenizer_config.json", chat_template=SPACED),
+        lambda: edit_json(folder / "tokenizer_config.json", chat_template=named),
+        lambda: (folder / "chat_template.jinja").write_text(TIGHT),
+        lambda: (folder / "additional_chat_templates").mkdir(),
+        lambda: (folder / "additional_chat_templates" / "rag.jinja").write_text(SPACED),
+    ):
+        make()
+        theirs = HfTokenizer(AutoTokenizer.from_pretrained(folder))
+        for given in (None, "rag"):
+            wanted = theirs.encode_chat(MESSAGES, given)
+            assert ours(folder).encode_chat(MESSAGES, given) == wanted
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ raise_exception('only users') }}", "only users"),
+        ("{{ nothing.at.all }}", "nothing"),
+        ("{% if %}", "Expected an expression"),
+        ("{% set n = namespace(__class__=1) %}", "__class__"),
+        ("{{ ''.__class__.__mro__ }}", "__class__"),
+        ("{{ messages.append(1) }}", "append"),
+    ],
+)
+def test_a_template_that_cannot_be_used_says_why(tmp_path, template, said):
+    folder = saved(tmp_path, KINDS["byte-level"](), eos_token="</s>")
+    with pytest.raises(InferError, match="chat template: ") as caught:
+        ours(folder).encode_chat(MESSAGES, template)
+    assert said in str(caught.value)
+    with pytest.raises(TemplateError):
+        AutoTokenizer.from_pretrained(folder).apply_chat_template(
+            list(MESSAGES), chat_template=template, tokenize=False
+        )
+
+
+def test_broken_files_are_named(tmp_path):
+    folder = saved(tmp_path, KINDS["byte-level"](), eos_token="</s>")
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(InferError, match=r"tokenizer\.json: not a tokenizer"):
+        tokenizer_file.read(folder)
+    (folder / "tokenizer_config.json").write_text("[1]")
+    with pytest.raises(InferError, match=r"tokenizer_config\.json: found list, want a JSON object"):
+        tokenizer_file.read(folder)
