@@ -106,18 +106,21 @@ def chat(
 def serve(model: Path, **options: Any) -> None:
     """Answer OpenAI's HTTP API, and show a page to chat in."""
     from llm_infer.edge.opening import open_model, require_extra
-
-    require_extra("serve", ("fastapi", "uvicorn", "prometheus_client"))
-    from llm_infer.edge.server import run
+    from llm_infer.edge.startup import starting
     from llm_infer.edge.templates import chat_template
 
+    require_extra("serve", ("fastapi", "uvicorn", "prometheus_client"))
     name = options["template"]
-    settings = run.Options(
-        model_name=options["name"] or model.resolve().name,
-        template=None if name is None else chat_template(name),
-        **{one: options[one] for one in SERVING_NAMES},
-    )
-    run.serve(open_model(model, options), settings)
+    with starting(model):
+        from llm_infer.edge.server import run
+
+        settings = run.Options(
+            model_name=options["name"] or model.resolve().name,
+            template=None if name is None else chat_template(name),
+            **{one: options[one] for one in SERVING_NAMES},
+        )
+        loaded = open_model(model, options, waits=False)
+    run.serve(loaded, settings)
 
 
 @main.command(cls=_Command, epilog="Example: llm-infer bench hf --requests 16")
@@ -132,9 +135,12 @@ def bench(model: Path, prompt_tokens: int, new_tokens: int, requests: int, **opt
     from llm_infer.edge import bench as edge
     from llm_infer.edge.opening import open_model, open_remote
     from llm_infer.edge.remote import bench as remote
+    from llm_infer.edge.startup import starting
 
     counts = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "requests": requests}
     if (engine := server_of(options)) is not None:
         remote.report(open_remote(model, engine), **counts)
     else:
-        edge.report(open_model(model, options), **counts)
+        with starting(model):
+            loaded = open_model(model, options)
+        edge.report(loaded, **counts)

@@ -1,6 +1,8 @@
 """`llm-infer serve` with a tiny model, asked by the official client; expected is transformers'."""
 
 import json
+import shutil
+import subprocess
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -9,6 +11,7 @@ import pytest
 from openai import BadRequestError, OpenAI
 
 from server_process import LLM_INFER, served
+from tiny_lm import edit_json
 
 PROMPT = "def read("
 
@@ -180,3 +183,14 @@ def test_metrics_tell_what_was_found_in_the_cache(client):
     assert value("llm_infer_started_prompt_tokens") - before == 3
     assert value("llm_infer_running_answers") == value("llm_infer_cache_blocks_held") == 0
     assert value("llm_infer_cache_blocks") > 0
+
+
+def test_weights_that_turn_out_broken_end_the_server(models, tmp_path):
+    """Found only while they are put in place: two copies of one table that differ."""
+    folder = shutil.copytree(models["qwen3"], tmp_path / "m")
+    edit_json(folder / "config.json", tie_word_embeddings=True)
+    command = (LLM_INFER, "serve", str(folder), "--port", "0", "--device", "cpu")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "lm_head.weight differs from model.embed_tokens.weight" in done.stderr
+    assert "Traceback" not in done.stderr

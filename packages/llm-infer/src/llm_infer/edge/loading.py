@@ -8,8 +8,11 @@ from llm_infer.edge.model_folder import Loaded
 from llm_infer.errors import InferError
 
 
-def load(folder: Path, options: LoadOptions) -> tuple[Loaded, str]:
-    """The model, and a line that says which engine was taken and, when it was not native, why."""
+def load(folder: Path, options: LoadOptions, *, waits: bool = True) -> tuple[Loaded, str]:
+    """The model, and a line that says which engine was taken and, when it was not native, why.
+
+    Unless it `waits`, weights may come after it: see `Loaded.wait`.
+    """
     if not folder.is_dir():
         raise InferError(f"{folder}: no such model folder")
     is_megatron = (folder / model_folder.MEGATRON_TRACKER).exists()
@@ -28,7 +31,7 @@ def load(folder: Path, options: LoadOptions) -> tuple[Loaded, str]:
     model_folder.keep_offline()
     from llm_infer.edge.native_model import load_native
 
-    loaded = load_native(folder, options)
+    loaded = load_native(folder, options, waits=waits)
     return loaded, loaded.engine.description
 
 

@@ -9,9 +9,15 @@ _CACHE_SHARE = 0.25
 _FULL_TEXTS = 16
 
 
-def cache_tokens(*, context: int, token_bytes: int, device: torch.device) -> int:
-    """Tokens that a quarter of the free memory holds, at most sixteen times the context."""
-    room = int(available_bytes(device) * _CACHE_SHARE) // max(1, token_bytes)
+def cache_tokens(
+    *, context: int, token_bytes: int, device: torch.device, reserved_bytes: int = 0
+) -> int:
+    """Tokens that a quarter of the free memory holds, at most sixteen times the context.
+
+    `reserved_bytes` of it are for something else, such as weights that are still to come.
+    """
+    free_bytes = max(0, available_bytes(device) - reserved_bytes)
+    room = int(free_bytes * _CACHE_SHARE) // max(1, token_bytes)
     return min(room, context * _FULL_TEXTS)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ class Loaded:
     tokenizer: Tokenizer
     guides: JsonGuides = field(default_factory=NoJsonGuides)
     """For a `GuidingEngine`."""
+    wait: Callable[[], object] | None = None
+    """Returns when all weights are in place, raises what is wrong with them; None: they are."""
 
 
 def check(folder: Path) -> None:

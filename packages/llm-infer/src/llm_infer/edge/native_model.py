@@ -1,8 +1,10 @@
 """A model on the native engine, from any folder that a weight provider opens."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,17 +15,20 @@ from llm_infer.edge.choices import LoadOptions
 from llm_infer.edge.guides import json_guides
 from llm_infer.edge.memory import cache_tokens
 from llm_infer.edge.model_folder import Loaded, check_tokenizer
+from llm_infer.edge.startup import stored_bytes, weight_files
 from llm_infer.edge.tokenizer import FolderTokenizer, read_tokenizer
 from llm_infer.engines.guided import GuidedEngine
 from llm_infer.engines.native import BLOCK_TOKENS, Limits
 from llm_infer.errors import InferError
-from llm_infer.kernels import resolve
+from llm_infer.kernels import Kernels, resolve
 from llm_infer.model.decoder import Decoder
 from llm_infer.model.int8 import reason_against as reason_against_int8
+from llm_infer.model.late import LateModel
 from llm_infer.model.linear import maker
+from llm_infer.model.runner import Model
 from llm_infer.model.support import reason_against
 from llm_infer.rope_override import with_rope_scaling
-from llm_infer.weights import WeightSource, required_provider
+from llm_infer.weights import Quantization, WeightSource, required_provider
 
 
 def open_source(folder: Path, adapter: Path | None) -> WeightSource:
@@ -49,81 +54,130 @@ def reason_against_native(folder: Path, options: LoadOptions) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """A decoder with its weights read, and what goes with it."""
+    """A model, and what goes with it."""
 
-    decoder: Decoder
+    model: Model
     tokenizer: FolderTokenizer
     end_tokens: list[int]
     kernels: str
     """What the operators call themselves."""
 
 
-def load_native(folder: Path, options: LoadOptions) -> Loaded:
-    """The model with its weights read, ready to answer."""
-    opened = open_native(folder, options)
-    decoder, tokenizer = opened.decoder, opened.tokenizer
-    size = cache_tokens_of(decoder) if options.cache_tokens is None else options.cache_tokens
+def load_native(folder: Path, options: LoadOptions, *, waits: bool = True) -> Loaded:
+    """The model, ready to answer.
+
+    Unless it `waits`, weights that were read through already may be put in place afterwards:
+    `Loaded.wait` returns when they are, and so does the first step.
+    """
+    files = weight_files(folder)
+    may_be_late = not waits and bool(files) and options.lora is None
+    opened = open_native(folder, options, may_be_late=may_be_late)
+    model, tokenizer = opened.model, opened.tokenizer
+    size = options.cache_tokens
+    if size is None:
+        is_late = isinstance(model, LateModel)
+        to_come = stored_bytes(files) + _table_bytes(model) if is_late else 0
+        size = cache_tokens_of(model, reserved_bytes=to_come)
     engine = GuidedEngine(
-        decoder,
+        model,
         end_tokens=opened.end_tokens,
         limits=Limits(cache_tokens=max(size, 2 * BLOCK_TOKENS)),
         kernels=opened.kernels,
     )
     guides = json_guides(tokenizer.serialized, end_tokens=opened.end_tokens)
-    return Loaded(engine=engine, tokenizer=tokenizer, guides=guides)
+    wait = model.wait if isinstance(model, LateModel) else None
+    return Loaded(engine=engine, tokenizer=tokenizer, guides=guides, wait=wait)
 
 
-def open_native(folder: Path, options: LoadOptions) -> Opened:
-    """The weights on their device, and the tokenizer."""
+def open_native(folder: Path, options: LoadOptions, *, may_be_late: bool = False) -> Opened:
+    """The weights on their device, or on their way there, and the tokenizer."""
     check_tokenizer(folder)
-    source = open_source(folder, options.lora)
-    try:
+    with ExitStack() as closing:
+        source = open_source(folder, options.lora)
+        closing.callback(source.close)
         document: Mapping[str, object] = source.arch
         if options.rope_scaling is not None:
             document = with_rope_scaling(document, options.rope_scaling)
         arch = parse(document, where=f"{folder} (arch.json)")
+        if (reason := reason_against(arch)) is not None:
+            raise InferError(f"the native engine cannot run this model: {reason}")
         tokenizer = read_tokenizer(folder, num_rows=arch.vocab_size)
-        decoder, kernels = _decoder(arch, source, options)
-    finally:
-        source.close()
-    end_tokens = _end_tokens(folder, tokenizer.end_token)
-    return Opened(decoder=decoder, tokenizer=tokenizer, end_tokens=end_tokens, kernels=kernels)
+        device = torch.device(devices.resolve(options.device))
+        stored = source.dtype("embedding.word_embeddings.weight")
+        dtype = stored if options.dtype == "auto" else getattr(torch, options.dtype)
+        if options.quantization is not None and (reason := reason_against_int8(device)) is not None:
+            raise InferError(f"--quantization {options.quantization}: {reason}")
+        kernels = resolve(options.kernels, device=device.type)
+        quantization = options.quantization
+        make = partial(
+            _decoder, arch, source, kernels, device=device, dtype=dtype, quantization=quantization
+        )
+        # Weights of another type than stored take memory that the files' sizes do not tell.
+        if may_be_late and dtype == stored and quantization is None:
+            held = closing.pop_all()
+            model = LateModel(
+                lambda: _then_closed(make, held), arch=arch, device=device, dtype=dtype
+            )
+        else:
+            model = make()
+    return Opened(
+        model=model,
+        tokenizer=tokenizer,
+        end_tokens=_end_tokens(folder, tokenizer.end_token),
+        kernels=str(kernels),
+    )
 
 
-def cache_tokens_of(decoder: Decoder) -> int:
-    """A cache that fits the machine."""
-    element_bytes = torch.empty((), dtype=decoder.dtype).element_size()
+def cache_tokens_of(model: Model, *, reserved_bytes: int = 0) -> int:
+    """A cache that fits the machine, where `reserved_bytes` are still to be taken."""
     token_bytes = sum(
-        shape.bytes_of_token(element_bytes=element_bytes, block_tokens=BLOCK_TOKENS)
-        for shape in decoder.cache_shapes
+        shape.bytes_of_token(element_bytes=model.dtype.itemsize, block_tokens=BLOCK_TOKENS)
+        for shape in model.cache_shapes
         if shape is not None
     )
     return cache_tokens(
-        context=-(-decoder.context // BLOCK_TOKENS) * BLOCK_TOKENS,
+        context=-(-model.context // BLOCK_TOKENS) * BLOCK_TOKENS,
         token_bytes=token_bytes,
-        device=decoder.device,
+        device=model.device,
+        reserved_bytes=reserved_bytes,
     )
 
 
-def _decoder(arch: Arch, source: WeightSource, options: LoadOptions) -> tuple[Decoder, str]:
-    device = torch.device(devices.resolve(options.device))
-    stored = source.dtype("embedding.word_embeddings.weight")
-    dtype = stored if options.dtype == "auto" else getattr(torch, options.dtype)
-    if options.quantization is not None and (reason := reason_against_int8(device)) is not None:
-        raise InferError(f"--quantization {options.quantization}: {reason}")
-    kernels = resolve(options.kernels, device=device.type)
-    decoder = Decoder(
-        arch,
-        source,
-        kernels,
-        make_linear=maker(device),
-        device=device,
-        dtype=dtype,
-        context=arch.max_position_embeddings,
-        block_tokens=BLOCK_TOKENS,
-        quantization=options.quantization,
-    )
-    return decoder, str(kernels)
+def _decoder(
+    arch: Arch,
+    source: WeightSource,
+    kernels: Kernels,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantization: Quantization | None,
+) -> Decoder:
+    try:
+        return Decoder(
+            arch,
+            source,
+            kernels,
+            make_linear=maker(device),
+            device=device,
+            dtype=dtype,
+            context=arch.max_position_embeddings,
+            block_tokens=BLOCK_TOKENS,
+            quantization=quantization,
+        )
+    except ValueError as error:
+        # How a weight provider refuses.
+        raise InferError(str(error)) from error
+
+
+def _then_closed(make: Callable[[], Decoder], held: ExitStack) -> Decoder:
+    with held:
+        return make()
+
+
+def _table_bytes(model: Model) -> int:
+    """Of the second copy of a tied table."""
+    arch = model.arch
+    return arch.vocab_size * arch.hidden_size * model.dtype.itemsize if arch.tie_embeddings else 0
 
 
 def _end_tokens(folder: Path, end_token: int | None) -> list[int]:

@@ -15,13 +15,14 @@ from llm_infer.edge.options import loading_of, server_of
 from llm_infer.edge.remote.model import RemoteModel
 from llm_infer.edge.remote.server import server_at
 from llm_infer.edge.speaker import Speaker
+from llm_infer.edge.startup import starting
 from llm_infer.edge.templates import chat_template
 from llm_infer.errors import InferError
 
 
-def open_model(model: Path, options: Mapping[str, Any]) -> Loaded:
-    """A model in this process."""
-    loaded, line = load(model, loading_of(options))
+def open_model(model: Path, options: Mapping[str, Any], *, waits: bool = True) -> Loaded:
+    """A model in this process. Unless it `waits`, weights may come after it: see `Loaded.wait`."""
+    loaded, line = load(model, loading_of(options), waits=waits)
     click.secho(f"engine: {line}", dim=True, err=True)
     return loaded
 
@@ -42,7 +43,8 @@ def open_speaker(model: Path, options: Mapping[str, Any], *, template: str | Non
         return open_remote(model, engine)
     # Before the model, which takes longer.
     text = None if template is None else chat_template(template)
-    return LocalSpeaker(open_model(model, options), template=text)
+    with starting(model):
+        return LocalSpeaker(open_model(model, options), template=text)
 
 
 def require_extra(extra: str, modules: Sequence[str]) -> None:

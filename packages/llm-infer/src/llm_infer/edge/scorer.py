@@ -54,7 +54,7 @@ def open_scorer(
         options = LoadOptions(engine="native", device=_device(device), dtype=_dtype(dtype))
         opened = open_native(model, options)
         # lm-eval's `hf` has transformers' tokenizer, with its own ways of decoding.
-        tokenizer = model_folder.load_tokenizer(model, num_rows=opened.decoder.arch.vocab_size)
+        tokenizer = model_folder.load_tokenizer(model, num_rows=opened.model.arch.vocab_size)
         scorer = NativeScorer(opened, tokenizer, max_length=max_length)
     except InferError as error:
         raise ValueError(str(error)) from error
@@ -88,7 +88,7 @@ class NativeScorer:
         self, opened: "Opened", tokenizer: "PreTrainedTokenizerBase", *, max_length: int | None
     ) -> None:
         """Raises InferError for a tokenizer without start and end, or a `max_length` too large."""
-        context = opened.decoder.context
+        context = opened.model.context
         if max_length is not None and max_length > context:
             raise InferError(f"max_length {max_length}: the model's context is {context}")
         starts: list[Any] = [tokenizer.bos_token_id, tokenizer.eos_token_id]
@@ -106,9 +106,9 @@ class NativeScorer:
     @property
     def description(self) -> str:
         """Engine, device, number type and operators."""
-        decoder, kernels = self._opened.decoder, self._opened.kernels
-        dtype = str(decoder.dtype).removeprefix("torch.")
-        return f"scorer: llm-infer, native on {decoder.device}, {dtype}, kernels {kernels}"
+        model, kernels = self._opened.model, self._opened.kernels
+        dtype = str(model.dtype).removeprefix("torch.")
+        return f"scorer: llm-infer, native on {model.device}, {dtype}, kernels {kernels}"
 
     def loglikelihood(self, requests: Sequence[tuple[str, str]]) -> list[Score]:
         """Score `(context, continuation)` pairs; what does not fit is cut on the left."""
@@ -149,7 +149,7 @@ class NativeScorer:
         """What computes log-probabilities."""
         from llm_infer.engines.reading import Reader
 
-        return Reader(self._opened.decoder, limits=self._limits())
+        return Reader(self._opened.model, limits=self._limits())
 
     @cached_property
     def _engine(self) -> "NativeEngine":
@@ -157,7 +157,7 @@ class NativeScorer:
 
         opened = self._opened
         return NativeEngine(
-            opened.decoder,
+            opened.model,
             end_tokens=opened.end_tokens,
             limits=self._limits(),
             kernels=opened.kernels,
@@ -168,8 +168,8 @@ class NativeScorer:
         from llm_infer.edge.native_model import cache_tokens_of
         from llm_infer.engines.native import BLOCK_TOKENS, Limits
 
-        least = self._opened.decoder.context + 2 * BLOCK_TOKENS
-        return Limits(cache_tokens=max(least, cache_tokens_of(self._opened.decoder) // 2))
+        least = self._opened.model.context + 2 * BLOCK_TOKENS
+        return Limits(cache_tokens=max(least, cache_tokens_of(self._opened.model) // 2))
 
     def _pair(self, context: str, continuation: str) -> Reading:
         return pair(

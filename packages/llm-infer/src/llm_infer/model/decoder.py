@@ -141,6 +141,11 @@ class Decoder:
         return self._group.collected(logits_RV)[:, : self.arch.vocab_size]
 
 
+def cache_shapes(arch: Arch) -> list[CacheShape | StateShape | None]:
+    """What each layer of a whole model keeps of a token; known before its weights are."""
+    return [_cache_shape(arch, run) for run in arch.each_layer()]
+
+
 class _Layer:
     """A mixer and a feed-forward, each between its norms, each added to what it read."""
 

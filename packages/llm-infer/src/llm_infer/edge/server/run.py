@@ -3,7 +3,8 @@
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ class Options:
 
 
 def serve(loaded: Loaded, options: Options) -> None:
-    """Answer requests until SIGTERM or Ctrl-C."""
+    """Answer requests until SIGTERM or Ctrl-C; raises what is wrong with weights that come late."""
     engine = batched(loaded.engine)
     listener = _listen(options)
     runner = Runner(engine, loaded.tokenizer.decode, max_open=options.max_open)
@@ -61,13 +62,30 @@ def serve(loaded: Loaded, options: Options) -> None:
         lifespan="off",
     )
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    server = uvicorn.Server(config)
+    broken = list[Exception]()
+    if loaded.wait is not None:
+        arguments = (loaded.wait, server, broken)
+        threading.Thread(target=_stop_when_broken, args=arguments, daemon=True).start()
     runner.start()
     try:
         click.echo(f"serving {options.model_name} at {_address(listener)}", err=True)
         with _quiet_signals():
-            uvicorn.Server(config).run(sockets=[listener])
+            server.run(sockets=[listener])
     finally:
         runner.stop()
+    if broken:
+        raise broken[0]
+
+
+def _stop_when_broken(
+    wait: Callable[[], object], server: uvicorn.Server, broken: list[Exception]
+) -> None:
+    try:
+        wait()
+    except Exception as error:  # noqa: BLE001  raised again where the server ends
+        broken.append(error)
+        server.should_exit = True
 
 
 def batched(engine: Engine) -> BatchEngine:
