@@ -1,5 +1,6 @@
 """8-bit weights: logits are those of a model whose weights were rounded to 8 bits by hand."""
 
+import ctypes
 import gc
 import re
 from pathlib import Path
@@ -9,16 +10,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ckpt_zoo import CASES, Case
-from llm_infer.model.int8 import Int8Linear, quantized, reason_against
+from llm_infer.model.int8 import Int8Linear, largest_digit, quantized, reason_against
 from llm_infer.sampling import Sampling
 from native_decoder import engine_of, logits_of, open_decoder, run
 
 BY_ID = {case.id: case for case in CASES}
 # Weights that keep their numbers, by a part of their Hugging Face names.
-KEPT = ("router", ".gate.weight", "shared_expert_gate", "classifier", "wpe", "embed_positions")
-# Stored as [inputs, outputs], as opposed to all others.
-TRANSPOSED = ("gpt2",)
-FAMILIES = ("llama-biases", "gemma2", "gpt2-untied", "deepseek_v3", "longcat_flash", "qwen2_moe")
+KEPT = ("router", ".gate.weight", "shared_expert_gate", "wpe", "conv1d", "bias")
+# Stored as [inputs, outputs], as opposed to all others: family and part of a name.
+TRANSPOSED = (("gpt2", ".h."), ("gpt_oss", "experts"))
+# Rounding its weights moves these logits by 80 % of their size; float32 alone is 2e-5 off.
+TOLERANCES = {"qwen3_next": 1e-3}
+FAMILIES = ("gemma2", "gpt2-untied", "gpt_oss", "deepseek_v3", "longcat_flash", "qwen3_next")
 
 
 def rounded(weight, dim):
@@ -33,10 +36,8 @@ def round_weights(case, folder):
     weights = load_file(path)
     for name, weight in weights.items():
         if weight.dim() >= 2 and not any(part in name for part in KEPT):
-            is_transposed = (
-                case.family in TRANSPOSED and "wte" not in name and "lm_head" not in name
-            )
-            weights[name] = rounded(weight, 0 if is_transposed else -1).contiguous()
+            is_transposed = any(f == case.family and part in name for f, part in TRANSPOSED)
+            weights[name] = rounded(weight, -2 if is_transposed else -1).contiguous()
     save_file(weights, path, metadata={"format": "pt"})
 
 
@@ -53,7 +54,7 @@ def test_logits_are_those_of_transformers_with_rounded_weights(name, tmp_path):
     round_weights(case, folder)
     difference = (found - case.expected_logits(folder, tokens)).abs().max().item()
     print(f"{name}: {difference:.1e}; to full weights {(found - full).abs().max().item():.1e}")
-    assert difference <= 1e-4
+    assert difference <= TOLERANCES.get(name, 1e-4)
     assert (found - full).abs().max() > 1e-3
 
 
@@ -74,14 +75,16 @@ def test_a_row_is_the_product_and_stays_the_same(inner, outer, threads):
     finally:
         torch.set_num_threads(before)
     found, exact = Int8Linear(weight, None)(x), x.double() @ rounded(weight, -1).double().T
-    # Each number of a row is wrong by less than 2^-20 of the row's largest.
-    most = x.abs().amax(1, keepdim=True) * weight.abs().sum(1) * 2**-20
+    # Half a unit of the last digit, as a part of the row's largest number, and float32's rounding.
+    digit = largest_digit()
+    part = 0.5 / digit / (2 * digit) ** 2 + 2**-22
+    most = x.abs().amax(1, keepdim=True) * weight.abs().sum(1) * part
     assert ((found - exact).abs() <= most).all()
     assert torch.equal(whole, found + bias)
 
 
 def test_integer_products_are_exact_at_the_largest_codes():
-    """A CPU that cuts sums of two products at 16 bits would show it here."""
+    """A CPU that cuts sums of two products at 16 bits shows it here, if digits are too large."""
     signs = torch.where(torch.rand(8, 512) < 0.5, -1.0, 1.0)
     x = torch.where(torch.rand(40, 512) < 0.5, -1.0, 1.0)
     assert torch.equal(Int8Linear(127 * signs, None)(x), 127 * (x @ signs.T))
@@ -112,12 +115,18 @@ def test_loading_takes_little_more_than_a_quarter_of_the_weights_memory(tmp_path
     folder = Case("llama", sizes).save(tmp_path / "hf")
     weights_bytes = (folder / "model.safetensors").stat().st_size
     gc.collect()
+    trim = ctypes.CDLL("libc.so.6").malloc_trim
+    trim(0)  # so that what was freed before is not used again unseen
     before = status_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     decoder = open_decoder(folder, quantization="int8")
     peak = status_bytes("VmHWM") - before
-    print(f"peak {peak / weights_bytes:.2f} of {weights_bytes >> 20} MiB")
-    assert peak < 0.4 * weights_bytes
+    trim(0)
+    held = status_bytes("VmRSS") - before
+    print(f"held {held / weights_bytes:.2f}, peak {peak / weights_bytes:.2f}")
+    assert held < 0.4 * weights_bytes
+    # malloc keeps up to about 60 MB of what was freed, whatever the size of the model.
+    assert peak < 0.8 * weights_bytes
     assert decoder.place == "cpu, int8 weights"
 
 

@@ -1,13 +1,16 @@
 """Weights as 8-bit integers with a scale for each output channel, on a CPU.
 
-Only weights lose digits. A row of activations is taken to 21 bits below its largest number and cut
-into three digits of 7 bits; FBGEMM multiplies each digit with the weights in integers and adds in
+Only weights lose digits. A row of activations is taken to 24 bits below its largest number and cut
+into three digits of 8 bits; FBGEMM multiplies each digit with the weights in integers and adds in
 32 bits, which is exact. So a row comes out the same, to the bit, however many there are, and one
-reading of the weights, a quarter of float32's, serves the three digits.
+reading of the weights, a quarter of float32's, serves the three digits. CPUs that would cut sums
+off at 16 bits, those without VNNI, get digits of 7 bits.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +20,9 @@ from llm_infer.model.stored import Arrange
 
 # T tokens, K inputs, N outputs
 _LARGEST_CODE = 127
-# Digits are -64 to 64, stored by FBGEMM as 0 to 128. Two products of such a digit and a weight,
-# 2 * 128 * 127, fit into 16 bits, where CPUs without VNNI would cut them off.
-_DIGIT = 64
-_BASE = 128
+# FBGEMM stores digits from -127 to 127 as 1 to 255. The sum of two products with a weight then
+# takes 17 bits; with the smaller digits, as 1 to 127, it takes 16.
+_LARGE_DIGIT, _SMALL_DIGIT = 127, 63
 # A row of zeros is divided by this.
 _SMALLEST = 1e-30
 _MAX_ROWS = 256
@@ -68,6 +70,7 @@ class Int8Linear:
         with _fbgemm():
             self._packed = torch.ops.quantized.linear_prepack(tensor, None)
         self._outputs, self._bias = len(codes_NK), bias
+        self._digit = largest_digit()
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Linear`."""
@@ -78,26 +81,46 @@ class Int8Linear:
         x_TK = x.float()
         largest = torch.linalg.vector_norm(x_TK, torch.inf, dim=-1, keepdim=True)
         largest.clamp_min_(_SMALLEST)
-        digits_3TK = _digits(x_TK * (_DIGIT / largest))
-        high, middle, low = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            digits_3TK.flatten(0, 1), 1.0, _DIGIT, self._packed
-        ).view(3, len(x), -1)
-        high.add_(middle, alpha=1 / _BASE).add_(low, alpha=1 / _BASE**2)
-        y = high.mul_(largest.mul_(1 / _DIGIT)).to(x.dtype)
+        base = 2 * self._digit
+        digits_3TK = _digits(x_TK * (self._digit / largest), base)
+        high, middle, low = _products(digits_3TK.flatten(0, 1), self._packed, self._digit).view(
+            3, len(x), -1
+        )
+        # Not add(alpha=): a factor that is no power of two is fused for some numbers only.
+        high.add_(middle.add_(low.mul_(1 / base)).mul_(1 / base))
+        y = high.mul_(largest.mul_(1 / self._digit)).to(x.dtype)
         return y if self._bias is None else y + self._bias
 
 
-def _digits(x_TK: Tensor) -> Tensor:
-    """Whole numbers a, b, c [3, T, K] with x = a + b / 128 + c / 128², for |x| up to 64.
+@cache
+def largest_digit() -> int:
+    """The largest digit whose products with weights this CPU adds up exactly."""
+    count, ones = 64, torch.ones(16, 64)
+    with _fbgemm():
+        tensor = torch.quantize_per_tensor(_LARGEST_CODE * ones, 1.0, 0, torch.qint8)
+        packed = torch.ops.quantized.linear_prepack(tensor, None)
+    found = _products(_LARGE_DIGIT * ones, packed, _LARGE_DIGIT)
+    is_exact = bool((found == count * _LARGE_DIGIT * _LARGEST_CODE).all())
+    return _LARGE_DIGIT if is_exact else _SMALL_DIGIT
 
-    c is not rounded yet: the product does that. Nothing here rounds but `round`: what is left of x
-    has fewer digits than x.
+
+def _products(digits_TK: Tensor, packed: Any, digit: int) -> Tensor:
+    """float32 [T, N] of whole numbers, rounded to such, from -`digit` to `digit`."""
+    return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+        digits_TK, 1.0, digit + 1, packed
+    )
+
+
+def _digits(x_TK: Tensor, base: int) -> Tensor:
+    """Whole numbers a, b, c [3, T, K] with x = a + b / base + c / base², for |x| up to base / 2.
+
+    c is not rounded yet: `_products` does that.
     """
     digits_3TK = x_TK.new_empty(3, *x_TK.shape)
     torch.round(x_TK, out=digits_3TK[0])
-    rest = (x_TK - digits_3TK[0]).mul_(_BASE)
+    rest = (x_TK - digits_3TK[0]).mul_(base)
     torch.round(rest, out=digits_3TK[1])
-    torch.sub(rest, digits_3TK[1], out=digits_3TK[2]).mul_(_BASE)
+    torch.sub(rest, digits_3TK[1], out=digits_3TK[2]).mul_(base)
     return digits_3TK
 
 
