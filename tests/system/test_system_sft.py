@@ -29,6 +29,8 @@ TOOLS = [
         },
     }
 ]
+# Of 32 conversations, those that are asked back.
+ASKED = (0, 7, 19, 31)
 WORDS = ["hello", "world", "quick", "brown", "fox", "jumps", "the", "good"]
 
 
@@ -40,12 +42,12 @@ def answer(number):
     return " ".join(WORDS[(number * step + step) % 8] for step in range(1, 6)) + f" {number}"
 
 
-def conversations(count=32):
+def conversations(count=32, said=answer):
     return [
         {
             "messages": [
                 {"role": "user", "content": question(number)},
-                {"role": "assistant", "content": answer(number)},
+                {"role": "assistant", "content": said(number)},
             ]
         }
         for number in range(count)
@@ -125,10 +127,11 @@ def losses(run):
     return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
 
 
-def asked(folder, number):
+def asked(folder, number, *words, template="chatml"):
     """What `llm-infer chat` answers."""
+    command = ["llm-infer", "chat", folder, "--template", template, "--max-new-tokens", "40"]
     done = subprocess.run(
-        ["llm-infer", "chat", str(folder), "--template", "chatml", "--max-new-tokens", "40"],
+        list(map(str, [*command, *words])),
         input=question(number) + "\n",
         env=ENVIRONMENT,
         capture_output=True,
@@ -189,15 +192,48 @@ def test_a_recipe_learns(recipe, model, tmp_path):
     assert found[-1] < (0.8 if "lora" in recipe else 0.6) * found[0]
 
 
-# Last run 2026-11-27: two minutes on a busy machine.
+# Last run 2026-11-27, on a busy machine: two to four minutes each.
+@pytest.fixture(scope="module")
+def taught(model, tmp_path_factory):
+    """The model behind the full recipe: it says the answers of `conversations`."""
+    work = tmp_path_factory.mktemp("taught")
+    start("full", model, conversations(), work, "train.max_steps=100", "optimizer.lr=3e-3")
+    return next((work / "full").glob("hf_*"))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("recipe", ["full", "packed"])
-def test_a_model_says_the_conversations_that_it_learned(recipe, model, tmp_path):
-    words = ["train.max_steps=250", "optimizer.lr=3e-3", "train.log_every=50"]
-    if recipe == "packed":
-        words += ["parallel.cp=1", "train.global_batch_size=4", "train.micro_batch_size=1"]
-    start(recipe, model, conversations(), tmp_path / "work", *words)
-    folder = next((tmp_path / "work" / recipe).glob("hf_*"))
-    for number in (0, 7, 19, 31):
+def test_a_model_says_the_conversations_that_it_learned(taught):
+    for number in ASKED:
+        assert answer(number) in asked(taught, number)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_model_says_the_conversations_of_packed_rows(model, tmp_path):
+    words = ["train.max_steps=250", "optimizer.lr=3e-3", "parallel.cp=1"]
+    words += ["train.global_batch_size=4", "train.micro_batch_size=1"]
+    start("packed", model, conversations(), tmp_path / "work", *words)
+    folder = next((tmp_path / "work" / "packed").glob("hf_*"))
+    for number in ASKED:
         assert answer(number) in asked(folder, number)
+
+
+def other_answer(number):
+    """Not what the base says to that question."""
+    return answer((number + 11) % 32)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("recipe", ["lora", "qlora"])
+def test_adapters_say_other_answers_than_their_base(recipe, taught, tmp_path):
+    """Merged, and as a PEFT folder beside the base."""
+    words = ["train.max_steps=80", "optimizer.lr=1e-2", "lora.rank=32"]
+    start(recipe, taught, conversations(said=other_answer), tmp_path / "work", *words)
+    run = tmp_path / "work" / recipe
+    adapter = next(run.glob("adapter_*"))
+    for number in ASKED[:2]:
+        assert other_answer(number) in asked(run / "merged", number)
+    for number in ASKED[2:]:
+        assert other_answer(number) in asked(taught, number, "--lora", adapter)
