@@ -61,7 +61,8 @@ def test_a_row_of_a_function_of_numbers_stays_the_same(size, threads):
 
 
 @pytest.mark.parametrize("window", [None, 70])
-@pytest.mark.parametrize("length", [100, 1500])
+# Beyond 2048 keys another kernel computes.
+@pytest.mark.parametrize("length", [100, 2300])
 def test_attention_is_that_of_torch_and_the_same_for_one_token_and_for_many(
     length, window, threads
 ):

@@ -4,10 +4,14 @@ A query's result may depend on its position alone. So its keys always end at the
 and products are of at least `TILE_ROWS` and at most `MAX_ROWS` rows, between which a row comes out
 the same (see `linear`). Rows added to fill a tile are those of the texts that follow; their results
 are dropped.
+
+torch's fused kernel does in one call what takes ten otherwise, where it can: it decides by the
+number of keys, which is a matter of the position, too.
 """
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -16,6 +20,16 @@ from torch.nn import functional as F
 from llm_infer.model.cache import Keys, Pool, Segment, Step
 from llm_infer.model.linear import MAX_ROWS, TILE_ROWS
 from llm_infer.model.rowwise import by_row
+
+# torch's fused kernel takes rows in blocks of 32 or 64 up to 767 rows. The rows of a last, smaller
+# block come out the same from 4 on.
+_FUSED_TILE_ROWS = 8
+_FUSED_MAX_ROWS = 512
+# With 6 or 10 channels its rows differ by their place in a block; with any multiple of this they
+# come out the same.
+_FUSED_CHANNELS = 16
+# Its mask has all keys. With more of them calls are long enough to not need it.
+_FUSED_KEYS = 2048
 
 # G query groups, T tokens, R queries of a group (a token's side by side), S keys, D channels
 
@@ -31,6 +45,11 @@ class Scores:
     """[G, 1, R]: a logit a head that takes its part of the softmax and gives nothing."""
     slopes: Tensor | None = None
     """[G, R, 1]. ALiBi: what a head adds for each position of a key."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is nothing but a scale and a mask."""
+        return self.softcap is None and self.sinks is None and self.slopes is None
 
 
 class Attend:
@@ -50,15 +69,55 @@ class Attend:
         out_GRD = q_GRD.new_empty(groups, rows, values.shape[-1])
         all_keys = step.keys_of(self._scores.window)
         for segment, keys in zip(step.segments, all_keys, strict=True):
-            k_GSD, v_GSD = keys.of(pool.keys), keys.of(values)
-            stop = segment.stop * queries
-            for first in range(segment.start * queries, stop, MAX_ROWS):
-                count = min(stop - first, MAX_ROWS)
-                padded = count + (-count) % TILE_ROWS
-                q = q_GRD[:, first : first + padded]
-                weights = self._weights(q, k_GSD, keys, segment, first - segment.start * queries)
-                out_GRD[:, first : first + count] = torch.bmm(weights, v_GSD)[:, :count]
+            start, stop = segment.start * queries, segment.stop * queries
+            mix = self._fused if self._can_fuse(pool, keys) else self._mixed
+            mix(q_GRD, pool, keys, segment, out_GRD[:, start:stop])
         return out_GRD.view(groups, tokens, queries, -1).transpose(0, 1)
+
+    def _can_fuse(self, pool: Pool, keys: Keys) -> bool:
+        """Whether torch's fused kernel does this; it wants keys and values of one width."""
+        k_GSD = pool.keys
+        return (
+            self._scores.is_plain
+            and k_GSD.device.type == "cpu"
+            and k_GSD.dtype == torch.float32
+            and k_GSD.shape[-1] == pool.values.shape[-1]
+            and k_GSD.shape[-1] % _FUSED_CHANNELS == 0
+            and keys.count <= _FUSED_KEYS
+        )
+
+    def _fused(
+        self, q_GRD: Tensor, pool: Pool, keys: Keys, segment: Segment, out_GRD: Tensor
+    ) -> None:
+        """Mixed values of a segment's queries into `out_GRD`, by torch's kernel for CPUs."""
+        k_1GSD, v_1GSD = keys.of(pool.keys)[None], keys.of(pool.values)[None]
+        mask = _added_mask(self._block_tokens, self._scores.window, self._queries)
+        mask = mask[segment.offset * self._queries :, _FUSED_KEYS - keys.count :]
+        first, rows = segment.start * self._queries, out_GRD.shape[1]
+        for row in range(0, rows, _FUSED_MAX_ROWS):
+            count = min(rows - row, _FUSED_MAX_ROWS)
+            padded = count + (-count) % _FUSED_TILE_ROWS
+            mixed_1GRD, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                q_GRD[None, :, first + row : first + row + padded],
+                k_1GSD,
+                v_1GSD,
+                attn_mask=mask[row : row + padded],
+                scale=1.0,
+            )
+            out_GRD[:, row : row + count] = mixed_1GRD[0, :, :count]
+
+    def _mixed(
+        self, q_GRD: Tensor, pool: Pool, keys: Keys, segment: Segment, out_GRD: Tensor
+    ) -> None:
+        """Mixed values of a segment's queries into `out_GRD`, step by step."""
+        k_GSD, v_GSD = keys.of(pool.keys), keys.of(pool.values)
+        first, rows = segment.start * self._queries, out_GRD.shape[1]
+        for row in range(0, rows, MAX_ROWS):
+            count = min(rows - row, MAX_ROWS)
+            padded = count + (-count) % TILE_ROWS
+            q = q_GRD[:, first + row : first + row + padded]
+            weights = self._weights(q, k_GSD, keys, segment, row)
+            out_GRD[:, row : row + count] = torch.bmm(weights, v_GSD)[:, :count]
 
     def _weights(
         self, q_GRD: Tensor, k_GSD: Tensor, keys: Keys, segment: Segment, row: int
@@ -85,20 +144,36 @@ class Attend:
         return weights.softmax(-1, dtype=torch.float32)[..., :-1].to(q_GRD.dtype)
 
     def _mask(self, device: torch.device) -> Tensor:
-        """True where a query (row) of a block must not look: later keys, and those out of a window.
-
-        Columns end with the block's last token; rows go on beyond the block, for filled-up tiles.
-        """
+        """See `_is_masked`."""
         if device not in self._masks:
-            size, window = self._block_tokens, self._scores.window
-            width = size if window is None else size + -(-window // size) * size
-            row = torch.arange(size + TILE_ROWS, device=device)[:, None]
-            column = torch.arange(size - width, size, device=device)
-            is_masked = column > row
-            if window is not None:
-                is_masked |= column <= row - window
-            self._masks[device] = is_masked.repeat_interleave(self._queries, dim=0)
+            made = _is_masked(self._block_tokens, self._scores.window, self._queries)
+            self._masks[device] = made.to(device)
         return self._masks[device]
+
+
+def _is_masked(block_tokens: int, window: int | None, queries: int) -> Tensor:
+    """True where a query (row) of a block must not look: later keys, and those out of a window.
+
+    Columns end with the block's last token; rows go on beyond the block, for filled-up tiles.
+    """
+    width = block_tokens
+    if window is not None:
+        width += -(-window // block_tokens) * block_tokens
+    row = torch.arange(block_tokens + TILE_ROWS)[:, None]
+    column = torch.arange(block_tokens - width, block_tokens)
+    is_masked = column > row
+    if window is not None:
+        is_masked |= column <= row - window
+    return is_masked.repeat_interleave(queries, dim=0)
+
+
+# The same in all layers of one kind, of which a model has few.
+@lru_cache(maxsize=4)
+def _added_mask(block_tokens: int, window: int | None, queries: int) -> Tensor:
+    """Added to scores of the `_FUSED_KEYS` keys up to the end of a block: 0 or minus infinity."""
+    is_masked = _is_masked(block_tokens, window, queries)[:, -_FUSED_KEYS:]
+    added = torch.zeros(len(is_masked), _FUSED_KEYS)
+    return added.masked_fill_(F.pad(is_masked, (_FUSED_KEYS - is_masked.shape[1], 0)), -math.inf)
 
 
 def _repeated(per_query_GR1: Tensor, rows: int, row: int) -> Tensor:

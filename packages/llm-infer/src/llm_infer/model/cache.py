@@ -56,6 +56,7 @@ class Keys:
     """The blocks a segment attends to: a run of slots, or an index of scattered ones."""
 
     first_position: int
+    count: int
     where: slice | Tensor
 
     def of(self, pool_GSD: Tensor) -> Tensor:
@@ -107,11 +108,14 @@ class Pool:
             self._values[:, target] = self._values[:, source]
 
     def clear(self, first: int, stop: int) -> None:
-        """Zero values, so that what a text left in a slot cannot reach the next one as NaN.
+        """Zero slots, so that what a text left in one cannot reach the next one as NaN.
 
-        Weights of keys not yet written are 0, and 0 · NaN is NaN.
+        Keys not yet written are masked by adding minus infinity to their scores, and get weights
+        of 0: of NaN both make NaN.
         """
-        self.values[:, first:stop] = 0
+        self.keys[:, first:stop] = 0
+        if self._values is not None:
+            self._values[:, first:stop] = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +193,11 @@ def _keys(segment: Segment, window: int | None, block_tokens: int) -> Keys:
         # From the block's first token on, so that what a token sees does not depend on the step.
         first = max(0, own * block_tokens - window + 1) // block_tokens
     blocks = segment.blocks[first:]
-    position = first * block_tokens
+    position, count = first * block_tokens, len(blocks) * block_tokens
     if all(after == before + 1 for before, after in pairwise(blocks)):
-        return Keys(position, slice(blocks[0] * block_tokens, (blocks[-1] + 1) * block_tokens))
+        return Keys(
+            position, count, slice(blocks[0] * block_tokens, (blocks[-1] + 1) * block_tokens)
+        )
     within = torch.arange(block_tokens)
     starts = torch.tensor(blocks)[:, None] * block_tokens
-    return Keys(position, (starts + within).flatten())
+    return Keys(position, count, (starts + within).flatten())
