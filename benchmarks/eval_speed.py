@@ -2,9 +2,13 @@
 
     python benchmarks/eval_speed.py --items 40
 
-Three kinds of requests over a random 19M-parameter Qwen3 with 48k rows of vocabulary, fp32, CPU:
-four-choice questions after five shared examples (MMLU), four endings of several tokens (HellaSwag),
-and generations of mixed lengths. Each side in a process of its own, on one thread, at lm-eval's
+Requests over a random 19M-parameter Qwen3 with 48k rows of vocabulary, fp32, CPU:
+- mmlu: four-choice questions after five shared examples;
+- endings: four endings of several tokens (HellaSwag);
+- generation: prompts of mixed lengths, of which each is continued to its limit, one of four;
+- answers: the same prompts with one limit, ended by a stop string, so at all lengths;
+- few-shot: questions after eight shared worked examples, ended by a stop string (GSM8K, BBH).
+Each side in a process of its own, on one thread, at lm-eval's
 batch size 8. Seconds are of CPU time, which other programs on the machine change little.
 Bars: MMLU 10x items/s and a quarter of the peak memory, endings 2x, generations 2x.
 """
@@ -20,7 +24,8 @@ import tempfile
 import time
 from pathlib import Path
 
-KINDS = ("mmlu", "endings", "generation")
+KINDS = ("mmlu", "endings", "generation", "answers", "few-shot")
+GENERATED = KINDS[2:]
 VOCABULARY = 48_000
 
 
@@ -49,7 +54,7 @@ def compare(kind, items, model):
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         found.append(json.loads(output.splitlines()[-1]))
     ours, theirs = found
-    if kind == "generation":
+    if kind in GENERATED:
         same = sum(a == b for a, b in zip(ours["answers"], theirs["answers"], strict=True))
         difference = f"{same} of {len(ours['answers'])} texts equal"
     else:
@@ -115,9 +120,19 @@ def requests(kind, items):
         return "loglikelihood", [
             (q, f" {text(draw.randint(5, 25))}") for q in asked for _ in "ABCD"
         ]
+    sizes, stop, beginning, words_asked = (16, 32, 64, 128), "\n\n", "", (10, 150)
+    if kind != "generation":
+        # A random model writes every letter now and then.
+        sizes, stop = (128,), "a"
+    if kind == "few-shot":
+        beginning = "".join(f"Question: {text(40)}\nAnswer: {text(40)}\n\n" for _ in range(8))
+        words_asked = (20, 60)
     return "generate_until", [
-        (text(draw.randint(10, 150)), {"until": ["\n\n"], "max_gen_toks": size, "do_sample": False})
-        for size in draw.choices((16, 32, 64, 128), k=items)
+        (
+            f"{beginning}{text(draw.randint(*words_asked))}",
+            {"until": [stop], "max_gen_toks": size, "do_sample": False},
+        )
+        for size in draw.choices(sizes, k=items)
     ]
 
 

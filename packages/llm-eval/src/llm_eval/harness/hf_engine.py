@@ -20,17 +20,15 @@ from lm_eval.models.utils import (
 )
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llm_eval.blocks import MAX_ROWS, Block, Row, Tokens, plan
+from llm_eval.blocks import MAX_ROWS, Block, Prompt, Row, Tokens, plan, plan_prompts
 from llm_eval.errors import EvalError
 from llm_eval.harness.engine import Answer, Kind, Request, Work
-from llm_eval.harness.generation import continue_greedily, is_plain
+from llm_eval.harness.generation import Continuer, can_continue
 from llm_eval.harness.scoring import Ask, Question, Reader, can_share
 
 # The decorator that registers HFLM hides the class from a type checker.
 _HFLM: Any = huggingface.HFLM
 
-# Tokens that a batch of generations may hold at its longest, prompts included.
-_GENERATED_TOKENS = 32768
 # Encoded texts at hand: a question's own and those with its choices.
 _KEPT_TEXTS = 8
 
@@ -45,8 +43,7 @@ class _Pair:
 
 @dataclass(frozen=True, slots=True)
 class _Generation:
-    prompts: tuple[Tokens, ...]
-    limits: tuple[int, ...]
+    prompts: tuple[Prompt, ...]
     stops: tuple[str, ...]
 
 
@@ -77,7 +74,8 @@ class HFEngine(_HFLM):
         )
         self._reader = Reader(model)
         self._can_share = can_share(model)
-        self._is_plain = is_plain(model)
+        self._can_continue = can_continue(model)
+        self._continuer = Continuer(model, tokenizer)
         self._encoded: dict[Any, list[int]] = {}
 
     def plan(self, kind: Kind, requests: Sequence[Request]) -> Iterator[Work]:
@@ -181,7 +179,7 @@ class HFEngine(_HFLM):
             groups.setdefault(json.dumps(options, sort_keys=True), []).append(number)
         for key, numbers in groups.items():
             options = json.loads(key)
-            if _is_greedy(options) and self._is_plain:
+            if _is_greedy(options) and self._can_continue:
                 yield from self._plan_greedy(requests, numbers, limits, options.get("until"))
                 continue
             for start in range(0, len(numbers), MAX_ROWS):
@@ -203,28 +201,18 @@ class HFEngine(_HFLM):
                 )
             tokens = self.tok_batch_encode([requests[number][0]])[0][0].tolist()[-room:]
             prompts[number] = tuple(tokens) or (self.prefix_token_id,)
-        ordered = sorted(numbers, key=lambda number: (-len(prompts[number]), number))
-        longest = max(limits[number] for number in numbers)
-        while ordered:
-            width = len(prompts[ordered[0]]) + longest
-            size = max(1, min(2 * MAX_ROWS, _GENERATED_TOKENS // width))
-            part, ordered = tuple(ordered[:size]), ordered[size:]
+        parts = plan_prompts(
+            [prompts[number] for number in numbers], [limits[number] for number in numbers]
+        )
+        for part in parts:
             yield Work(
-                part,
-                _Generation(
-                    prompts=tuple(prompts[number] for number in part),
-                    limits=tuple(limits[number] for number in part),
-                    stops=stops,
-                ),
+                tuple(numbers[one.number] for one in part),
+                _Generation(tuple(one.prompt for one in part), stops),
             )
 
     def _generate(self, task: _Generation) -> Iterator[str]:
-        found = continue_greedily(
-            self.model,
-            self.tokenizer,
-            task.prompts,
-            stops=[stop for stop in task.stops if stop],
-            limits=task.limits,
+        found = self._continuer.continue_greedily(
+            task.prompts, stops=[stop for stop in task.stops if stop]
         )
         for tokens in found:
             yield postprocess_generated_text(

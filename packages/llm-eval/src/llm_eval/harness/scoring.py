@@ -1,19 +1,15 @@
 """Log-probabilities of rows of tokens with a transformers model, sharing what rows begin with.
 
-B rows of a block, P shared tokens, S tokens after them, N predictions asked for, V vocabulary.
+B rows of a block, S tokens after the shared ones, N predictions asked for, V vocabulary.
 """
 
-import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from llm_eval.blocks import Tokens
+from llm_eval.harness.passes import Beginning, output_at, padded
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +38,7 @@ class Reader:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._shared: Tokens = ()
-        self._cache: Any = None
+        self._beginning = Beginning(model, lambda: DynamicCache(config=model.config))
 
     @torch.inference_mode()
     def score(self, question: Question) -> list[tuple[float, bool]]:
@@ -53,10 +48,11 @@ class Reader:
         are padded on the right, where causal attention never looks.
         """
         places, targets, lengths = _flat(question)
-        tokens_BS = self._padded(question.rows)
-        cache = self._repeated(question.shared, len(question.rows))
-        selected = torch.tensor(places, device=tokens_BS.device)
-        with _only(self._model, selected):
+        tokens_BS = padded(question.rows, self._model.device)
+        cache = None
+        if question.shared:
+            cache = self._beginning.repeated(question.shared, len(question.rows))
+        with output_at(self._model, places):
             logits = self._model(
                 input_ids=tokens_BS, past_key_values=cache, use_cache=cache is not None
             ).logits
@@ -71,25 +67,6 @@ class Reader:
                 chosen_N.double().split(lengths), greedy_N.split(lengths), strict=True
             )
         ]
-
-    def _padded(self, rows: Sequence[Tokens]) -> Tensor:
-        width = max(map(len, rows))
-        padded = [row + (0,) * (width - len(row)) for row in rows]
-        return torch.tensor(padded, device=self._model.device)
-
-    def _repeated(self, shared: Tokens, count: int) -> Any:
-        """Keys and values of the shared tokens for each row, or None when nothing is shared."""
-        if not shared:
-            return None
-        if shared != self._shared:
-            self._cache = DynamicCache(config=self._model.config)
-            tokens = torch.tensor([shared], device=self._model.device)
-            with _only(self._model, torch.zeros(1, dtype=torch.long, device=tokens.device)):
-                self._model(input_ids=tokens, past_key_values=self._cache, use_cache=True)
-            self._shared = shared
-        cache = copy.deepcopy(self._cache)
-        cache.batch_repeat_interleave(count)
-        return cache
 
 
 def can_share(model: PreTrainedModel) -> bool:
@@ -110,24 +87,3 @@ def _flat(question: Question) -> tuple[list[int], list[int], list[int]]:
         places += range(start, start + len(ask.targets))
         targets += ask.targets
     return places, targets, [len(ask.targets) for ask in question.asks]
-
-
-@contextmanager
-def _only(model: PreTrainedModel, places_N: Tensor) -> Iterator[None]:
-    """Let the output layer see N of the B×S hidden states, as one row of N.
-
-    Through a hook of the layer's own, so that whatever a family does to its logits afterwards
-    (scaling, soft caps) is done to these too.
-    """
-    head = model.get_output_embeddings()
-    assert isinstance(head, nn.Module), "a causal model has an output layer"
-
-    def select(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden_BSH = inputs[0]
-        return (hidden_BSH.flatten(0, 1).index_select(0, places_N)[None], *inputs[1:])
-
-    handle = head.register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()
