@@ -33,7 +33,10 @@ def perplexity(
     max_documents: int | None,
     **model: Any,
 ) -> None:
-    """Perplexity of a model on text files, folders of them, or .jsonl files.
+    """Perplexity of a model on text or on token datasets.
+
+    INPUTS are text files, folders of them and .jsonl files, or token datasets, each named by its
+    path without .bin or .idx.
 
     The same command again continues an interrupted run and shows a finished one.
     """

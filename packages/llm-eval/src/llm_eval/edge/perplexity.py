@@ -4,12 +4,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_eval.documents import Document
+from llm_eval.documents import Document, without_empty
 from llm_eval.documents import digest as documents_digest
-from llm_eval.edge import device, inputs, model_folder, quiet
+from llm_eval.edge import device, inputs, model_folder, quiet, token_dataset
 from llm_eval.edge.progress import Progress
 from llm_eval.edge.run_folder import RunFolder
 from llm_eval.edge.scorers import open_scorer
@@ -61,8 +62,24 @@ class DocumentChoice:
     text_key: str
     limit: int | None
 
+    def token_datasets(self) -> list[Path]:
+        """Stems of the token datasets that the inputs name: all of them, or none."""
+        stems = [stem for path in self.inputs if (stem := token_dataset.stem_of(path))]
+        if stems and len(stems) < len(self.inputs):
+            raise EvalError(
+                f"{len(stems)} of {len(self.inputs)} inputs are token datasets; text and tokens "
+                "are scored by different metrics: give them to runs of their own"
+            )
+        return stems
+
     def read(self) -> list[Document]:
-        """The documents, in a fixed order."""
+        """The documents, in a fixed order; of token datasets their ids in decimal."""
+        if stems := self.token_datasets():
+            listed = chain.from_iterable(map(token_dataset.read_documents, stems))
+            found = without_empty(list(islice(listed, self.limit)))
+            if not found:
+                raise EvalError(f"{stems[0]}: no document holds a token; nothing to score")
+            return found
         return inputs.read_documents(
             self.inputs, pattern=self.pattern, text_key=self.text_key, limit=self.limit
         )
@@ -81,6 +98,11 @@ def run(documents: DocumentChoice, model: ModelChoice, output: Path, *, overwrit
     """Score the documents; a finished folder is read back, an interrupted one is continued."""
     if model.scorer == HF:
         model_folder.check(model.model)
+    stems = documents.token_datasets()
+    if stems and model.scorer != HF:
+        raise EvalError(f"--scorer {model.scorer}: token datasets are scored by hf alone")
+    for stem in stems:
+        token_dataset.check_tokenizer(stem, model.model)
     texts = documents.read()
     settings = {
         "command": "perplexity",
@@ -92,14 +114,16 @@ def run(documents: DocumentChoice, model: ModelChoice, output: Path, *, overwrit
         if folder.is_finished:
             return Outcome(results=folder.results(), was_finished=True, num_resumed_batches=0)
         num_resumed = folder.num_known
-        _score(texts, model, folder)
+        _score(texts, model, folder, is_tokens=bool(stems))
         return Outcome(
             results=folder.results(), was_finished=False, num_resumed_batches=num_resumed
         )
 
 
-def open_model(choice: ModelChoice, folder: RunFolder | None) -> "ResumableHF | ScorerLM":
-    """The harness's model: its own `hf`, or a scorer by name."""
+def open_model(
+    choice: ModelChoice, folder: RunFolder | None, *, is_tokens: bool = False
+) -> "ResumableHF | ScorerLM":
+    """The harness's model: its own `hf`, over texts or token ids, or a scorer by name."""
     recall = folder.recall if folder else None
     if choice.scorer != HF:
         from llm_eval.harness.models import ScorerLM
@@ -127,10 +151,13 @@ def open_model(choice: ModelChoice, folder: RunFolder | None) -> "ResumableHF | 
         batch_size=choice.batch_size,
         max_length=choice.max_length,
         recall=recall,
+        is_tokens=is_tokens,
     )
 
 
-def _score(texts: Sequence[Document], choice: ModelChoice, folder: RunFolder) -> None:
+def _score(
+    texts: Sequence[Document], choice: ModelChoice, folder: RunFolder, *, is_tokens: bool
+) -> None:
     start = time.monotonic()
     if choice.scorer == HF:
         model_folder.require_hf()
@@ -140,8 +167,8 @@ def _score(texts: Sequence[Document], choice: ModelChoice, folder: RunFolder) ->
 
     from llm_eval.harness.task import TASK_NAME, PerplexityTask
 
-    lm = open_model(choice, folder)
-    task = PerplexityTask(texts, lm.num_tokens)
+    lm = open_model(choice, folder, is_tokens=is_tokens)
+    task = PerplexityTask(texts, lm.num_tokens, is_tokens=is_tokens)
     task.set_fewshot_seed(0)
     is_hf = choice.scorer == HF
     total = sum(lm.num_tokens(text.text) for text in texts) if is_hf else len(texts)

@@ -7,6 +7,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models import huggingface
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from llm_eval.errors import EvalError
 from llm_eval.harness.models import Recall, Score, batch_key
 
 # The decorator that registers HFLM hides the class from a type checker.
@@ -14,7 +15,10 @@ _HFLM: Any = huggingface.HFLM
 
 
 class ResumableHF(_HFLM):
-    """HFLM that asks `recall` before it scores a batch of rolling windows."""
+    """HFLM that asks `recall` before it scores a batch of rolling windows.
+
+    With `is_tokens` a text is token ids in decimal, with spaces between them.
+    """
 
     def __init__(
         self,
@@ -24,6 +28,7 @@ class ResumableHF(_HFLM):
         batch_size: int,
         max_length: int | None = None,
         recall: Recall | None = None,
+        is_tokens: bool = False,
     ) -> None:
         super().__init__(
             pretrained=model,
@@ -34,6 +39,18 @@ class ResumableHF(_HFLM):
         )
         self._recall = recall
         self._is_rolling = False
+        weight: Any = model.get_input_embeddings().weight
+        self._num_ids: int | None = weight.shape[0] if is_tokens else None
+
+    def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
+        """As lm-eval's; token ids as they are, none beyond the model's vocabulary."""
+        if self._num_ids is None:
+            return super().tok_encode(string, *args, **kwargs)
+        tokens = [int(word) for word in string.split()]
+        unknown = next((token for token in tokens if not 0 <= token < self._num_ids), None)
+        if unknown is not None:
+            raise EvalError(f"token {unknown}: the model knows 0 to {self._num_ids - 1}")
+        return tokens
 
     def num_tokens(self, text: str) -> int:
         """Tokens predicted in a rolling pass over the text."""

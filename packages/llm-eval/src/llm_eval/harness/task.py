@@ -21,15 +21,26 @@ Weighted = tuple[float, int]
 
 
 class PerplexityTask(ConfigurableTask):
-    """lm-eval's rolling log-likelihood task over documents instead of a hub data set."""
+    """lm-eval's rolling log-likelihood task over documents instead of a hub data set.
 
-    def __init__(self, documents: Sequence[Document], num_tokens: Callable[[str], int]) -> None:
+    With `is_tokens` the texts are token ids, of which only the perplexity per token is known.
+    """
+
+    def __init__(
+        self,
+        documents: Sequence[Document],
+        num_tokens: Callable[[str], int],
+        *,
+        is_tokens: bool = False,
+    ) -> None:
         self._documents = documents
+        self._metrics = METRICS[:1] if is_tokens else METRICS
 
         def measure(doc: Mapping[str, str], results: Sequence[float]) -> dict[str, Weighted]:
-            return _measures(doc["text"], results[0], num_tokens(doc["text"]))
+            found = _measures(doc["text"], results[0], num_tokens(doc["text"]))
+            return {name: found[name] for name in self._metrics}
 
-        super().__init__(config=_config(measure))
+        super().__init__(config=_config(measure, self._metrics))
 
     def download(self, *_: object, **__: object) -> None:
         """Nothing to fetch: the documents are here."""
@@ -38,7 +49,7 @@ class PerplexityTask(ConfigurableTask):
 
     def dump_config(self) -> dict[str, Any]:
         """The settings in plain values: the default would print our source code."""
-        metrics = [{"metric": name, "higher_is_better": False} for name in METRICS]
+        metrics = [{"metric": name, "higher_is_better": False} for name in self._metrics]
         return {
             "task": TASK_NAME,
             "output_type": self.OUTPUT_TYPE,
@@ -59,7 +70,7 @@ def _measures(text: str, logprob: float, num_tokens: int) -> dict[str, Weighted]
     }
 
 
-def _config(measure: Callable[..., dict[str, Weighted]]) -> dict[str, Any]:
+def _config(measure: Callable[..., dict[str, Weighted]], metrics: Sequence[str]) -> dict[str, Any]:
     aggregations = dict.fromkeys(METRICS, finite_perplexity) | {"bits_per_byte": bits_per_byte}
     return {
         "task": TASK_NAME,
@@ -71,7 +82,7 @@ def _config(measure: Callable[..., dict[str, Weighted]]) -> dict[str, Any]:
         "num_fewshot": 0,
         "metric_list": [
             {"metric": name, "aggregation": aggregations[name], "higher_is_better": False}
-            for name in METRICS
+            for name in metrics
         ],
         "metadata": {"version": 1.0},
     }
