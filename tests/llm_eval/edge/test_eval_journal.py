@@ -164,3 +164,48 @@ def test_a_scoring_process_that_cannot_start_ends_the_run(capfd):
     finally:
         pool.close()
     assert "no scorer named 'nowhere'" in capfd.readouterr().err
+
+
+def test_requests_told_of_early_are_scored_early_in_the_same_segments():
+    from lm_eval.api.instance import Instance
+
+    from llm_eval.harness.engine import Serial
+    from llm_eval.harness.journaled import JournaledLM
+
+    class Lengths:
+        """Scores a continuation by its length; keeps what it was asked together."""
+
+        def __init__(self):
+            self.planned = []
+
+        def plan(self, kind, requests):
+            self.planned.append(list(requests))
+            yield Work(tuple(range(len(requests))), requests)
+
+        def score(self, work):
+            return [[-float(len(text)), 0] for _, text in work.task]
+
+    class Memory(dict):
+        lookup = dict.get
+
+        def append(self, answers):
+            self.update(answers)
+
+    # Every tenth request is one that was asked before.
+    texts = [("", "x" * (number - number // 10 * 5 % 7)) for number in range(2600)]
+    tasks = [
+        [Instance("loglikelihood", {}, text, 0, ("t", 0, 1)) for text in texts[start : start + 325]]
+        for start in range(0, len(texts), 325)
+    ]
+    asked = [instance for task in tasks for instance in task]
+    late = Lengths()
+    expected = JournaledLM(late, Serial(late), Memory()).loglikelihood(asked)
+
+    early = Lengths()
+    lm = JournaledLM(early, Serial(early), Memory())
+    for task in tasks:
+        lm.expect(task)
+    assert early.planned == late.planned[:-1]
+    assert len(late.planned) == 3
+    assert lm.loglikelihood(asked) == expected
+    assert early.planned == late.planned

@@ -79,7 +79,9 @@ def run(choice: TaskChoice, model: ModelChoice, output: Path, *, overwrite: bool
             quiet.offline()
         quiet.quiet()
         num_resumed = folder.num_answers
-        with _programs(choice, folder) as functions:
+        from llm_eval.harness.templates import compiled_once
+
+        with _programs(choice, folder) as functions, compiled_once():
             manager = tasks.manager(
                 harness_names,
                 index,
@@ -169,6 +171,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     from lm_eval.evaluator import simple_evaluate
 
+    from llm_eval.harness.early import hand_over_as_made
     from llm_eval.harness.journaled import JournaledLM
 
     with Engines(engine, num_processes=model.data_parallel) as engines, Reporter() as reporter:
@@ -179,6 +182,7 @@ def _evaluate(
             flush_every=model.batch_size,
             on_progress=reporter,
         )
+        hand_over_as_made(manager.load(loaded)["tasks"].values(), lm)
         found = simple_evaluate(
             model=lm,
             tasks=loaded,

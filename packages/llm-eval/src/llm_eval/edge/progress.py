@@ -47,12 +47,18 @@ class Progress:
             self._last_line_s = time.monotonic()
             print(f"{self._label}: {self._done}/{self._total}", file=sys.stderr)  # noqa: T201
 
+    def grow(self, total: int) -> None:
+        """There are `total` in all by now."""
+        self._total = total
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], total=total)
+
 
 class Reporter:
     """Progress of several stages, one after another; use as a context manager."""
 
     def __init__(self) -> None:
-        self._current: tuple[str, int] | None = None
+        self._label: str | None = None
         self._progress: Progress | None = None
         self._done = 0
 
@@ -68,14 +74,15 @@ class Reporter:
         self._close()
 
     def __call__(self, label: str, done: int, total: int) -> None:
-        """`done` of `total` are done in the stage `label`."""
-        if self._current != (label, total):
+        """`done` of `total` are done in the stage `label`; both only grow in a stage."""
+        if self._label != label or self._progress is None:
             self._close()
-            self._current, self._done = (label, total), 0
+            self._label, self._done = label, 0
             self._progress = Progress(label, total).__enter__()
-        if self._progress is not None:
+        self._progress.grow(total)
+        if done > self._done:
             self._progress.advance(done - self._done)
-        self._done = done
+            self._done = done
 
     def _close(self) -> None:
         if self._progress is not None:

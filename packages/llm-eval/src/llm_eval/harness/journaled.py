@@ -54,6 +54,7 @@ class JournaledLM(LM):
         self._flush_every = flush_every
         self._on_progress = on_progress
         self._unwritten: list[tuple[str, Answer]] = []
+        self._expected: dict[str, _Asked] = {}
         self._engine = engine
         self._scheduler = scheduler
         self._journal = journal
@@ -70,6 +71,18 @@ class JournaledLM(LM):
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """A continuation for each context."""
         return cast("list[str]", self._answers("generate_until", requests))
+
+    def expect(self, instances: Sequence[Instance]) -> None:
+        """Requests that will be asked for next, in this order: scored when they fill a segment.
+
+        The same segments as when all are asked for at once, only sooner.
+        """
+        for instance in instances:
+            kind = cast("Kind", instance.request_type)
+            expected = self._expected.setdefault(kind, _Asked(kind))
+            expected.add([_args(instance)] * int(instance.repeats or 1))
+            while len(expected.names) - expected.num_scored >= _SEGMENT:
+                self._score_next(expected, len(expected.names))
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -93,17 +106,18 @@ class JournaledLM(LM):
         return found
 
     def _answers(self, kind: Kind, instances: Sequence[Instance]) -> list[Answer]:
-        asked = [_args(instance) for instance in instances]
-        keys = _keys(kind, asked)
-        # The same question asked twice is scored once.
-        unique = dict(zip(keys, asked, strict=True))
-        names, requests = list(unique), list(unique.values())
-        for start in range(0, len(names), _SEGMENT):
-            part = slice(start, start + _SEGMENT)
-            self._on_progress(kind, start, len(names))
-            self._score(kind, names[part], requests[part])
-        self._on_progress(kind, len(names), len(names))
+        asked = _Asked(kind)
+        keys = asked.add([_args(instance) for instance in instances])
+        while asked.num_scored < len(asked.names):
+            self._score_next(asked, len(asked.names))
+        self._on_progress(kind, len(asked.names), len(asked.names))
         return [self._journal.lookup(key) for key in keys]
+
+    def _score_next(self, asked: "_Asked", total: int) -> None:
+        part = slice(asked.num_scored, asked.num_scored + _SEGMENT)
+        self._on_progress(asked.kind, asked.num_scored, total)
+        self._score(asked.kind, asked.names[part], asked.requests[part])
+        asked.num_scored += _SEGMENT
 
     def _score(self, kind: Kind, names: list[str], requests: list[Request]) -> None:
         if all(self._journal.lookup(name) is not None for name in names):
@@ -133,17 +147,35 @@ class JournaledLM(LM):
             self._unwritten = []
 
 
-def _keys(kind: Kind, requests: Sequence[Request]) -> list[str]:
-    """A digest of each request; repeats of a sampled one (the harness asks k times) count up."""
-    seen: dict[str, int] = {}
-    keys: list[str] = []
-    for request in requests:
-        text = json.dumps([kind, *request], sort_keys=True, ensure_ascii=False, default=str)
-        if _is_sampled(request):
-            seen[text] = seen.get(text, -1) + 1
-            text = f"{seen[text]}\0{text}"
-        keys.append(hashlib.sha256(text.encode()).hexdigest()[:32])
-    return keys
+class _Asked:
+    """Requests of one kind by digest, each once, in the order in which they are asked."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind: Kind = kind
+        self.names: list[str] = []
+        self.requests: list[Request] = []
+        self.num_scored = 0
+        self._known: set[str] = set()
+        self._sampled: dict[str, int] = {}
+
+    def add(self, requests: Sequence[Request]) -> list[str]:
+        """The digest of each; repeats of a sampled one (the harness asks k times) count up."""
+        keys: list[str] = []
+        for request in requests:
+            text = json.dumps(
+                [self.kind, *request], sort_keys=True, ensure_ascii=False, default=str
+            )
+            if _is_sampled(request):
+                self._sampled[text] = self._sampled.get(text, -1) + 1
+                text = f"{self._sampled[text]}\0{text}"
+            key = hashlib.sha256(text.encode()).hexdigest()[:32]
+            keys.append(key)
+            # The same question asked twice is scored once.
+            if key not in self._known:
+                self._known.add(key)
+                self.names.append(key)
+                self.requests.append(request)
+        return keys
 
 
 def _is_sampled(request: Request) -> bool:

@@ -1,0 +1,24 @@
+"""Requests handed to the model as soon as a task has made them.
+
+lm-eval's evaluator makes the requests of all tasks, minutes for MMLU's 14,000 questions, before it
+asks for the first score.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from llm_eval.harness.journaled import JournaledLM
+
+
+def hand_over_as_made(tasks: Iterable[Any], lm: JournaledLM) -> None:
+    """Have each lm-eval task tell `lm` of its requests when the evaluator has it make them."""
+    for task in tasks:
+        task.build_all_requests = _then_told(task.build_all_requests, task, lm)
+
+
+def _then_told(build: Callable[..., None], task: Any, lm: JournaledLM) -> Callable[..., None]:
+    def build_all_requests(**options: Any) -> None:
+        build(**options)
+        lm.expect(task.instances)
+
+    return build_all_requests
