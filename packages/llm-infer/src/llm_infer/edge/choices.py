@@ -26,6 +26,8 @@ class LoadOptions:
     """A LoRA adapter to merge into the weights."""
     rope_scaling: str | None = None
     """`KIND:FACTOR`, for a context longer than the trained one."""
+    cuda_graphs: bool = True
+    """Whether the native engine replays steps on CUDA, where the model allows it."""
     cache_tokens: int | None = None
     """Size of the native engine's cache; None fits it to the memory."""
 
@@ -37,6 +39,7 @@ class LoadOptions:
             "--quantization": self.quantization is not None,
             "--lora": self.lora is not None,
             "--rope-scaling": self.rope_scaling is not None,
+            "--no-cuda-graphs": not self.cuda_graphs,
             "--cache-tokens": self.cache_tokens is not None,
         }
         return [name for name, is_given in given.items() if is_given]

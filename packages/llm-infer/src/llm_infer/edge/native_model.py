@@ -26,6 +26,8 @@ from llm_infer.model.int8 import reason_against as reason_against_int8
 from llm_infer.model.late import LateModel
 from llm_infer.model.linear import maker
 from llm_infer.model.runner import Model
+from llm_infer.model.static_step import CudaGraphs, Recorder
+from llm_infer.model.static_step import reason_against as reason_against_replay
 from llm_infer.model.support import reason_against
 from llm_infer.rope_override import with_rope_scaling
 from llm_infer.weights import Quantization, WeightSource, required_provider
@@ -110,7 +112,14 @@ def open_native(folder: Path, options: LoadOptions, *, may_be_late: bool = False
         kernels = resolve(options.kernels, device=device.type)
         quantization = options.quantization
         make = partial(
-            _decoder, arch, source, kernels, device=device, dtype=dtype, quantization=quantization
+            _decoder,
+            arch,
+            source,
+            kernels,
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            recorder=_recorder(arch, device) if options.cuda_graphs else None,
         )
         # Weights of another type than stored take memory that the files' sizes do not tell.
         if may_be_late and dtype == stored and quantization is None:
@@ -151,6 +160,7 @@ def _decoder(
     device: torch.device,
     dtype: torch.dtype,
     quantization: Quantization | None,
+    recorder: Recorder | None,
 ) -> Decoder:
     try:
         return Decoder(
@@ -163,10 +173,18 @@ def _decoder(
             context=arch.max_position_embeddings,
             block_tokens=BLOCK_TOKENS,
             quantization=quantization,
+            recorder=recorder,
         )
     except ValueError as error:
         # How a weight provider refuses.
         raise InferError(str(error)) from error
+
+
+def _recorder(arch: Arch, device: torch.device) -> Recorder | None:
+    """What replays steps there; None where they are computed one by one."""
+    if device.type != "cuda" or reason_against_replay(arch) is not None:
+        return None
+    return CudaGraphs()
 
 
 def _then_closed(make: Callable[[], Decoder], held: ExitStack) -> Decoder:

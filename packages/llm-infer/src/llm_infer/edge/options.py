@@ -75,6 +75,9 @@ LOADING = (
                  help="LoRA adapter to merge into the weights."),
     click.option("--rope-scaling", metavar="KIND:FACTOR",
                  help="A longer context: yarn:4 or linear:2."),
+    click.option("--cuda-graphs/--no-cuda-graphs", default=True, show_default=True,
+                 help="Native engine on CUDA: replay steps of one token a text, but for models "
+                 "with experts or recurrent layers."),
     click.option("--cache-tokens", type=click.IntRange(min=1),
                  help="Size of the native engine's cache; default: fits the memory."),
 )  # fmt: skip
@@ -128,6 +131,7 @@ _LOADING_NAMES = (
     "kernels",
     "lora",
     "rope_scaling",
+    "cuda_graphs",
     "cache_tokens",
 )
 _SAMPLING_NAMES = (

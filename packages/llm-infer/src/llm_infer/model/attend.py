@@ -61,6 +61,8 @@ class Attend:
 
     def __call__(self, q_TGRD: Tensor, pool: Pool, step: Step) -> Tensor:
         """Mixed values [T, G, queries, Dv] of queries [T, G, queries, D]."""
+        if step.tables is not None:
+            return self._one_a_text(q_TGRD, pool, step.positions, step.tables)
         tokens, groups, queries, dim = q_TGRD.shape
         rows = tokens * queries
         q_GRD = (q_TGRD * self._scores.scale).transpose(0, 1).reshape(groups, rows, dim)
@@ -118,6 +120,35 @@ class Attend:
             q = q_GRD[:, first + row : first + row + padded]
             weights = self._weights(q, k_GSD, keys, segment, row)
             out_GRD[:, row : row + count] = torch.bmm(weights, v_GSD)[:, :count]
+
+    def _one_a_text(
+        self, q_TGRD: Tensor, pool: Pool, positions_T: Tensor, tables_TN: Tensor
+    ) -> Tensor:
+        """Mixed values of tokens of different texts, by operators whose shapes and tensors do not
+        depend on how long the texts are. Rows may differ from the others' in their last bits.
+        """
+        facts, size = self._scores, self._block_tokens
+        within = torch.arange(size, device=tables_TN.device)
+        slots_TS = (tables_TN[:, :, None] * size + within).flatten(1)
+        place_S = torch.arange(slots_TS.shape[1], device=tables_TN.device)
+        is_masked_TS = place_S > positions_T[:, None]
+        if facts.window is not None:
+            is_masked_TS |= place_S <= positions_T[:, None] - facts.window
+        k_TGSD = pool.keys[:, slots_TS].transpose(0, 1)
+        # What was never written may be NaN, which a weight of 0 does not take away.
+        v_TGSD = pool.values[:, slots_TS].transpose(0, 1)
+        v_TGSD = v_TGSD.masked_fill(is_masked_TS[:, None, :, None], 0.0)
+        scores = (q_TGRD * facts.scale) @ k_TGSD.transpose(2, 3)
+        if facts.softcap is not None:
+            scores = torch.tanh(scores / facts.softcap) * facts.softcap
+        if facts.slopes is not None:
+            scores = scores + facts.slopes * place_S
+        scores = scores.masked_fill(is_masked_TS[:, None, None], -math.inf)
+        if facts.sinks is None:
+            return scores.softmax(-1, dtype=torch.float32).to(q_TGRD.dtype) @ v_TGSD
+        sinks = facts.sinks.transpose(1, 2).expand(*scores.shape[:-1], 1)
+        weights = torch.cat([scores, sinks.to(scores.dtype)], dim=-1)
+        return weights.softmax(-1, dtype=torch.float32)[..., :-1].to(q_TGRD.dtype) @ v_TGSD
 
     def _weights(
         self, q_GRD: Tensor, k_GSD: Tensor, keys: Keys, segment: Segment, row: int

@@ -40,6 +40,9 @@ class Step:
     last_rows: Tensor
     """Rows whose logits are wanted."""
     block_tokens: int
+    tables: Tensor | None = None
+    """Blocks [T, N] of each token's text, in a step of one token a text without segments; what a
+    text does not have is any block."""
     keys: dict[int | None, "list[Keys]"] = field(default_factory=dict["int | None", "list[Keys]"])
     """Where segments find their keys, by window; the same in all layers of one window."""
 

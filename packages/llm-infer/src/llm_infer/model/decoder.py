@@ -24,6 +24,7 @@ from llm_infer.model.rope import short_length
 from llm_infer.model.rowwise import by_row
 from llm_infer.model.runner import LocalRunner
 from llm_infer.model.sharding import share_of
+from llm_infer.model.static_step import Recorder
 from llm_infer.model.support import reason_against
 from llm_infer.weights import Quantization, WeightSource
 
@@ -54,10 +55,12 @@ class Decoder:
         block_tokens: int,
         quantization: Quantization | None = None,
         group: Group = ALONE,
+        recorder: Recorder | None = None,
     ) -> None:
         """`context` bounds positions. With a `group` this is its rank's share of the model.
 
-        `make_linear` is for what is not quantized.
+        `make_linear` is for what is not quantized. With a `recorder` steps of one token a text are
+        replayed (see `static_step`).
 
         Raises InferError for a model with layers that are not supported, or not divisible.
         """
@@ -75,6 +78,7 @@ class Decoder:
         )
         self.arch, self.device, self.dtype = arch, device, dtype
         self.context, self._group, self._quantization = context, group, quantization
+        self._recorder = recorder
         self.short_length = short_length(arch)
         self._embedding = Embedding(parameters.table("embedding.word_embeddings.weight"), group)
         self._positions = None
@@ -109,7 +113,9 @@ class Decoder:
 
     def runner(self, *, num_blocks: int, block_tokens: int) -> LocalRunner:
         """A new cache to compute over."""
-        return LocalRunner(self, num_blocks=num_blocks, block_tokens=block_tokens)
+        return LocalRunner(
+            self, num_blocks=num_blocks, block_tokens=block_tokens, recorder=self._recorder
+        )
 
     @torch.inference_mode()
     def forward(self, step: Step, pools: Sequence[LayerPool | None]) -> Tensor:

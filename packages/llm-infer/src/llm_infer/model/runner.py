@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llm_infer.arch import Arch
 from llm_infer.model.cache import CacheShape, StateShape
+from llm_infer.model.static_step import Recorder, StaticSteps
 from llm_infer.model.steps import Part, clear_opened, make_pools, make_step
 
 if TYPE_CHECKING:
@@ -76,12 +77,26 @@ class Model(Protocol):
 class LocalRunner:
     """A `ModelRunner` of this process."""
 
-    def __init__(self, decoder: "Decoder", *, num_blocks: int, block_tokens: int) -> None:
+    def __init__(
+        self,
+        decoder: "Decoder",
+        *,
+        num_blocks: int,
+        block_tokens: int,
+        recorder: Recorder | None = None,
+    ) -> None:
+        """With a `recorder`, steps of one token a text are replayed."""
         self._decoder, self._block_tokens = decoder, block_tokens
-        self.pools = make_pools(decoder, num_blocks=num_blocks, block_tokens=block_tokens)
+        spare = 0 if recorder is None else 1
+        self.pools = make_pools(decoder, num_blocks=num_blocks + spare, block_tokens=block_tokens)
+        self._static = None
+        if recorder is not None:
+            self._static = StaticSteps(decoder, self.pools, block_tokens, num_blocks, recorder)
 
     def run(self, parts: Sequence[Part], *, rows: Sequence[int] | None = None) -> Tensor:
         """See `ModelRunner`."""
+        if self._static is not None and rows is None and all(map(_is_decoding, parts)):
+            return self._static.run(parts)
         clear_opened(parts, self.pools, block_tokens=self._block_tokens)
         step = make_step(parts, block_tokens=self._block_tokens, decoder=self._decoder)
         if rows is not None:
@@ -97,3 +112,8 @@ class LocalRunner:
 
     def _slots(self, block: int) -> slice:
         return slice(block * self._block_tokens, (block + 1) * self._block_tokens)
+
+
+def _is_decoding(part: Part) -> bool:
+    """Whether this is a text's latest token, after which one is chosen."""
+    return len(part.tokens) == 1 and part.wants_logits
