@@ -23,7 +23,7 @@ class CharTokenizer:
     def encode(self, text):
         return list(map(ord, text))
 
-    def encode_chat(self, messages, template):
+    def encode_chat(self, messages, template, *, tools=None):
         return self.encode(messages[-1]["content"])
 
     def decode(self, tokens):
@@ -42,7 +42,8 @@ class EchoEngine:
     """A `BatchEngine`: each step brings every request its next token.
 
     A step costs `step_s`. The logprob of token i is -i, and its rival the tokens before and after.
-    A prompt "fail" makes the step fail. `cancelled` lists what was cancelled before its end.
+    All but the first of a prompt's tokens count as cached. A prompt "fail" makes the step fail.
+    `cancelled` lists what was cancelled before its end.
     """
 
     context_length: int = 4096
@@ -86,7 +87,14 @@ class EchoEngine:
         top = request.sampling.logprobs
         logprob = None if top is None else -float(request.num_tokens)
         rivals = ((token, logprob), (token + 1, -9.0))[: top or 0]
-        return Event(request=number, token=token, end=end, logprob=logprob, top_logprobs=rivals)
+        return Event(
+            request=number,
+            token=token,
+            end=end,
+            logprob=logprob,
+            top_logprobs=rivals,
+            num_cached=len(request.prompt) - 1,
+        )
 
 
 def main():

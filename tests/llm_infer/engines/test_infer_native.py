@@ -46,6 +46,17 @@ def theirs(folder, prompt, **settings):
     return whole[0, len(prompt) :].tolist()
 
 
+def test_events_tell_how_much_of_a_prompt_was_in_the_cache(decoder):
+    engine, prompt = engine_of(decoder), prompts(1, longest=90)[0][:1] * 40
+    for expected in (0, 32):
+        # Of 40 tokens two blocks of 16 are full.
+        engine.submit(prompt, Sampling(max_new_tokens=2))
+        found = set()
+        while engine.has_work:
+            found |= {event.num_cached for event in engine.step()}
+        assert found == {expected}
+
+
 def test_greedy_tokens_are_the_same_alone_in_a_batch_and_when_preempted(decoder):
     requests = [(prompt, Sampling(max_new_tokens=40)) for prompt in prompts(12)]
     alone = [run(engine_of(decoder), [request])[0] for request in requests]

@@ -2,12 +2,15 @@
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from llm_infer.sampling import Sampling
 
-Message = Mapping[str, str]
-"""`role` (system, user, assistant) and `content`."""
+Message = Mapping[str, Any]
+"""`role` (system, user, assistant, tool), `content`, and calls of tools as templates want it."""
+
+Tool = Mapping[str, Any]
+"""`type` and `function`, with its `name` and a JSON schema of its `parameters`."""
 
 EndReason = Literal["end", "length", "context"]
 """The model's end token, `max_new_tokens`, or a full context window."""
@@ -41,6 +44,8 @@ class Event:
     """Why the request is over with this event; None while it goes on."""
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
+    num_cached: int = 0
+    """Tokens of the prompt that were found in a cache."""
 
 
 @runtime_checkable
@@ -89,8 +94,17 @@ class Tokenizer(Protocol):
         """Tokens of a prompt, with whatever the model wants at its start."""
         ...
 
-    def encode_chat(self, messages: Sequence[Message], template: str | None) -> list[int]:
-        """Tokens of a conversation up to where the assistant's answer starts."""
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        template: str | None,
+        *,
+        tools: Sequence[Tool] | None = None,
+    ) -> list[int]:
+        """Tokens of a conversation up to where the assistant's answer starts.
+
+        Raises InferError where the template cannot write it, or says nothing of `tools`.
+        """
         ...
 
     def decode(self, tokens: Sequence[int]) -> str:

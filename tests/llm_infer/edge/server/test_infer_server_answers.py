@@ -26,6 +26,7 @@ def test_a_chat_answer_with_its_counts(client):
     assert choice.finish_reason == "length"
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (3, 7)
     assert answer.usage.total_tokens == 10
+    assert answer.usage.prompt_tokens_details.cached_tokens == 2
     assert answer.id.startswith("chatcmpl-")
     assert abs(answer.created - time.time()) < 60
 
@@ -79,6 +80,8 @@ def test_n_answers_stand_in_order(client):
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
     assert [choice.message.content for choice in answer.choices] == ["abcabca"] * 3
     assert answer.usage.completion_tokens == 21
+    # Each prompt is counted once, however many answers it gets.
+    assert answer.usage.prompt_tokens_details.cached_tokens == 2
 
 
 def test_n_answers_are_streamed_side_by_side(client):

@@ -55,6 +55,8 @@ class _Request:
     sampling: Sampling
     generator: torch.Generator
     is_started: bool = False
+    num_cached: int = 0
+    """Tokens of the prompt that were in the cache when it was started."""
 
     @property
     def answer(self) -> list[int]:
@@ -244,7 +246,7 @@ class NativeEngine:
         text, sampling = request.text, request.sampling
         if chosen.token in self._end_tokens and not sampling.ignores_end:
             self.cancel(text.id)
-            return Event(request=text.id, token=None, end="end")
+            return Event(request=text.id, token=None, end="end", num_cached=request.num_cached)
         text.tokens.append(chosen.token)
         end = self._end_of(request)
         if end is not None:
@@ -257,6 +259,7 @@ class NativeEngine:
             end=end,
             logprob=chosen.logprob,
             top_logprobs=chosen.top_logprobs,
+            num_cached=request.num_cached,
         )
 
     def _end_of(self, request: _Request) -> EndReason | None:
@@ -270,7 +273,8 @@ class NativeEngine:
             if not request.is_started:
                 request.is_started = True
                 self._state.counts.prompt_tokens += request.text.num_prompt
-                self._state.counts.shared_tokens += request.text.num_shared
+                request.num_cached = request.text.num_shared
+                self._state.counts.shared_tokens += request.num_cached
 
     def _is_long(self, text: Text) -> bool:
         short = self._model.short_length

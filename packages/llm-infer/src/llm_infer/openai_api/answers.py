@@ -47,6 +47,8 @@ class Usage:
 
     num_prompt: int
     num_new: int
+    num_cached: int = 0
+    """Those of the prompts that were found in a cache."""
 
     def body(self) -> Json:
         """As the API writes it."""
@@ -54,6 +56,7 @@ class Usage:
             "prompt_tokens": self.num_prompt,
             "completion_tokens": self.num_new,
             "total_tokens": self.num_prompt + self.num_new,
+            "prompt_tokens_details": {"cached_tokens": self.num_cached},
         }
 
 

@@ -36,12 +36,16 @@ class Ticket:
     is_closed: bool = False
     requests: set[int] = field(default_factory=set[int])
     """The engine's numbers of the answers that are not finished; of the computing thread."""
+    cached: dict[int, int] = field(default_factory=dict[int, int])
+    """Of each prompt (by `_Running.prompt`): tokens that its first answer found in a cache."""
 
 
 @dataclass(slots=True)
 class _Running:
     ticket: Ticket
     assembler: Assembler
+    prompt: int
+    """`id` of its tokens, which answers to one prompt share."""
 
 
 @dataclass(slots=True)
@@ -126,7 +130,7 @@ class Runner:
                 request = self._submit(job)
                 ticket.requests.add(request)
                 assembler = Assembler(index, self._decode, job.sampling.stop)
-                self._running[request] = _Running(ticket, assembler)
+                self._running[request] = _Running(ticket, assembler, id(job.prompt))
         except ValueError as error:
             # How an engine refuses a prompt.
             self._fail(ticket, invalid(str(error)))
@@ -182,17 +186,24 @@ class Runner:
             self._fail(ticket, error)
             return []
         if event.end is not None or assembler.is_stopped:
-            self._finish(event.request, ticket, assembler)
+            self._finish(event, running)
         return [ticket.mailbox]
 
-    def _finish(self, request: int, ticket: Ticket, assembler: Assembler) -> None:
-        self._engine.cancel(request)
-        del self._running[request]
-        ticket.requests.remove(request)
-        ticket.num_new += assembler.num_tokens
+    def _finish(self, event: Event, running: _Running) -> None:
+        ticket = running.ticket
+        self._engine.cancel(event.request)
+        del self._running[event.request]
+        ticket.requests.remove(event.request)
+        ticket.num_new += running.assembler.num_tokens
+        # Later answers to a prompt find all of it; it is counted once, as the first found it.
+        known = ticket.cached.get(running.prompt, event.num_cached)
+        ticket.cached[running.prompt] = min(known, event.num_cached)
         if not ticket.requests:
-            usage = Usage(num_prompt=ticket.num_prompt, num_new=ticket.num_new)
-            ticket.mailbox.usage = usage
+            ticket.mailbox.usage = Usage(
+                num_prompt=ticket.num_prompt,
+                num_new=ticket.num_new,
+                num_cached=sum(ticket.cached.values()),
+            )
 
 
 def _pieces(event: Event, assembler: Assembler) -> Iterator[Piece]:
