@@ -184,6 +184,15 @@ def test_conversations_are_written_as_transformers_writes_them(tmp_path, templat
         assert mine.encode_chat(MESSAGES[:count], TIGHT) == theirs.encode_chat(
             MESSAGES[:count], TIGHT
         )
+    if template == BUSY:
+        tools = [{"type": "function", "function": {"name": "ü<b>", "parameters": {}}}]
+        wanted = theirs.encode_chat(MESSAGES, None, tools=tools)
+        assert mine.encode_chat(MESSAGES, None, tools=tools) == wanted
+        assert "ü<b>" in mine.decode(wanted)
+    else:
+        for one in (mine, theirs):
+            with pytest.raises(InferError, match="says nothing of tools"):
+                one.encode_chat(MESSAGES, None, tools=[{}])
 
 
 def test_templates_are_found_where_transformers_finds_them(tmp_path):

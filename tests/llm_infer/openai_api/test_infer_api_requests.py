@@ -22,6 +22,13 @@ def _jobs(request, prompts=((1, 2),), **facts):
     return jobs(request, prompts, **facts)
 
 
+def called(arguments):
+    return {"id": "1", "type": "function", "function": {"name": "add", "arguments": arguments}}
+
+
+CALL = {"role": "assistant", "content": "", "tool_calls": [called('{"a": 1}')]}
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "said"),
     [
@@ -56,7 +63,18 @@ def _jobs(request, prompts=((1, 2),), **facts):
         ),
         ({"max_token": 3}, "max_token", "unknown field; did you mean max_tokens?"),
         ({"stream": True, "stream_options": {"use": 1}}, "stream_options.use", "unknown field"),
-        ({"tools": [{"type": "function"}]}, "tools", "not supported"),
+        ({"functions": [{"name": "f"}]}, "functions", "not supported"),
+        ({"tools": [{"type": "function"}]}, "tools.0", "want an object with a name"),
+        ({"tools": [{"type": "web"}]}, "tools.0", "found 'web', want 'function'"),
+        ({"messages": [{**CALL, "content": None, "role": "user"}]}, "messages.0.content", "None"),
+        ({"messages": [{**CALL, "role": "user"}]}, "messages.0", "only an assistant"),
+        ({"messages": [{"role": "tool", "content": "3"}]}, "messages.0", "tool_call_id: what"),
+        (
+            {"messages": [{**CALL, "tool_calls": [called("[1]")]}]},
+            "messages.0",
+            "tool_calls.0.function.arguments: found '[1]', want a JSON object",
+        ),
+        ({"tool_choice": "required"}, "tool_choice", "want 'none' or 'auto'"),
     ],
 )
 def test_a_bad_field_is_named_with_what_was_found_and_wanted(fields, param, said):
@@ -162,3 +180,16 @@ def test_a_prompt_that_cannot_be_answered_is_refused(prompt, fields, said):
         _jobs(_completion(**fields), [prompt])
     assert caught.value.status == 400
     assert said in caught.value.message
+
+
+def test_calls_of_tools_and_their_results_come_as_chat_templates_want_them():
+    answer = {"role": "tool", "tool_call_id": "1", "content": "3"}
+    tool = {"function": {"strict": True, "name": "add"}, "type": "function"}
+    request = _chat(messages=[USER, CALL | {"content": None}, answer], tools=[tool])
+    _, call, result = [message.plain() for message in request.messages]
+    function = {"name": "add", "arguments": {"a": 1}}
+    calls = [{"id": "1", "type": "function", "function": function}]
+    assert call == {"role": "assistant", "tool_calls": calls}
+    assert result == answer
+    assert json.dumps(request.tools_wanted) == json.dumps([tool])
+    assert _chat(tools=[tool], tool_choice="none").tools_wanted is None

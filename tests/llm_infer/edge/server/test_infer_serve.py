@@ -75,6 +75,15 @@ def test_a_chat_is_written_with_the_named_template(client, models):
     assert answer.choices[0].message.content == _expected(models["qwen3"], prompt, 8)
 
 
+def test_tools_are_told_to_the_template(client):
+    """ChatML of llm-data writes them at length, which leaves no room in this tiny context."""
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    with pytest.raises(BadRequestError, match=r"the prompt has \d{3} tokens"):
+        client.chat.completions.create(**asked, tools=tools)
+    client.chat.completions.create(**asked, tools=tools, tool_choice="none")
+
+
 def test_many_at_once_get_what_each_gets_alone(client, models):
     prompts = [PROMPT, "a", "Grüße", "你好", "0123456789", "def", "open(path)", "file"]
     with ThreadPoolExecutor(8) as pool:

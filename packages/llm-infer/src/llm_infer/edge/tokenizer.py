@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from llm_infer.edge import tokenizer_file
 from llm_infer.edge.model_folder import check_size, load_tokenizer
 from llm_infer.edge.tokenizer_file import TokenizerFile
-from llm_infer.engine import Message, Tokenizer
+from llm_infer.engine import Message, Tokenizer, Tool
 from llm_infer.errors import InferError
 
 if TYPE_CHECKING:
@@ -72,20 +72,23 @@ class FileTokenizer:
         """Tokens of a prompt."""
         return self._core.encode(text).ids
 
-    def encode_chat(self, messages: Sequence[Message], template: str | None) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        template: str | None,
+        *,
+        tools: Sequence[Tool] | None = None,
+    ) -> list[int]:
         """Tokens of a conversation up to where the answer starts."""
         # Not needed before the first conversation, and Jinja takes a while to import.
         from jinja2 import TemplateError
 
         from llm_infer.edge.chat_template import render
 
+        source = self._template(template, has_tools=tools is not None)
+        _check_tools(source, tools)
         try:
-            text = render(
-                self._template(template),
-                messages,
-                tools=None,
-                special_tokens=self._special_tokens,
-            )
+            text = render(source, messages, tools=tools, special_tokens=self._special_tokens)
         except TemplateError as error:
             raise InferError(f"chat template: {error}") from error
         return self._core.encode(text, add_special_tokens=False).ids
@@ -94,10 +97,12 @@ class FileTokenizer:
         """Text without special tokens, spaces left as they are."""
         return self._core.decode(list(tokens), skip_special_tokens=True)
 
-    def _template(self, given: str | None) -> str:
+    def _template(self, given: str | None, *, has_tools: bool) -> str:
         """The Jinja text to use: what was given, else the folder's."""
         if given is not None:
             return self._templates.get(given, given)
+        if has_tools and "tool_use" in self._templates:
+            return self._templates["tool_use"]
         if "default" not in self._templates:
             names = ", ".join(self._templates) or "none"
             raise InferError(f"chat template: the folder has no default one; it has {names}")
@@ -140,13 +145,22 @@ class HfTokenizer:
         """Tokens of a prompt."""
         return list(self._tokenizer.encode(text))
 
-    def encode_chat(self, messages: Sequence[Message], template: str | None) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        template: str | None,
+        *,
+        tools: Sequence[Tool] | None = None,
+    ) -> list[int]:
         """Tokens of a conversation up to where the answer starts."""
         from jinja2 import TemplateError
 
+        given: Any = None if tools is None else [dict(tool) for tool in tools]
+        _check_tools(self._tokenizer.get_chat_template(template, given), given)
         try:
             text = self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
+                tools=given,
                 chat_template=template,
                 add_generation_prompt=True,
                 tokenize=False,
@@ -162,3 +176,8 @@ class HfTokenizer:
                 list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
         )
+
+
+def _check_tools(template: str, tools: Sequence[Tool] | None) -> None:
+    if tools is not None and "tools" not in template:
+        raise InferError("chat template: it says nothing of tools; leave them out")

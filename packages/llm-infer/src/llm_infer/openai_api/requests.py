@@ -4,16 +4,17 @@ Fields: https://platform.openai.com/docs/api-reference/chat/create and .../compl
 Beyond them, as vLLM has them: `top_k`, `min_p`, `repetition_penalty`.
 """
 
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from llm_infer.engine import Message
+from llm_infer.engine import Message, Tool
 from llm_infer.openai_api.errors import ApiError, invalid
 
 MAX_CHOICES = 128
@@ -43,19 +44,49 @@ class TextPart(_Model):
     text: str
 
 
+class CalledFunction(_Model):
+    """What an assistant called."""
+
+    name: str
+    arguments: str
+    """A JSON object, as text."""
+
+
+class ToolCall(_Model):
+    """A call in an earlier answer of the assistant."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+    def plain(self) -> Mapping[str, object]:
+        """As chat templates want it: the arguments are an object there, and no text."""
+        arguments = json.loads(self.function.arguments)
+        function = {"name": self.function.name, "arguments": arguments}
+        return {"id": self.id, "type": self.type, "function": function}
+
+
 class ChatMessage(_Model):
     """One message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
     name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
 
     def plain(self) -> Message:
         """As chat templates want it; `developer` is OpenAI's later word for `system`."""
         text = self.content
-        if not isinstance(text, str):
+        if isinstance(text, list):
             text = "".join(part.text for part in text)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        role = "system" if self.role == "developer" else self.role
+        found: dict[str, Any] = {"role": role, "content": text}
+        if self.tool_calls:
+            found["tool_calls"] = [call.plain() for call in self.tool_calls]
+        if self.role == "tool":
+            found |= {"tool_call_id": self.tool_call_id, "name": self.name}
+        return {key: value for key, value in found.items() if value is not None}
 
 
 class StreamOptions(_Model):
@@ -145,13 +176,23 @@ class Common(_Model, ABC):
 class ChatRequest(Common):
     """`POST /v1/chat/completions`."""
 
-    UNSUPPORTED = ("tools", "tool_choice", "functions", "function_call", "modalities", "audio",
-                   "prediction", "reasoning_effort", "verbosity", "web_search_options")  # fmt: skip
+    UNSUPPORTED = ("functions", "function_call", "modalities", "audio", "prediction",
+                   "reasoning_effort", "verbosity", "web_search_options")  # fmt: skip
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+
+    @property
+    def tools_wanted(self) -> list[Tool] | None:
+        """The tools that the chat template is told of; None for none."""
+        if not self.tools or self.tool_choice == "none":
+            return None
+        # As they came: templates write them out, key by key.
+        return list(self.tools)
 
     @property
     def num_logprobs(self) -> int | None:
@@ -250,6 +291,10 @@ def _check(request: Common) -> None:
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options: only with stream: true", param="stream_options")
     if isinstance(request, ChatRequest):
+        for index, message in enumerate(request.messages):
+            _check_message(message, f"messages.{index}")
+        for index, tool in enumerate(request.tools or []):
+            _check_tool(tool, f"tools.{index}")
         if request.top_logprobs is not None and not request.logprobs:
             raise invalid("top_logprobs: only with logprobs: true", param="top_logprobs")
         if request.max_tokens is not None and request.max_completion_tokens is not None:
@@ -257,6 +302,40 @@ def _check(request: Common) -> None:
                           param="max_tokens")  # fmt: skip
     if isinstance(request, CompletionRequest):
         _check_completion(request)
+
+
+def _check_message(message: ChatMessage, where: str) -> None:
+    """What a message of its role needs."""
+    calls = message.tool_calls or []
+    if message.content is None and not (message.role == "assistant" and calls):
+        found = "found None, want a text" if "content" in message.model_fields_set else "missing"
+        raise invalid(f"{where}.content: {found}", param=f"{where}.content",
+                      code="missing_required_parameter")  # fmt: skip
+    if calls and message.role != "assistant":
+        raise invalid(f"{where}.tool_calls: only an assistant calls tools", param=where)
+    if (message.role == "tool") != (message.tool_call_id is not None):
+        raise invalid(f"{where}.tool_call_id: what messages of role tool have, and no others",
+                      param=where)  # fmt: skip
+    for number, call in enumerate(calls):
+        if not _is_object(text := call.function.arguments):
+            name = f"{where}.tool_calls.{number}.function.arguments"
+            raise invalid(f"{name}: found {text[:40]!r}, want a JSON object", param=where)
+
+
+def _check_tool(tool: Mapping[str, Any], where: str) -> None:
+    if tool.get("type") != "function":
+        raise invalid(f"{where}.type: found {tool.get('type')!r}, want 'function'", param=where)
+    found = tool.get("function")
+    function = cast("dict[str, object]", found) if isinstance(found, dict) else {}
+    if not isinstance(function.get("name"), str):
+        raise invalid(f"{where}.function: want an object with a name", param=where)
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
 
 
 def _check_completion(request: CompletionRequest) -> None:

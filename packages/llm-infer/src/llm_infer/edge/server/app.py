@@ -194,7 +194,9 @@ class Api:
         messages = [message.plain() for message in request.messages]
         async with self._tokenizing:
             try:
-                prompt = await asyncio.to_thread(self._tokenizer.encode_chat, messages, template)
+                prompt = await asyncio.to_thread(
+                    self._tokenizer.encode_chat, messages, template, tools=request.tools_wanted
+                )
             except InferError as error:
                 raise invalid(f"messages: {error}", param="messages") from None
         found = await self._jobs(request, [prompt], param="messages")
