@@ -119,7 +119,7 @@ class Decoder:
 
     @torch.inference_mode()
     def forward(self, step: Step, pools: Sequence[LayerPool | None]) -> Tensor:
-        """float32 logits [R, V] of the step\'s `last_rows`; on ranks other than 0 a part of V."""
+        """float32 logits [R, V] of the step's `last_rows`; on ranks other than 0 a part of V."""
         scalars, carry = self.arch.scalars, Carry()
         if self._rope is not None:
             carry.cos_sin = self._rope.at(step.positions, step.variants)
