@@ -30,6 +30,8 @@ class LoadOptions:
     """Whether the native engine replays steps on CUDA, where the model allows it."""
     cache_tokens: int | None = None
     """Size of the native engine's cache; None fits it to the memory."""
+    tp: int = 1
+    """Tensor parallel: ranks that the native engine divides the model among."""
 
     @property
     def native_only(self) -> list[str]:
@@ -41,5 +43,6 @@ class LoadOptions:
             "--rope-scaling": self.rope_scaling is not None,
             "--no-cuda-graphs": not self.cuda_graphs,
             "--cache-tokens": self.cache_tokens is not None,
+            "--tp": self.tp != 1,
         }
         return [name for name, is_given in given.items() if is_given]

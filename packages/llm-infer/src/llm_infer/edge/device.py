@@ -20,6 +20,24 @@ def resolve(name: DeviceName) -> str:
     raise InferError(f"device {name}: not on this machine; found {', '.join(found)}")
 
 
+def of_rank(device: str, rank: int) -> str:
+    """The device of a rank where rank 0 has `device`: `cuda:1` for `cuda:0`, one CPU for all."""
+    kind = device.split(":")[0]
+    return kind if kind == "cpu" else f"{kind}:{rank}"
+
+
+def require_ranks(name: DeviceName, size: int) -> None:
+    """Raise unless each of `size` ranks can have a device of its own, but for the CPU."""
+    import torch
+
+    kind = resolve(name).split(":")[0]
+    if kind == "cpu":
+        return
+    found = int(getattr(torch, kind).device_count())
+    if found < size:
+        raise InferError(f"tp({size}) > {found}, the number of {kind} devices on this machine")
+
+
 def available() -> list[str]:
     """Torch device strings that work here, best first; the CPU always does."""
     import torch

@@ -20,6 +20,10 @@ MEGATRON_TRACKER = "latest_checkpointed_iteration.txt"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
+def nothing() -> None:
+    """What there is to close of a model in this process alone."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
     """A model ready to answer."""
@@ -30,6 +34,8 @@ class Loaded:
     """For a `GuidingEngine`."""
     wait: Callable[[], object] | None = None
     """Returns when all weights are in place, raises what is wrong with them; None: they are."""
+    close: Callable[[], None] = nothing
+    """Ends processes that compute along."""
 
 
 def check(folder: Path) -> None:

@@ -1,45 +1,32 @@
 """A model on the native engine, from any folder that a weight provider opens."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from llm_infer.arch import Arch, parse
 from llm_infer.edge import device as devices
 from llm_infer.edge.choices import LoadOptions
+from llm_infer.edge.decoders import arch_of, open_source, plan_of
 from llm_infer.edge.guides import json_guides
 from llm_infer.edge.memory import cache_tokens
-from llm_infer.edge.model_folder import Loaded, check_tokenizer
+from llm_infer.edge.model_folder import Loaded, check_tokenizer, nothing
 from llm_infer.edge.startup import stored_bytes, weight_files
 from llm_infer.edge.tokenizer import FolderTokenizer, read_tokenizer
 from llm_infer.engines.guided import GuidedEngine
 from llm_infer.engines.native import BLOCK_TOKENS, Limits
+from llm_infer.engines.tensor_parallel import SharedModel
 from llm_infer.errors import InferError
-from llm_infer.kernels import Kernels, resolve
 from llm_infer.model.decoder import Decoder
-from llm_infer.model.int8 import reason_against as reason_against_int8
+from llm_infer.model.group import ALONE
 from llm_infer.model.late import LateModel
-from llm_infer.model.linear import maker
 from llm_infer.model.runner import Model
-from llm_infer.model.static_step import CudaGraphs, Recorder
-from llm_infer.model.static_step import reason_against as reason_against_replay
-from llm_infer.model.support import reason_against
-from llm_infer.rope_override import with_rope_scaling
-from llm_infer.weights import Quantization, WeightSource, required_provider
+from llm_infer.model.support import reason_against, require_runnable
 
-
-def open_source(folder: Path, adapter: Path | None) -> WeightSource:
-    """The weights under `folder`, with an adapter merged in."""
-    open_weights = required_provider(folder)
-    try:
-        return open_weights(folder, adapter=adapter)
-    except ValueError as error:
-        raise InferError(str(error)) from error
+if TYPE_CHECKING:
+    from llm_infer.edge.ranks.lead import Lead
 
 
 def reason_against_native(folder: Path, options: LoadOptions) -> str | None:
@@ -49,7 +36,7 @@ def reason_against_native(folder: Path, options: LoadOptions) -> str | None:
     except InferError as error:
         return str(error)
     try:
-        return reason_against(parse(source.arch, where=f"{folder} (arch.json)"))
+        return reason_against(arch_of(source, folder, LoadOptions()))
     finally:
         source.close()
 
@@ -63,6 +50,8 @@ class Opened:
     end_tokens: list[int]
     kernels: str
     """What the operators call themselves."""
+    close: Callable[[], None] = nothing
+    """Ends the processes of other ranks."""
 
 
 def load_native(folder: Path, options: LoadOptions, *, waits: bool = True) -> Loaded:
@@ -72,7 +61,7 @@ def load_native(folder: Path, options: LoadOptions, *, waits: bool = True) -> Lo
     `Loaded.wait` returns when they are, and so does the first step.
     """
     files = weight_files(folder)
-    may_be_late = not waits and bool(files) and options.lora is None
+    may_be_late = not waits and bool(files) and options.lora is None and options.tp == 1
     opened = open_native(folder, options, may_be_late=may_be_late)
     model, tokenizer = opened.model, opened.tokenizer
     size = options.cache_tokens
@@ -88,52 +77,59 @@ def load_native(folder: Path, options: LoadOptions, *, waits: bool = True) -> Lo
     )
     guides = json_guides(tokenizer.serialized, end_tokens=opened.end_tokens)
     wait = model.wait if isinstance(model, LateModel) else None
-    return Loaded(engine=engine, tokenizer=tokenizer, guides=guides, wait=wait)
+    return Loaded(
+        engine=engine, tokenizer=tokenizer, guides=guides, wait=wait, close=opened.close
+    )
 
 
 def open_native(folder: Path, options: LoadOptions, *, may_be_late: bool = False) -> Opened:
-    """The weights on their device, or on their way there, and the tokenizer."""
+    """The weights on their devices, or on their way there, and the tokenizer."""
     check_tokenizer(folder)
+    if options.tp == 1:
+        return _opened(folder, options, None, may_be_late=may_be_late)
+    devices.require_ranks(options.device, options.tp)
+    from llm_infer.edge.ranks.lead import Lead
+
+    lead = Lead(options.tp, device=devices.resolve(options.device))
+    try:
+        return _opened(folder, options, lead, may_be_late=False)
+    except BaseException:
+        lead.close()
+        raise
+
+
+def _opened(
+    folder: Path, options: LoadOptions, lead: "Lead | None", *, may_be_late: bool
+) -> Opened:
     with ExitStack() as closing:
         source = open_source(folder, options.lora)
         closing.callback(source.close)
-        document: Mapping[str, object] = source.arch
-        if options.rope_scaling is not None:
-            document = with_rope_scaling(document, options.rope_scaling)
-        arch = parse(document, where=f"{folder} (arch.json)")
-        if (reason := reason_against(arch)) is not None:
-            raise InferError(f"the native engine cannot run this model: {reason}")
+        arch = arch_of(source, folder, options)
+        require_runnable(arch, ranks=options.tp)
         tokenizer = read_tokenizer(folder, num_rows=arch.vocab_size)
-        device = torch.device(devices.resolve(options.device))
-        stored = source.dtype("embedding.word_embeddings.weight")
-        dtype = stored if options.dtype == "auto" else getattr(torch, options.dtype)
-        if options.quantization is not None and (reason := reason_against_int8(device)) is not None:
-            raise InferError(f"--quantization {options.quantization}: {reason}")
-        kernels = resolve(options.kernels, device=device.type)
-        quantization = options.quantization
-        make = partial(
-            _decoder,
-            arch,
-            source,
-            kernels,
-            device=device,
-            dtype=dtype,
-            quantization=quantization,
-            recorder=_recorder(arch, device) if options.cuda_graphs else None,
-        )
+        if lead is not None:
+            lead.load(folder, options)
+        plan = plan_of(arch, source, options, group=ALONE if lead is None else lead.group)
         # Weights of another type than stored take memory that the files' sizes do not tell.
-        if may_be_late and dtype == stored and quantization is None:
+        if may_be_late and plan.is_as_stored:
             held = closing.pop_all()
-            model = LateModel(
-                lambda: _then_closed(make, held), arch=arch, device=device, dtype=dtype
+            model: Model = LateModel(
+                lambda: _then_closed(plan.read, held),
+                arch=arch,
+                device=plan.device,
+                dtype=plan.dtype,
             )
         else:
-            model = make()
+            decoder = plan.read()
+            model = decoder if lead is None else SharedModel(decoder, lead)
+    if lead is not None:
+        lead.join()
     return Opened(
         model=model,
         tokenizer=tokenizer,
         end_tokens=_end_tokens(folder, tokenizer.end_token),
-        kernels=str(kernels),
+        kernels=str(plan.kernels),
+        close=nothing if lead is None else lead.close,
     )
 
 
@@ -144,47 +140,15 @@ def cache_tokens_of(model: Model, *, reserved_bytes: int = 0) -> int:
         for shape in model.cache_shapes
         if shape is not None
     )
+    # Ranks on a CPU have one memory, on other devices one each.
+    is_shared = isinstance(model, SharedModel) and model.device.type == "cpu"
+    sharers = model.num_ranks if is_shared else 1
     return cache_tokens(
         context=-(-model.context // BLOCK_TOKENS) * BLOCK_TOKENS,
-        token_bytes=token_bytes,
+        token_bytes=token_bytes * sharers,
         device=model.device,
         reserved_bytes=reserved_bytes,
     )
-
-
-def _decoder(
-    arch: Arch,
-    source: WeightSource,
-    kernels: Kernels,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    quantization: Quantization | None,
-    recorder: Recorder | None,
-) -> Decoder:
-    try:
-        return Decoder(
-            arch,
-            source,
-            kernels,
-            make_linear=maker(device),
-            device=device,
-            dtype=dtype,
-            context=arch.max_position_embeddings,
-            block_tokens=BLOCK_TOKENS,
-            quantization=quantization,
-            recorder=recorder,
-        )
-    except ValueError as error:
-        # How a weight provider refuses.
-        raise InferError(str(error)) from error
-
-
-def _recorder(arch: Arch, device: torch.device) -> Recorder | None:
-    """What replays steps there; None where they are computed one by one."""
-    if device.type != "cuda" or reason_against_replay(arch) is not None:
-        return None
-    return CudaGraphs()
 
 
 def _then_closed(make: Callable[[], Decoder], held: ExitStack) -> Decoder:

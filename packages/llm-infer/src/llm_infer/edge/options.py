@@ -80,6 +80,9 @@ LOADING = (
                  "with experts or recurrent layers."),
     click.option("--cache-tokens", type=click.IntRange(min=1),
                  help="Size of the native engine's cache; default: fits the memory."),
+    click.option("--tp", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+                 help="Native engine: divide the model among N processes, each with a device "
+                 "of its own or its part of the CPU's cores."),
 )  # fmt: skip
 SERVING = (
     click.option(
@@ -133,6 +136,7 @@ _LOADING_NAMES = (
     "rope_scaling",
     "cuda_graphs",
     "cache_tokens",
+    "tp",
 )
 _SAMPLING_NAMES = (
     "max_new_tokens",

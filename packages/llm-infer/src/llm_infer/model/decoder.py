@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llm_infer.arch import Arch, LayerRun
-from llm_infer.errors import InferError
 from llm_infer.kernels import Kernels
 from llm_infer.model.attention import Attention, Carry, rotary_tables
 from llm_infer.model.cache import CacheShape, LayerPool, StateShape, Step
@@ -25,7 +24,7 @@ from llm_infer.model.rowwise import by_row
 from llm_infer.model.runner import LocalRunner
 from llm_infer.model.sharding import share_of
 from llm_infer.model.static_step import Recorder
-from llm_infer.model.support import reason_against
+from llm_infer.model.support import require_runnable
 from llm_infer.weights import Quantization, WeightSource
 
 # T tokens of the step, H hidden size, V vocabulary, R rows whose logits are wanted
@@ -64,8 +63,7 @@ class Decoder:
 
         Raises InferError for a model with layers that are not supported, or not divisible.
         """
-        if (reason := reason_against(arch, ranks=group.size)) is not None:
-            raise InferError(f"the native engine cannot run this model: {reason}")
+        require_runnable(arch, ranks=group.size)
         parameters = Parameters(
             source,
             arch,

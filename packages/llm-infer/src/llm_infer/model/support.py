@@ -1,6 +1,7 @@
 """What the native engine does not run, by name."""
 
 from llm_infer.arch import Arch
+from llm_infer.errors import InferError
 from llm_infer.model.sharding import reason_against_sharding
 
 
@@ -9,3 +10,9 @@ def reason_against(arch: Arch, *, ranks: int = 1) -> str | None:
     if arch.mla is not None and arch.mla.indexer is not None:
         return "mla.indexer chooses keys (sparse attention)"
     return reason_against_sharding(arch, ranks)
+
+
+def require_runnable(arch: Arch, *, ranks: int = 1) -> None:
+    """Raise InferError for a model that the decoder cannot run on so many ranks."""
+    if (reason := reason_against(arch, ranks=ranks)) is not None:
+        raise InferError(f"the native engine cannot run this model: {reason}")

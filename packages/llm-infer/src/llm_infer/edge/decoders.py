@@ -1,0 +1,105 @@
+"""The native decoder over any folder that a weight provider opens."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from llm_infer.arch import Arch, parse
+from llm_infer.edge import device as devices
+from llm_infer.edge.choices import LoadOptions
+from llm_infer.engines.native import BLOCK_TOKENS
+from llm_infer.errors import InferError
+from llm_infer.kernels import Kernels, resolve
+from llm_infer.model.decoder import Decoder
+from llm_infer.model.group import ALONE, Group
+from llm_infer.model.int8 import reason_against as reason_against_int8
+from llm_infer.model.linear import maker
+from llm_infer.model.static_step import CudaGraphs, Recorder
+from llm_infer.model.static_step import reason_against as reason_against_replay
+from llm_infer.rope_override import with_rope_scaling
+from llm_infer.weights import Quantization, WeightSource, required_provider
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderPlan:
+    """All that a decoder is made of."""
+
+    arch: Arch
+    source: WeightSource
+    kernels: Kernels
+    device: torch.device
+    dtype: torch.dtype
+    is_as_stored: bool
+    """Whether weights keep the numbers they are stored as."""
+    quantization: Quantization | None
+    recorder: Recorder | None
+    group: Group
+
+    def read(self) -> Decoder:
+        """The decoder, with the weights of its rank on their device."""
+        try:
+            return Decoder(
+                self.arch,
+                self.source,
+                self.kernels,
+                make_linear=maker(self.device),
+                device=self.device,
+                dtype=self.dtype,
+                context=self.arch.max_position_embeddings,
+                block_tokens=BLOCK_TOKENS,
+                quantization=self.quantization,
+                recorder=self.recorder,
+                group=self.group,
+            )
+        except ValueError as error:
+            # How a weight provider refuses.
+            raise InferError(str(error)) from error
+
+
+def open_source(folder: Path, adapter: Path | None) -> WeightSource:
+    """The weights under `folder`, with an adapter merged in."""
+    open_weights = required_provider(folder)
+    try:
+        return open_weights(folder, adapter=adapter)
+    except ValueError as error:
+        raise InferError(str(error)) from error
+
+
+def arch_of(source: WeightSource, folder: Path, options: LoadOptions) -> Arch:
+    """The model's facts, with the context that the options want."""
+    document: Mapping[str, object] = source.arch
+    if options.rope_scaling is not None:
+        document = with_rope_scaling(document, options.rope_scaling)
+    return parse(document, where=f"{folder} (arch.json)")
+
+
+def plan_of(
+    arch: Arch, source: WeightSource, options: LoadOptions, *, group: Group = ALONE
+) -> DecoderPlan:
+    """What the options say of a rank's decoder."""
+    device = torch.device(devices.of_rank(devices.resolve(options.device), group.rank))
+    stored = source.dtype("embedding.word_embeddings.weight")
+    dtype = stored if options.dtype == "auto" else getattr(torch, options.dtype)
+    if options.quantization is not None and (reason := reason_against_int8(device)) is not None:
+        raise InferError(f"--quantization {options.quantization}: {reason}")
+    return DecoderPlan(
+        arch=arch,
+        source=source,
+        kernels=resolve(options.kernels, device=device.type),
+        device=device,
+        dtype=dtype,
+        is_as_stored=dtype == stored and options.quantization is None,
+        quantization=options.quantization,
+        # Steps of several ranks are not recorded.
+        recorder=_recorder(arch, device) if options.cuda_graphs and group.size == 1 else None,
+        group=group,
+    )
+
+
+def _recorder(arch: Arch, device: torch.device) -> Recorder | None:
+    """What replays steps there; None where they are computed one by one."""
+    if device.type != "cuda" or reason_against_replay(arch) is not None:
+        return None
+    return CudaGraphs()
