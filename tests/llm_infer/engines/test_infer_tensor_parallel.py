@@ -143,7 +143,9 @@ def test_texts_of_two_ranks_are_those_of_one(name, tmp_path, lead):
 
 
 def test_what_does_not_divide_is_refused_by_name(tmp_path, lead):
-    folder = Case("qwen3", {**BY_ID["qwen3"].config, "num_key_value_heads": 1}).save(tmp_path / "hf")
+    folder = Case("qwen3", {**BY_ID["qwen3"].config, "num_key_value_heads": 1}).save(
+        tmp_path / "hf"
+    )
     wanted = r"cannot run this model: attention.query_groups\(1\) % tp\(2\) = 1, want 0"
     options = LoadOptions(device="cpu")
     with open_source(folder, None) as source, pytest.raises(InferError, match=wanted):
