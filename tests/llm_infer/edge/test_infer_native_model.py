@@ -75,6 +75,8 @@ def test_the_named_engine_runs(models):
         (("--rope-scaling", "yarn:none"), "found factor 'none', want a number from 1 on"),
         (("--rope-scaling", "ntk:2"), "KIND one of linear, yarn"),
         (("--lora", "/nowhere"), "/nowhere"),
+        (("--engine", "transformers", "--tp", "2"), "--tp: only the native engine"),
+        (("--tp", "3"), "attention.query_groups(2) % tp(3) = 2, want 0"),
     ],
 )
 def test_what_cannot_be_had_is_an_error(models, arguments, said):
@@ -106,6 +108,11 @@ def test_an_adapter_gives_the_text_of_pefts_merge(models, tmp_path):
     found = generate(models["llama"], "--lora", tmp_path / "adapter")
     assert found.stdout == generate(merged, "--engine", "transformers").stdout
     assert found.stdout != generate(models["llama"]).stdout
+    # The same from a Megatron checkpoint, each of two ranks with its slices.
+    there = convert(models["llama"], tmp_path / "mcore", "--layout", "v1", "--pp", "2")
+    divided = generate(there, "--lora", tmp_path / "adapter", "--tp", 2)
+    assert "engine: native on 2 ranks on cpu" in divided.stderr
+    assert divided.stdout == found.stdout
 
 
 def test_yarn_on_a_model_without_it_is_transformers_yarn(models, tmp_path):

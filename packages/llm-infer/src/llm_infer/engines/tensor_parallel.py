@@ -75,7 +75,8 @@ class SharedModel:
     @property
     def place(self) -> str:
         """See `Model`."""
-        return f"{self._others.size} ranks on {self.device.type}"
+        each = self._decoder.place.replace(str(self.device), self.device.type, 1)
+        return f"{self._others.size} ranks on {each}"
 
     def runner(self, *, num_blocks: int, block_tokens: int) -> "SharedRunner":
         """See `Model`."""
