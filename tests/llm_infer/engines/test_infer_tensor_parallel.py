@@ -11,7 +11,7 @@ import torch
 
 from ckpt_zoo import CASES, Case
 from llm_infer.edge.choices import LoadOptions
-from llm_infer.edge.decoders import arch_of, decoder_of, open_source
+from llm_infer.edge.decoders import arch_of, open_source, plan_of
 from llm_infer.edge.ranks.lead import Lead
 from llm_infer.engines.native import Limits, NativeEngine
 from llm_infer.engines.tensor_parallel import SharedModel
@@ -58,7 +58,7 @@ def open_model(folder, lead=None, **options):
     source = open_source(folder, options.lora)
     with source:
         group = ALONE if lead is None else lead.group
-        decoder = decoder_of(arch_of(source, folder, options), source, options, group=group).decoder
+        decoder = plan_of(arch_of(source, folder, options), source, options, group=group).read()
     if lead is None:
         return decoder
     lead.join()
@@ -149,4 +149,4 @@ def test_what_does_not_divide_is_refused_by_name(tmp_path, lead):
     wanted = r"cannot run this model: attention.query_groups\(1\) % tp\(2\) = 1, want 0"
     options = LoadOptions(device="cpu")
     with open_source(folder, None) as source, pytest.raises(InferError, match=wanted):
-        decoder_of(arch_of(source, folder, options), source, options, group=lead.group)
+        plan_of(arch_of(source, folder, options), source, options, group=lead.group).read()

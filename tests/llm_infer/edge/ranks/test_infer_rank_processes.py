@@ -18,7 +18,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from llm_infer.edge.choices import LoadOptions
-from llm_infer.edge.decoders import arch_of, decoder_of, open_source
+from llm_infer.edge.decoders import arch_of, open_source, plan_of
 from llm_infer.edge.ranks.lead import Lead
 from llm_infer.engines.tensor_parallel import SharedModel
 from llm_infer.model.steps import Part
@@ -28,7 +28,7 @@ lead = Lead(2, device="cpu")
 lead.load(folder, options)
 with open_source(folder, None) as source:
     arch = arch_of(source, folder, options)
-    decoder = decoder_of(arch, source, options, group=lead.group).decoder
+    decoder = plan_of(arch, source, options, group=lead.group).read()
 lead.join()
 runner = SharedModel(decoder, lead).runner(num_blocks=2, block_tokens=64)
 (other,) = lead._others

@@ -77,9 +77,7 @@ def load_native(folder: Path, options: LoadOptions, *, waits: bool = True) -> Lo
     )
     guides = json_guides(tokenizer.serialized, end_tokens=opened.end_tokens)
     wait = model.wait if isinstance(model, LateModel) else None
-    return Loaded(
-        engine=engine, tokenizer=tokenizer, guides=guides, wait=wait, close=opened.close
-    )
+    return Loaded(engine=engine, tokenizer=tokenizer, guides=guides, wait=wait, close=opened.close)
 
 
 def open_native(folder: Path, options: LoadOptions, *, may_be_late: bool = False) -> Opened:

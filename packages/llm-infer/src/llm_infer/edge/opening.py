@@ -21,7 +21,7 @@ from llm_infer.errors import InferError
 
 
 def open_model(model: Path, options: Mapping[str, Any], *, waits: bool = True) -> Loaded:
-    """A model, until the command ends. Unless it `waits`, weights may come after it: see `Loaded.wait`."""
+    """A model, until the command ends; unless it `waits`, weights may come after: `Loaded.wait`."""
     loaded, line = load(model, loading_of(options), waits=waits)
     click.get_current_context().call_on_close(loaded.close)
     click.secho(f"engine: {line}", dim=True, err=True)
