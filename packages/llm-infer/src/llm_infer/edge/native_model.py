@@ -139,8 +139,8 @@ def cache_tokens_of(model: Model, *, reserved_bytes: int = 0) -> int:
         if shape is not None
     )
     # Ranks on a CPU have one memory, on other devices one each.
-    is_shared = isinstance(model, SharedModel) and model.device.type == "cpu"
-    sharers = model.num_ranks if is_shared else 1
+    has_ranks = isinstance(model, SharedModel)
+    sharers = model.num_ranks if has_ranks and model.device.type == "cpu" else 1
     return cache_tokens(
         context=-(-model.context // BLOCK_TOKENS) * BLOCK_TOKENS,
         token_bytes=token_bytes * sharers,
