@@ -15,7 +15,7 @@ FAILING = "fail"
 
 
 class CharTokenizer:
-    """A token is a character, and there is a chat template that only shows the last message."""
+    """A token is a character. The chat template shows the last message and the end it is told."""
 
     has_chat_template = True
     vocab_size = VOCAB_SIZE
@@ -23,8 +23,8 @@ class CharTokenizer:
     def encode(self, text):
         return list(map(ord, text))
 
-    def encode_chat(self, messages, template, *, tools=None):
-        return self.encode(messages[-1]["content"])
+    def encode_chat(self, messages, template, *, tools=None, variables=None):
+        return self.encode(messages[-1]["content"] + (variables or {}).get("end", ""))
 
     def decode(self, tokens):
         return "".join(map(chr, tokens))
@@ -118,6 +118,7 @@ def main():
             model_name="echo",
             api_key=found.api_key,
             template=None,
+            template_variables={"end": "", "unused": 1},
             max_open=found.max_open,
             grace_s=found.grace,
             send_timeout_s=found.send_timeout,

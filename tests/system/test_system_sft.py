@@ -219,6 +219,24 @@ def test_a_model_says_the_conversations_of_packed_rows(model, tmp_path):
         assert answer(number) in asked(folder, number)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_model_calls_the_tool_as_it_learned(model, tmp_path):
+    words = ["train.max_steps=250", "optimizer.lr=3e-3", "train.seq_length=1024"]
+    chats = conversations_with_tools()
+    start("tools", model, chats, tmp_path / "work", *words, template="qwen3")
+    folder = next((tmp_path / "work" / "tools").glob("hf_*"))
+    path = tmp_path / "tools.json"
+    path.write_text(json.dumps(TOOLS))
+    told = ("--tools", path, "--chat-template-kwargs", '{"enable_thinking": false}')
+    for number in ASKED:
+        (call,) = chats[number]["messages"][1]["tool_calls"]
+        found = asked(folder, number, *told, template="qwen3")
+        wanted = {**call["function"], "arguments": json.loads(call["function"]["arguments"])}
+        written = found.partition("<tool_call>")[2].partition("</tool_call>")[0]
+        assert json.loads(written) == wanted
+
+
 def other_answer(number):
     """Not what the base says to that question."""
     return answer((number + 11) % 32)

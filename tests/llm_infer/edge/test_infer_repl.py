@@ -86,6 +86,40 @@ def test_the_tokenizers_own_template_is_used(models, tmp_path, asked):
     assert asked == ["<u>hi\n<a>"]
 
 
+def test_the_template_is_told_more_names(models, template, asked):
+    template.write_text(TEMPLATE + "{{ mood }}")
+    given = ("--template", template, "--chat-template-kwargs", '{"mood": "calm"}')
+    assert _chat(models["qwen3"], "hi\n", *given).exit_code == 0
+    assert asked == ["<u>hi\n<a>calm"]
+
+
+def test_the_template_is_told_of_tools(models, template, asked, tmp_path):
+    template.write_text(TEMPLATE + "{% for t in tools %}{{ t.function.name }}{% endfor %}")
+    path = tmp_path / "tools.json"
+    path.write_text('[{"type": "function", "function": {"name": "add"}}]')
+    given = ("--template", template, "--tools", path)
+    assert _chat(models["qwen3"], "hi\n", *given).exit_code == 0
+    assert asked == ["<u>hi\n<a>add"]
+    path.write_text('{"name": "add"}')
+    refused = _chat(models["qwen3"], "hi\n", *given)
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "tools.json: want a JSON list of tools" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("[]", "want a JSON object"),
+        ("{", "Expecting property name"),
+        ('{"messages": 1}', "'messages' comes from the conversation"),
+    ],
+)
+def test_names_that_templates_cannot_be_told_are_refused(models, given, said):
+    result = _chat(models["qwen3"], "hi\n", "--chat-template-kwargs", given)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
 def test_without_a_template_the_option_is_named(models):
     result = _chat(models["llama"], "hi\n")
     assert result.exit_code == 1

@@ -195,6 +195,18 @@ def test_conversations_are_written_as_transformers_writes_them(tmp_path, templat
                 one.encode_chat(MESSAGES, None, tools=[{}])
 
 
+def test_templates_are_told_more_names(tmp_path):
+    """As Qwen3's, which closes an empty thought when it is told so."""
+    template = CHATML + "{% if enable_thinking is false %}<think>{{ eos_token }}</think>{% endif %}"
+    folder = saved(tmp_path, KINDS["byte-level"](), chat_template=template, eos_token="<|im_end|>")
+    mine, theirs = assert_alike(folder)
+    plain = theirs.encode_chat(MESSAGES, None)
+    for variables in ({"enable_thinking": False}, {"enable_thinking": False, "eos_token": "é"}):
+        wanted = theirs.encode_chat(MESSAGES, None, variables=variables)
+        assert mine.encode_chat(MESSAGES, None, variables=variables) == wanted
+        assert len(wanted) > len(plain)
+
+
 def test_templates_are_found_where_transformers_finds_them(tmp_path):
     folder = saved(tmp_path, KINDS["byte-level"](), eos_token="</s>")
     assert not ours(folder).has_chat_template

@@ -1,7 +1,7 @@
 """A conversation: what was said, what the model is shown of it, and the commands in between."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import cast
@@ -14,6 +14,13 @@ HELP = (
     "/clear forget the conversation · /system TEXT set the system prompt · "
     "/save FILE, /load FILE keep it as JSON · /quit"
 )
+
+
+# What every chat template is told anyway, and what transformers takes beside a template's names.
+_TOLD = frozenset({"messages", "conversation", "tools", "documents", "add_generation_prompt"})
+_TAKEN = frozenset({"chat_template", "continue_final_message", "tokenize", "padding", "truncation",
+                    "max_length", "return_tensors", "return_dict", "tokenizer_kwargs",
+                    "return_assistant_tokens_mask"})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +70,16 @@ class Conversation:
     def cleared(self) -> "Conversation":
         """Without its history."""
         return replace(self, turns=())
+
+
+def checked_variables(variables: Mapping[str, object]) -> dict[str, object]:
+    """More names for chat templates. ValueError for one that is not theirs to be told."""
+    for name in variables:
+        if name in _TOLD:
+            raise ValueError(f"{name!r} comes from the conversation; leave it out")
+        if name in _TAKEN:
+            raise ValueError(f"{name!r} is no name that templates can be told")
+    return dict(variables)
 
 
 def split_command(line: str) -> tuple[str, str] | None:

@@ -1,5 +1,6 @@
 """The `llm-infer` command: parses and calls."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from llm_infer.edge.options import (
     SAMPLING,
     SERVING,
     SERVING_NAMES,
+    TEMPLATE,
     sampling_of,
     server_of,
     with_options,
@@ -62,7 +64,7 @@ def generate(
     from llm_infer.edge.opening import open_speaker
 
     prompts = edge.read_prompts(input_) if input_ else []
-    speaker = open_speaker(model, options, template=None)
+    speaker = open_speaker(model, options)
     if output is not None:
         edge.to_file(speaker, prompts, output, sampling)
     elif prompt is not None:
@@ -74,15 +76,22 @@ def generate(
 @click.option("--system", help="System prompt.")
 @click.option("--history-turns", type=click.IntRange(min=0), default=16, show_default=True,
               help="Earlier questions and answers the model is shown.")  # fmt: skip
-@click.option("--template", metavar="NAME|FILE", help="Chat template instead of the tokenizer's.")
+@click.option(
+    "--tools",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="JSON list of tools, as OpenAI's API takes it, that the template is told of.",
+)
 @click.option("--hide-thinking", is_flag=True, help="Leave out what stands in <think>…</think>.")
-@with_options(SAMPLING, LOADING)
+@with_options(TEMPLATE, SAMPLING, LOADING)
 def chat(
     model: Path,
     system: str | None,
     history_turns: int,
-    template: str | None,
+    tools: Path | None,
     hide_thinking: bool,
+    template: str | None,
+    chat_template_kwargs: Mapping[str, object],
     **options: Any,
 ) -> None:
     """Talk with a model; /help lists the commands."""
@@ -96,13 +105,15 @@ def chat(
         history=Path(click.get_app_dir("llm-infer")) / "chat_history",
     )
     conversation = Conversation(system=system, max_turns=history_turns)
-    speaker = open_speaker(model, options, template=template)
+    speaker = open_speaker(
+        model, options, template=template, tools=tools, variables=chat_template_kwargs
+    )
     repl.chat(speaker, conversation, sampling, how)
 
 
 @main.command(cls=_Command, epilog="Example: llm-infer serve hf-chat --port 8000")
 @click.argument("model", type=click.Path(path_type=Path))
-@with_options(SERVING, LOADING)
+@with_options(SERVING, TEMPLATE, LOADING)
 def serve(model: Path, **options: Any) -> None:
     """Answer OpenAI's HTTP API, and show a page to chat in."""
     from llm_infer.edge.opening import open_model, require_extra
@@ -117,6 +128,7 @@ def serve(model: Path, **options: Any) -> None:
         settings = run.Options(
             model_name=options["name"] or model.resolve().name,
             template=None if name is None else chat_template(name),
+            template_variables=options["chat_template_kwargs"],
             **{one: options[one] for one in SERVING_NAMES},
         )
         loaded = open_model(model, options, waits=False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from llm_infer.sampling import Sampling
@@ -11,6 +12,8 @@ Message = Mapping[str, Any]
 
 Tool = Mapping[str, Any]
 """`type` and `function`, with its `name` and a JSON schema of its `parameters`."""
+
+NO_VARIABLES: Mapping[str, object] = MappingProxyType({})
 
 EndReason = Literal["end", "length", "context"]
 """The model's end token, `max_new_tokens`, or a full context window."""
@@ -100,10 +103,12 @@ class Tokenizer(Protocol):
         template: str | None,
         *,
         tools: Sequence[Tool] | None = None,
+        variables: Mapping[str, object] = NO_VARIABLES,
     ) -> list[int]:
         """Tokens of a conversation up to where the assistant's answer starts.
 
-        Raises InferError where the template cannot write it, or says nothing of `tools`.
+        `variables` are more names that the template knows, such as `enable_thinking`. Raises
+        InferError where the template cannot write it, or says nothing of `tools`.
         """
         ...
 

@@ -31,6 +31,11 @@ def test_a_chat_answer_with_its_counts(client):
     assert abs(answer.created - time.time()) < 60
 
 
+def test_the_template_is_told_what_the_request_says(client):
+    answer = _chat(client, extra_body={"chat_template_kwargs": {"end": "|"}})
+    assert answer.choices[0].message.content == "abc|abc"
+
+
 def test_a_stream_is_the_same_text_in_pieces(client):
     options = {"include_usage": True}
     chunks = list(_chat(client, stream=True, stream_options=options, max_completion_tokens=7,

@@ -42,6 +42,7 @@ def _request(**fields):
          "context_length_exceeded"),
         (_request(model="gpt"), 404, "model", "model_not_found"),
         (_request(response_format={"type": "json_object"}), 400, "response_format", None),
+        (_request(chat_template_kwargs={"tools": []}), 400, "chat_template_kwargs", None),
         (_request(functions=[{}]), 400, "functions", "unsupported_parameter"),
         (b"[" * (1 << 21), 413, None, "request_too_large"),
     ],

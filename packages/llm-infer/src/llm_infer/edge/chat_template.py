@@ -26,17 +26,18 @@ def render(
     *,
     tools: Sequence[Mapping[str, Any]] | None,
     special_tokens: Mapping[str, str],
+    variables: Mapping[str, object],
 ) -> str:
     """The conversation as text, up to where the assistant's answer starts.
 
-    Templates know `special_tokens` by name. Raises Jinja's TemplateError.
+    Templates know `special_tokens` and `variables` by name. Raises Jinja's TemplateError.
     """
     return _compiled(template).render(
         messages=[_with_reasoning(message) for message in messages],
         tools=tools,
         documents=None,
         add_generation_prompt=True,
-        **special_tokens,
+        **{**special_tokens, **variables},
     )
 
 

@@ -1,12 +1,12 @@
 """A model in this process as a `Speaker`."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from llm_infer.edge.answers import Answer, answers_of
 from llm_infer.edge.model_folder import Loaded
-from llm_infer.engine import Message
+from llm_infer.engine import NO_VARIABLES, Message, Tool
 from llm_infer.errors import InferError
 from llm_infer.prompts import Prompt
 from llm_infer.sampling import Sampling
@@ -20,9 +20,17 @@ _LAST_TOKENS = 16
 class LocalSpeaker:
     """Encodes, checks the room, and lets the engine generate."""
 
-    def __init__(self, loaded: Loaded, *, template: str | None) -> None:
-        """`template` is Jinja text in place of the tokenizer's chat template."""
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        template: str | None,
+        tools: Sequence[Tool] | None = None,
+        variables: Mapping[str, object] = NO_VARIABLES,
+    ) -> None:
+        """`template` is Jinja text in place of the tokenizer's; `variables` it knows by name."""
         self._loaded, self._template = loaded, template
+        self._tools, self._variables = tools, variables
 
     def require_chat(self, messages: Sequence[Message]) -> None:
         """Raise when there is no template, or one that cannot write this."""
@@ -55,7 +63,9 @@ class LocalSpeaker:
         ]
 
     def _written(self, messages: Sequence[Message]) -> list[int]:
-        return self._loaded.tokenizer.encode_chat(messages, self._template)
+        return self._loaded.tokenizer.encode_chat(
+            messages, self._template, tools=self._tools, variables=self._variables
+        )
 
     def _encoded(self, prompt: Prompt) -> list[int]:
         tokens = self._loaded.tokenizer.encode(prompt.text)

@@ -16,7 +16,8 @@ from llm_infer.edge.remote.model import RemoteModel
 from llm_infer.edge.remote.server import server_at
 from llm_infer.edge.speaker import Speaker
 from llm_infer.edge.startup import starting
-from llm_infer.edge.templates import chat_template
+from llm_infer.edge.templates import chat_template, read_tools
+from llm_infer.engine import NO_VARIABLES
 from llm_infer.errors import InferError
 
 
@@ -36,16 +37,31 @@ def open_remote(model: Path, engine: str) -> RemoteModel:
     return found
 
 
-def open_speaker(model: Path, options: Mapping[str, Any], *, template: str | None) -> Speaker:
-    """Either; `template` is the name or the file of a chat template."""
+def open_speaker(
+    model: Path,
+    options: Mapping[str, Any],
+    *,
+    template: str | None = None,
+    tools: Path | None = None,
+    variables: Mapping[str, object] = NO_VARIABLES,
+) -> Speaker:
+    """Either; `template` is the name or the file of a chat template, which is told the rest."""
     if (engine := server_of(options)) is not None:
-        if template is not None:
-            raise click.UsageError(f"--template: the server at {engine} decides that")
+        given = {
+            "--template": template,
+            "--tools": tools,
+            "--chat-template-kwargs": variables,
+        }
+        for name, value in given.items():
+            if value:
+                raise click.UsageError(f"{name}: the server at {engine} decides that")
         return open_remote(model, engine)
     # Before the model, which takes longer.
     text = None if template is None else chat_template(template)
+    told = None if tools is None else read_tools(tools)
     with starting(model):
-        return LocalSpeaker(open_model(model, options), template=text)
+        loaded = open_model(model, options)
+        return LocalSpeaker(loaded, template=text, tools=told, variables=variables)
 
 
 def require_extra(extra: str, modules: Sequence[str]) -> None:

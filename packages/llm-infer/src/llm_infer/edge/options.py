@@ -1,11 +1,13 @@
 """Command-line options that several commands share, and the values made of them."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import click
 
+from llm_infer.chat import checked_variables
 from llm_infer.edge.choices import ENGINES, LoadOptions
 from llm_infer.edge.device import CHOICES as DEVICES
 from llm_infer.sampling import Beams, EarlyStopping, Sampling
@@ -25,6 +27,23 @@ class _Engine(click.ParamType):
         if value not in ENGINES and not value.startswith(REMOTE):
             self.fail(f"{value!r} is none of {self.name}", param, ctx)
         return value
+
+
+class _Variables(click.ParamType):
+    """A JSON object of names that chat templates know."""
+
+    name = "JSON"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, object]:
+        try:
+            found: object = json.loads(value)
+            if not isinstance(found, dict):
+                self.fail(f"{value}: want a JSON object", param, ctx)
+            return checked_variables(cast("dict[str, object]", found))
+        except ValueError as error:
+            self.fail(f"{value}: {error}", param, ctx)
 
 
 SAMPLING = (
@@ -84,6 +103,13 @@ LOADING = (
                  help="Native engine: divide the model among N processes, each with a device "
                  "of its own or its part of the CPU's cores."),
 )  # fmt: skip
+TEMPLATE = (
+    click.option("--template", metavar="NAME|FILE",
+                 help="Chat template instead of the tokenizer's."),
+    click.option("--chat-template-kwargs", type=_Variables(), default="{}",
+                 help="""What chat templates are told beside messages: '{"enable_thinking": false}'.
+                 """),
+)  # fmt: skip
 SERVING = (
     click.option(
         "--host",
@@ -105,9 +131,6 @@ SERVING = (
         help="Answer only requests that bring this key.",
     ),
     click.option("--name", help="What requests call the model; its folder's name if not given."),
-    click.option(
-        "--template", metavar="NAME|FILE", help="Chat template instead of the tokenizer's."
-    ),
     click.option(
         "--max-open",
         type=click.IntRange(min=1),

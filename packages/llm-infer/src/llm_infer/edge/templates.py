@@ -1,11 +1,13 @@
 """Chat templates: a name of an installed library, or a Jinja file."""
 
+import json
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
+from llm_infer.engine import Tool
 from llm_infer.errors import InferError
 
 ENTRY_POINT_GROUP = "llm_infer.chat_templates"
@@ -38,6 +40,18 @@ def chat_template(name_or_file: str) -> str:
         if name_or_file in library.names():
             return library.jinja(name_or_file)
     raise InferError(f"template {name_or_file}: no such file, {_no_name(name_or_file, libraries)}")
+
+
+def read_tools(path: Path) -> list[Tool]:
+    """The tools of a JSON file, which has a list as OpenAI's API takes it."""
+    try:
+        found: object = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InferError(f"{path}: not JSON ({error})") from None
+    tools = cast("list[object]", found) if isinstance(found, list) else []
+    if not tools or not all(isinstance(tool, dict) for tool in tools):
+        raise InferError(f"{path}: want a JSON list of tools, each an object")
+    return cast("list[Tool]", tools)
 
 
 def _no_name(name: str, libraries: Sequence[ChatTemplates]) -> str:

@@ -1,6 +1,6 @@
 """Tokenizers of Hugging Face folders as llm-infer's `Tokenizer`, with and without transformers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from llm_infer.edge import tokenizer_file
 from llm_infer.edge.model_folder import check_size, load_tokenizer
 from llm_infer.edge.tokenizer_file import TokenizerFile
-from llm_infer.engine import Message, Tokenizer, Tool
+from llm_infer.engine import NO_VARIABLES, Message, Tokenizer, Tool
 from llm_infer.errors import InferError
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class FileTokenizer:
         template: str | None,
         *,
         tools: Sequence[Tool] | None = None,
+        variables: Mapping[str, object] = NO_VARIABLES,
     ) -> list[int]:
         """Tokens of a conversation up to where the answer starts."""
         # Not needed before the first conversation, and Jinja takes a while to import.
@@ -88,7 +89,13 @@ class FileTokenizer:
         source = self._template(template, has_tools=tools is not None)
         _check_tools(source, tools)
         try:
-            text = render(source, messages, tools=tools, special_tokens=self._special_tokens)
+            text = render(
+                source,
+                messages,
+                tools=tools,
+                special_tokens=self._special_tokens,
+                variables=variables,
+            )
         except TemplateError as error:
             raise InferError(f"chat template: {error}") from error
         return self._core.encode(text, add_special_tokens=False).ids
@@ -151,6 +158,7 @@ class HfTokenizer:
         template: str | None,
         *,
         tools: Sequence[Tool] | None = None,
+        variables: Mapping[str, object] = NO_VARIABLES,
     ) -> list[int]:
         """Tokens of a conversation up to where the answer starts."""
         from jinja2 import TemplateError
@@ -164,6 +172,7 @@ class HfTokenizer:
                 chat_template=template,
                 add_generation_prompt=True,
                 tokenize=False,
+                **variables,
             )
         except TemplateError as error:
             raise InferError(f"chat template: {error}") from error

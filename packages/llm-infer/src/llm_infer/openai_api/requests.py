@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from llm_infer.chat import checked_variables
 from llm_infer.engine import Message, Tool
 from llm_infer.openai_api.errors import ApiError, invalid
 
@@ -185,6 +186,12 @@ class ChatRequest(Common):
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["none", "auto"] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """What the chat template is told beside the messages, as vLLM's server takes it."""
+        return self.chat_template_kwargs or {}
 
     @property
     def tools_wanted(self) -> list[Tool] | None:
@@ -297,6 +304,10 @@ def _check(request: Common) -> None:
             _check_tool(tool, f"tools.{index}")
         if request.top_logprobs is not None and not request.logprobs:
             raise invalid("top_logprobs: only with logprobs: true", param="top_logprobs")
+        try:
+            checked_variables(request.template_variables)
+        except ValueError as error:
+            raise invalid(f"chat_template_kwargs: {error}", param="chat_template_kwargs") from None
         if request.max_tokens is not None and request.max_completion_tokens is not None:
             raise invalid("max_tokens: the older name of max_completion_tokens; give one of them",
                           param="max_tokens")  # fmt: skip

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hmac import compare_digest
 from importlib.resources import files
@@ -54,6 +54,8 @@ class Settings:
     """Wanted on every `/v1` route; None lets everybody in."""
     template: str | None
     """Jinja text in place of the tokenizer's chat template."""
+    template_variables: Mapping[str, object]
+    """What chat templates are told, unless a request says otherwise."""
     max_body_bytes: int
     send_timeout_s: float
     """A client that reads nothing for so long is given up."""
@@ -192,10 +194,15 @@ class Api:
                 param="messages",
             )
         messages = [message.plain() for message in request.messages]
+        variables = {**self._settings.template_variables, **request.template_variables}
         async with self._tokenizing:
             try:
                 prompt = await asyncio.to_thread(
-                    self._tokenizer.encode_chat, messages, template, tools=request.tools_wanted
+                    self._tokenizer.encode_chat,
+                    messages,
+                    template,
+                    tools=request.tools_wanted,
+                    variables=variables,
                 )
             except InferError as error:
                 raise invalid(f"messages: {error}", param="messages") from None
