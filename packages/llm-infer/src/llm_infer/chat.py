@@ -20,7 +20,7 @@ HELP = (
 _TOLD = frozenset({"messages", "conversation", "tools", "documents", "add_generation_prompt"})
 _TAKEN = frozenset({"chat_template", "continue_final_message", "tokenize", "padding", "truncation",
                     "max_length", "return_tensors", "return_dict", "tokenizer_kwargs",
-                    "return_assistant_tokens_mask"})  # fmt: skip
+                    "return_assistant_tokens_mask", "sanitize_control_tokens"})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -164,6 +164,7 @@ class HfTokenizer:
         from jinja2 import TemplateError
 
         given: Any = None if tools is None else [dict(tool) for tool in tools]
+        told: dict[str, Any] = dict(variables)
         _check_tools(self._tokenizer.get_chat_template(template, given), given)
         try:
             text = self._tokenizer.apply_chat_template(
@@ -172,7 +173,7 @@ class HfTokenizer:
                 chat_template=template,
                 add_generation_prompt=True,
                 tokenize=False,
-                **variables,
+                **told,
             )
         except TemplateError as error:
             raise InferError(f"chat template: {error}") from error
