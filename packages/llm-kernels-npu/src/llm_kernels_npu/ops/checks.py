@@ -9,10 +9,11 @@ swept the processor's caches.
 import torch
 from torch import Tensor
 
-FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
-NPU_FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16})
-NPU_HALVES = frozenset({torch.bfloat16, torch.float16})
-INTEGERS = frozenset({torch.int32, torch.int64})
+# Tuples: `in` takes the first that is the same, where a set would have each dtype hashed.
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+NPU_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+NPU_HALVES = (torch.bfloat16, torch.float16)
+INTEGERS = (torch.int64, torch.int32)
 
 
 def wide(x: Tensor) -> Tensor:
@@ -91,5 +92,5 @@ def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _names(dtypes: frozenset[torch.dtype]) -> str:
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
     return ", ".join(sorted(short(dtype) for dtype in dtypes))

@@ -32,12 +32,12 @@ def _any_device(
     if activation not in _ACTIVATIONS:
         return f"activation is {activation!r}, want None or 'silu'"
     channels, width = weight_shape
-    for name, given, wanted in (
-        ("bias", bias, (channels,)),
-        ("initial_state", initial_state, (x_shape[0], width - 1, channels)),
-    ):
-        if given is not None and given.shape != wanted:
-            return f"{name} of shape {tuple(given.shape)}, want {wanted}"
+    if bias is not None and bias.shape != (channels,):
+        return f"bias of shape {tuple(bias.shape)}, want {(channels,)}"
+    if initial_state is not None:
+        state_shape = (x_shape[0], width - 1, channels)
+        if initial_state.shape != state_shape:
+            return f"initial_state of shape {tuple(initial_state.shape)}, want {state_shape}"
     if x.dtype is weight.dtype in FLOATS and x.device == weight.device:
         return None
     return floating("x", x) or floating("weight", weight) or together("x", x, "weight", weight)

@@ -32,9 +32,10 @@ def _any_device(
     if not groups or heads % groups:
         return f"{heads} value heads are not a multiple of {groups} key heads"
     gate_shape = (batch, tokens, heads)
-    for name, one in (("log_decay", log_decay_BTH), ("beta", beta_BTH)):
-        if one.shape != gate_shape:
-            return f"{name} of shape {tuple(one.shape)}, want {gate_shape}"
+    if log_decay_BTH.shape != gate_shape:
+        return f"log_decay of shape {tuple(log_decay_BTH.shape)}, want {gate_shape}"
+    if beta_BTH.shape != gate_shape:
+        return f"beta of shape {tuple(beta_BTH.shape)}, want {gate_shape}"
     if initial_state is not None:
         state_shape = (batch, heads, key_dim, value_dim)
         if initial_state.shape != state_shape:

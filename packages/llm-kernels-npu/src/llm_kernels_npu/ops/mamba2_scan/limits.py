@@ -29,15 +29,16 @@ def _any_device(
         return f"x {tuple(x_shape)} and b {tuple(b_shape)}, want the same B and T > 0"
     if not groups or heads % groups:
         return f"{heads} heads are not a multiple of {groups} groups"
-    wanted = (
-        ("dt", dt_BTH, (batch, tokens, heads)),
-        ("a", a_H, (heads,)),
-        ("d", d_H, (heads,)),
-        ("initial_state", initial_state, (batch, heads, features, states)),
-    )
-    for name, one, shape in wanted:
-        if one is not None and one.shape != shape:
-            return f"{name} of shape {tuple(one.shape)}, want {shape}"
+    if dt_BTH.shape != (batch, tokens, heads):
+        return f"dt of shape {tuple(dt_BTH.shape)}, want {(batch, tokens, heads)}"
+    if a_H.shape != (heads,):
+        return f"a of shape {tuple(a_H.shape)}, want {(heads,)}"
+    if d_H is not None and d_H.shape != (heads,):
+        return f"d of shape {tuple(d_H.shape)}, want {(heads,)}"
+    if initial_state is not None:
+        state_shape = (batch, heads, features, states)
+        if initial_state.shape != state_shape:
+            return f"initial_state of shape {tuple(initial_state.shape)}, want {state_shape}"
     if x_BTHP.dtype is b_BTGN.dtype in FLOATS and x_BTHP.device == b_BTGN.device:
         return None
     return floating("x", x_BTHP) or floating("b", b_BTGN) or together("x", x_BTHP, "b", b_BTGN)
