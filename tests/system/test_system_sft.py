@@ -219,8 +219,9 @@ def test_a_model_says_the_conversations_of_packed_rows(model, tmp_path):
         assert answer(number) in asked(folder, number)
 
 
+# Last run 2026-11-27: seven to nine minutes beside other work.
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_a_model_calls_the_tool_as_it_learned(model, tmp_path):
     words = ["train.max_steps=250", "optimizer.lr=3e-3", "train.seq_length=1024"]
     chats = conversations_with_tools()
@@ -229,6 +230,7 @@ def test_a_model_calls_the_tool_as_it_learned(model, tmp_path):
     path = tmp_path / "tools.json"
     path.write_text(json.dumps(TOOLS))
     told = ("--tools", path, "--chat-template-kwargs", '{"enable_thinking": false}')
+    told += ("--max-new-tokens", "120")
     for number in ASKED:
         (call,) = chats[number]["messages"][1]["tool_calls"]
         found = asked(folder, number, *told, template="qwen3")
