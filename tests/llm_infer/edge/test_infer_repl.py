@@ -112,6 +112,7 @@ def test_the_template_is_told_of_tools(models, template, asked, tmp_path):
         ("[]", "want a JSON object"),
         ("{", "Expecting property name"),
         ('{"messages": 1}', "'messages' comes from the conversation"),
+        ('{"tokenize": true}', "'tokenize' is no name that templates can be told"),
     ],
 )
 def test_names_that_templates_cannot_be_told_are_refused(models, given, said):
