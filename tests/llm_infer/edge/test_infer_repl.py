@@ -104,6 +104,8 @@ def test_the_template_is_told_of_tools(models, template, asked, tmp_path):
     refused = _chat(models["qwen3"], "hi\n", *given)
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert "tools.json: want a JSON list of tools" in refused.stderr
+    path.unlink()
+    assert "tools.json: no such file; want a JSON" in _chat(models["qwen3"], "", *given).stderr
 
 
 @pytest.mark.parametrize(

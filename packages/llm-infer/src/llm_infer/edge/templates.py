@@ -44,6 +44,8 @@ def chat_template(name_or_file: str) -> str:
 
 def read_tools(path: Path) -> list[Tool]:
     """The tools of a JSON file, which has a list as OpenAI's API takes it."""
+    if not path.is_file():
+        raise InferError(f"{path}: no such file; want a JSON list of tools")
     try:
         found: object = json.loads(path.read_bytes())
     except ValueError as error:
