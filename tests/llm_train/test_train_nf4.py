@@ -1,11 +1,18 @@
 """NF4: the paper's values, bitsandbytes' bits, and adapters that train on such a base."""
 
+import gc
+
 import pytest
 import torch
 
 from ckpt_models import build_model
 from fork_ranks import run_ranks
+from llm_train.arch import parse as parse_arch
+from llm_train.config import RunConfig
+from llm_train.model import nf4
 from llm_train.model.nf4 import VALUES, Nf4Tensor, Scales, dequantize, dynamic_map, quantize
+from llm_train.plan import make_plan
+from llm_train.weights import open_source
 from sft_data import make_chats, write_samples
 from train_curves import each_run, go
 
@@ -54,6 +61,20 @@ def test_the_map_of_scales_by_hand():
     assert (found == 0.0).sum() == 1
     assert sum((0.1 < x <= 0.999) for x in found.tolist()) == 64
     torch.testing.assert_close(found[found > 0].min().item(), 0.55e-6)
+
+
+def test_a_part_at_a_time_has_the_bits_of_the_whole(monkeypatch):
+    """Parts of two blocks, the last of them of less than one; a block is quantised on its own."""
+    weight = torch.randn((7, 50), generator=torch.Generator().manual_seed(0))
+    whole = quantize(weight, is_double=True)
+    monkeypatch.setattr(nf4, "_AT_A_TIME", 2 * nf4.BLOCK)
+    parts = quantize(weight, is_double=True)
+    assert torch.equal(parts.packed, whole.packed)
+    assert torch.equal(parts.scales.codes, whole.scales.codes)
+    assert torch.equal(parts.restored(), whole.restored())
+    torch.testing.assert_close(
+        quantize(weight, is_double=False).restored(), by_hand(weight), atol=1e-6, rtol=0
+    )
 
 
 def test_bits_are_those_of_bitsandbytes():
@@ -150,3 +171,64 @@ def test_adapters_train_on_a_base_in_nf4_as_on_its_restored_weights(tmp_path):
     assert found["nf4"][0][0] != pytest.approx(found["plain"][0][0], rel=1e-4)
     assert "Nf4Tensor" in found["nf4"][1]
     assert "Nf4Tensor" not in found["plain"][1]
+
+
+def storage_bytes():
+    """Of every tensor of this process."""
+    gc.collect()
+    tensors = [one for one in gc.get_objects() if isinstance(one, torch.Tensor)]
+    plain = [one for one in tensors if not one.is_meta and not isinstance(one, Nf4Tensor)]
+    parts = [part for one in tensors if isinstance(one, Nf4Tensor) for part in nf4_parts(one)]
+    storages = {one.untyped_storage().data_ptr(): one.untyped_storage() for one in plain + parts}
+    return sum(one.nbytes() for one in storages.values())
+
+
+def nf4_parts(one):
+    return [one.packed, one.scales.values, one.scales.codes, one.scales.mean]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_never_more_than_one_weight_is_there_whole_while_a_base_is_read(precision, tmp_path):
+    """As `plan` has it: the weights in four bits, and the one that is being quantised."""
+    model = build_model("qwen3", num_hidden_layers=4, hidden_size=128, intermediate_size=512)
+    model.save_pretrained(tmp_path / "hf")
+    document = {
+        "stage": "sft",
+        "model": {"load": str(tmp_path / "hf")},
+        "data": {"train": [str(write_samples(tmp_path / "data", make_chats(8)))]},
+        "train": {
+            "max_steps": 1,
+            "seq_length": 48,
+            "global_batch_size": 1,
+            "precision": precision,
+        },
+        "optimizer": {"lr": 1e-2},
+        "lora": {"target_modules": ["linear_qkv"], "rank": 1, "quantize": "nf4"},
+        "save": {"path": str(tmp_path / "run")},
+        "device": "cpu",
+    }
+
+    def rank(_rank):
+        from llm_train.model.lora.quantized import QuantizedBase
+
+        before, seen, put = storage_bytes(), [], QuantizedBase.put
+
+        def then_look(self, tensor, whole):
+            put(self, tensor, whole)
+            del whole
+            seen.append(storage_bytes() - before)
+
+        QuantizedBase.put = then_look
+        dict(each_run({"run": document}, lambda training, _: training))
+        return seen
+
+    (seen,) = run_ranks(rank, 1)
+    arch = parse_arch(dict(open_source(tmp_path / "hf").arch), where="test")
+    (planned,) = make_plan(RunConfig.model_validate(document), arch, 1).memory
+    read_bytes = 4
+    largest, tables = 2 * 512 * 128 * read_bytes, 64 * 1024
+    assert max(seen) <= planned.weights + largest + tables
+    # What whole weights take: far more than that.
+    whole = {**document, "lora": {**document["lora"], "quantize": None}}
+    (of_whole,) = make_plan(RunConfig.model_validate(whole), arch, 1).memory
+    assert max(seen) < of_whole.weights * (0.5 if precision == "fp32" else 1.0)

@@ -1,7 +1,7 @@
 """First weights of a model: from a weight source, or random, the same at every layout."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -16,11 +16,18 @@ class WeightsError(ValueError):
     """Weights and model do not fit each other."""
 
 
+Put = Callable[[torch.Tensor, torch.Tensor], None]
+"""Gives a parameter (or what stands for it) the values of a tensor of its shape."""
+
+
 @torch.no_grad()
-def fill_from_source(chunks: Sequence[Model], source: WeightSource, *, padded_rows: int) -> None:
+def fill_from_source(
+    chunks: Sequence[Model], source: WeightSource, *, padded_rows: int, put: Put = put
+) -> None:
     """Read this rank's slice of every tensor. Every tensor of the source must be used by some rank.
 
-    Raises WeightsError naming missing, left-over and misshapen tensors.
+    One is read and put in its place before the next. Raises WeightsError
+    naming missing, left-over and misshapen tensors.
     """
     there, used = set(source.names()), set[str]()
     for named in (named for chunk in chunks for named in named_tensors(chunk)):
@@ -39,7 +46,7 @@ def fill_from_source(chunks: Sequence[Model], source: WeightSource, *, padded_ro
 
 
 @torch.no_grad()
-def fill_randomly(chunks: Sequence[Model], *, std: float, seed: int) -> None:
+def fill_randomly(chunks: Sequence[Model], *, std: float, seed: int, put: Put = put) -> None:
     """Normal(0, std) matrices, norms and biases as built; seeded by name, so no layout matters.
 
     A parameter's own `init_std` goes before `std`.

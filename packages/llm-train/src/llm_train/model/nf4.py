@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch.utils._pytree import tree_map_only
 
 BLOCK, SCALES_BLOCK = 64, 256
+# Weights that are quantised or restored at a time, which bounds what that needs beside both forms.
+_AT_A_TIME = BLOCK << 14
 # Section 3 and appendix E of the paper: quantiles of a normal distribution, 0 among them.
 VALUES = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
@@ -116,12 +118,18 @@ class Nf4Tensor(torch.Tensor):
 
 def quantize(weight: torch.Tensor, *, is_double: bool) -> Nf4Tensor:
     """A matrix in NF4; `is_double` quantises its scales too. Any size: the last block is filled."""
-    flat = weight.detach().float().flatten()
-    filled = F.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
-    largest = filled.abs().amax(1)
-    normed = filled / torch.where(largest > 0, largest, 1.0)[:, None]
-    codes = _nearest(normed.flatten(), _values(weight.device)).to(torch.uint8).view(-1, 2)
-    packed = (codes[:, 0] << 4) | codes[:, 1]
+    flat = weight.detach().reshape(-1)
+    blocks = -(-len(flat) // BLOCK)
+    # First what stays: memory that is let go of behind it is used again.
+    packed = torch.empty(blocks * BLOCK // 2, dtype=torch.uint8, device=weight.device)
+    largest = torch.empty(blocks, device=weight.device)
+    for part, kept, scale in zip(
+        flat.split(_AT_A_TIME),
+        packed.split(_AT_A_TIME // 2),
+        largest.split(_AT_A_TIME // BLOCK),
+        strict=True,
+    ):
+        _pack(part, kept, scale)
     scales = _quantized_scales(largest) if is_double else Scales(largest, None, None)
     return Nf4Tensor(packed, scales, weight.shape, weight.dtype)
 
@@ -130,10 +138,18 @@ def dequantize(
     packed: torch.Tensor, scales: Scales, shape: Sequence[int], dtype: torch.dtype
 ) -> torch.Tensor:
     """The inverse, as near as it is."""
-    codes = torch.stack([packed >> 4, packed & 0xF], 1).flatten().long()
-    found = _values(packed.device)[codes].view(-1, BLOCK) * scales.restored()[:, None]
-    count = torch.Size(shape).numel()
-    return found.flatten()[:count].view(*shape).to(dtype)
+    size = torch.Size(shape)
+    out = torch.empty(size.numel(), dtype=dtype, device=packed.device)
+    largest = scales.restored()[:, None]
+    for part, kept, scale in zip(
+        out.split(_AT_A_TIME),
+        packed.split(_AT_A_TIME // 2),
+        largest.split(_AT_A_TIME // BLOCK),
+        strict=True,
+    ):
+        found = F.embedding(kept.int(), _pairs(packed.device)).view(-1, BLOCK) * scale
+        part.copy_(found.view(-1)[: len(part)])
+    return out.view(size)
 
 
 @cache
@@ -150,6 +166,22 @@ def dynamic_map(device: torch.device) -> torch.Tensor:
 @cache
 def _values(device: torch.device) -> torch.Tensor:
     return torch.tensor(VALUES, device=device)
+
+
+@cache
+def _pairs(device: torch.device) -> torch.Tensor:
+    """[256, 2]: both values of every byte."""
+    values = _values(device)
+    return torch.stack([values.repeat_interleave(len(values)), values.repeat(len(values))], 1)
+
+
+def _pack(weights: torch.Tensor, packed: torch.Tensor, largest: torch.Tensor) -> None:
+    """[N] → two codes a byte, uint8 [N / 2], and the largest magnitude of every block, fp32."""
+    filled = F.pad(weights.float(), (0, -len(weights) % BLOCK)).view(-1, BLOCK)
+    torch.amax(filled.abs(), 1, out=largest)
+    normed = filled / torch.where(largest > 0, largest, 1.0)[:, None]
+    codes = _nearest(normed.flatten(), _values(weights.device)).to(torch.uint8).view(-1, 2)
+    torch.bitwise_or(codes[:, 0] << 4, codes[:, 1], out=packed)
 
 
 def _nearest(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Building a model without memory for its matrices, which are filled once they are shared out."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -26,6 +26,23 @@ def _unfilled(
     if parameter is None or parameter.dim() < 2:
         return parameter
     return like(parameter, parameter.to("meta"))
+
+
+def give_memory(
+    module: torch.nn.Module, device: torch.device, *, but: Collection[torch.Tensor] = ()
+) -> None:
+    """Put a module on a device, its parameters without storage too, all but some of these."""
+    left = {id(one) for one in but}
+    if device.type != "cpu":
+        module._apply(lambda one: one if one.is_meta else one.to(device))
+    made: dict[int, torch.nn.Parameter] = {}
+    for owner in list(module.modules()):
+        for name, one in list(owner.named_parameters(recurse=False)):
+            if not one.is_meta or id(one) in left:
+                continue
+            if id(one) not in made:
+                made[id(one)] = like(one, torch.empty_like(one, device=device))
+            setattr(owner, name, made[id(one)])
 
 
 def like(parameter: torch.Tensor, data: torch.Tensor) -> torch.nn.Parameter:

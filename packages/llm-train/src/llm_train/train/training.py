@@ -21,13 +21,14 @@ from llm_train.arch import Arch
 from llm_train.config import KeptType, Precision, RunConfig
 from llm_train.interfaces import Kernels, WeightSource
 from llm_train.model.build import Model, build_chunks, padded_vocab_size, transformer_config
-from llm_train.model.fill import fill_from_source, fill_randomly
+from llm_train.model.fill import Put, fill_from_source, fill_randomly
 from llm_train.model.kernels import use_kernels
 from llm_train.model.lora.attach import attach_adapters, let_frozen_embeddings_need_gradients
 from llm_train.model.lora.first import FirstAdapter, begin_as
-from llm_train.model.lora.quantized import quantize_base
+from llm_train.model.lora.quantized import QuantizedBase
 from llm_train.model.lora.tensors import base_digest, fill_adapters
 from llm_train.model.noise import add_noise
+from llm_train.model.shards import put
 from llm_train.model.unfilled import unfilled_matrices
 from llm_train.train.fsdp import ShardedModel, Sharding, round_rows, shard_weights
 from llm_train.train.memory.activations import offload_activations
@@ -156,10 +157,11 @@ class Training:
         if is_sharded:
             # Parameters are the masters; what layers compute with is made of them.
             model_config.params_dtype = torch.float32
-        with unfilled_matrices() if is_sharded else nullcontext():
+        lora = config.lora
+        is_quantized = lora is not None and lora.quantize is not None
+        with unfilled_matrices() if is_sharded or is_quantized else nullcontext():
             chunks = build_chunks(self.arch, model_config)
-        self._place(chunks, dtype)
-        self._fill(chunks)
+        self._fill(chunks, self._place(chunks, dtype))
         self._choose_what_trains(chunks)
         offload_activations(chunks, config.memory.offload_activations, host=HOST)
         wrapped = (_shards if is_sharded else _wrap)(chunks, model_config, config)
@@ -199,8 +201,6 @@ class Training:
             chunk.loss_chunk = config.train.loss_chunk
         if config.lora is not None:
             self.base_digest = base_digest(chunks)
-            if config.lora.quantize is not None:
-                quantize_base(chunks, is_double=config.lora.double_quantize)
             first = self.first_adapter
             attach_adapters(chunks, config.lora, ranks=None if first is None else first.ranks)
             fill_adapters(chunks, seed=config.train.seed)
@@ -214,9 +214,12 @@ class Training:
             for chunk in chunks:
                 add_noise(chunk, config.sft.neftune_alpha)
 
-    def _place(self, chunks: Sequence[Model], dtype: torch.dtype) -> None:
-        """Give the weights their memory, on the device."""
-        parallel = self.config.parallel
+    def _place(self, chunks: Sequence[Model], dtype: torch.dtype) -> Put:
+        """Give the weights their memory, on the device; what fills them."""
+        parallel, lora = self.config.parallel, self.config.lora
+        if lora is not None and lora.quantize is not None:
+            is_double = lora.double_quantize
+            return QuantizedBase(chunks, is_double=is_double, device=self.device).put
         for chunk in chunks:
             if parallel.fsdp:
                 reshard = parallel.fsdp_reshard_after_forward
@@ -226,14 +229,15 @@ class Training:
                 )
             elif self.device.type != "cpu":
                 chunk.to(self.device)
+        return put
 
-    def _fill(self, chunks: Sequence[Model]) -> None:
+    def _fill(self, chunks: Sequence[Model], put: Put) -> None:
         if self.source is not None:
             rows = padded_vocab_size(self.arch, self.config.parallel.tp)
-            fill_from_source(chunks, self.source, padded_rows=rows)
+            fill_from_source(chunks, self.source, padded_rows=rows, put=put)
         else:
             config = self.config
-            fill_randomly(chunks, std=config.model.init_std, seed=config.train.seed)
+            fill_randomly(chunks, std=config.model.init_std, seed=config.train.seed, put=put)
 
 
 def _shards(

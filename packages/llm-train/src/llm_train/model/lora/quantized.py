@@ -1,6 +1,6 @@
-"""A frozen base in NF4: the weights of every linear of its layers."""
+"""A frozen base in NF4: the weights of every linear of its layers, each made as it is read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -8,33 +8,48 @@ from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 
 from llm_train.model.build import Model
 from llm_train.model.lora.attach import targets
+from llm_train.model.lora.tensors import keep_digested
 from llm_train.model.nf4 import quantize
+from llm_train.model.shards import put
+from llm_train.model.unfilled import give_memory, like
 
 _ENDS = "output_layer"
 
 
-def quantize_base(chunks: Sequence[Model], *, is_double: bool) -> None:
-    """Put NF4 in the place of each linear's weight; embeddings, output and norms stay.
+class QuantizedBase:
+    """Chunks built without memory, whose linears get theirs in NF4 when they are filled.
 
-    As bitsandbytes does with a model of transformers. Each rank quantises what it holds.
+    As bitsandbytes does with a model of transformers: embeddings, output and norms stay. Each rank
+    quantises what it holds, one weight at a time, so that no more than one is ever there whole.
     """
-    for chunk in chunks:
-        for target in list(targets(chunk)):
-            module: Any = target.module
-            if isinstance(module, VocabParallelEmbedding) or target.name == _ENDS:
-                continue
-            if target.linear:
-                for expert in module.local_experts:
-                    _replace(expert.get_submodule(target.linear), is_double=is_double)
-            else:
-                _replace(module, is_double=is_double)
+
+    def __init__(self, chunks: Sequence[Model], *, is_double: bool, device: torch.device) -> None:
+        self._is_double, self._device = is_double, device
+        # By the weight that a linear was built with.
+        self._waiting = {id(one.weight): one for chunk in chunks for one in _linears(chunk)}
+        weights = [one.weight for one in self._waiting.values()]
+        for chunk in chunks:
+            give_memory(chunk, device, but=weights)
+
+    @torch.no_grad()
+    def put(self, tensor: torch.Tensor, whole: torch.Tensor) -> None:
+        """Fill a parameter with a tensor of its shape, or the linear whose weight it stands for."""
+        linear = self._waiting.pop(id(tensor), None)
+        if linear is None:
+            put(tensor, whole)
+            return
+        weight = whole.to(self._device, tensor.dtype)
+        made = like(linear.weight, quantize(weight, is_double=self._is_double))
+        keep_digested(made, weight)
+        linear.weight = made.requires_grad_(False)
 
 
-@torch.no_grad()
-def _replace(linear: Any, *, is_double: bool) -> None:
-    weight = linear.weight
-    made = torch.nn.Parameter(quantize(weight, is_double=is_double), requires_grad=False)
-    # How it lies on ranks, by which it is found in the whole.
-    for name, value in vars(weight).items():
-        setattr(made, name, value)
-    linear.weight = made
+def _linears(chunk: Model) -> Iterator[Any]:
+    for target in targets(chunk):
+        module: Any = target.module
+        if isinstance(module, VocabParallelEmbedding) or target.name == _ENDS:
+            continue
+        if target.linear:
+            yield from (expert.get_submodule(target.linear) for expert in module.local_experts)
+        else:
+            yield module

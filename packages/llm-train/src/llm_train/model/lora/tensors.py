@@ -17,6 +17,7 @@ from llm_train.model.names import EXPERTS, NamedTensor, named_tensors
 
 # Entries of each base weight that its digest looks at.
 _DIGESTED = 8
+_ENTRIES = "digested_entries"
 
 
 def adapter_tensors(chunk: Model) -> Iterator[Held]:
@@ -68,18 +69,26 @@ def fill_adapters(chunks: Sequence[Model], *, seed: int) -> None:
 def base_digest(chunks: Sequence[Model]) -> str:
     """A digest of the frozen weights, the same at every layout: a few entries of each.
 
-    Every rank calls it, before the weights are changed in any way.
+    Every rank calls it, before the weights are changed in any way but by `keep_digested`.
     """
     mine: dict[str, list[float]] = {}
     for named in (named for chunk in chunks for named in named_tensors(chunk)):
         if named.tensor.dim() and named.shard[0] == 0 and ".lora." not in named.name:
-            row = named.tensor.detach().reshape(-1)[:_DIGESTED]
-            # As bf16 has them: a run in another precision has the same base.
-            mine[named.name] = row.bfloat16().tolist()
+            mine[named.name] = getattr(named.tensor, _ENTRIES, None) or _digested(named.tensor)
     everywhere: list[dict[str, list[float]]] = [{}] * dist.get_world_size()
     dist.all_gather_object(everywhere, mine)
     entries = {name: row for part in everywhere for name, row in part.items()}
     return hashlib.sha256(repr(sorted(entries.items())).encode()).hexdigest()
+
+
+def keep_digested(made: torch.Tensor, weight: torch.Tensor) -> None:
+    """Let the digest see `weight` in what it was made into."""
+    setattr(made, _ENTRIES, _digested(weight))
+
+
+def _digested(weight: torch.Tensor) -> list[float]:
+    """As bf16 has them: a run in another precision has the same base."""
+    return weight.detach().reshape(-1)[:_DIGESTED].bfloat16().tolist()
 
 
 def _of_linear(adapter: Adapter, weight: NamedTensor, chunk: Model) -> Iterator[Held]:
