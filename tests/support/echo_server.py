@@ -12,10 +12,13 @@ from llm_infer.engine import Event
 
 VOCAB_SIZE = 0x110000
 FAILING = "fail"
+END = "\0"
 
 
 class CharTokenizer:
-    """A token is a character. The chat template shows the last message and the end it is told."""
+    """A token is a character. The chat template shows the last message and the end it is told, and
+    asks for calls of tools as Hermes' does.
+    """
 
     has_chat_template = True
     vocab_size = VOCAB_SIZE
@@ -26,7 +29,10 @@ class CharTokenizer:
     def encode_chat(self, messages, template, *, tools=None, variables=None):
         return self.encode(messages[-1]["content"] + (variables or {}).get("end", ""))
 
-    def decode(self, tokens):
+    def chat_template(self, given, *, has_tools):
+        return "<tool_call>"
+
+    def decode(self, tokens, *, keeps=()):
         return "".join(map(chr, tokens))
 
 
@@ -42,7 +48,8 @@ class EchoEngine:
     """A `BatchEngine`: each step brings every request its next token.
 
     A step costs `step_s`. The logprob of token i is -i, and its rival the tokens before and after.
-    All but the first of a prompt's tokens count as cached. A prompt "fail" makes the step fail.
+    All but the first of a prompt's tokens count as cached. A prompt "fail" makes the step fail, and
+    the character `END` ends an answer.
     `cancelled` lists what was cancelled before its end.
     """
 
@@ -80,13 +87,14 @@ class EchoEngine:
         request = self.requests[number]
         token = request.prompt[request.num_tokens % len(request.prompt)]
         request.num_tokens += 1
-        end = None
-        if request.num_tokens == request.sampling.max_new_tokens:
-            end = "length"
+        end = "length" if request.num_tokens == request.sampling.max_new_tokens else None
+        if token == ord(END):
+            token, end = None, "end"
+        if end is not None:
             del self.requests[number]
         top = request.sampling.logprobs
-        logprob = None if top is None else -float(request.num_tokens)
-        rivals = ((token, logprob), (token + 1, -9.0))[: top or 0]
+        logprob = None if None in (top, token) else -float(request.num_tokens)
+        rivals = () if logprob is None else ((token, logprob), (token + 1, -9.0))[: top or 0]
         return Event(
             request=number,
             token=token,

@@ -235,8 +235,8 @@ def test_a_model_calls_the_tool_as_it_learned(model, tmp_path):
         (call,) = chats[number]["messages"][1]["tool_calls"]
         found = asked(folder, number, *told, template="qwen3")
         wanted = {**call["function"], "arguments": json.loads(call["function"]["arguments"])}
-        written = found.partition("<tool_call>")[2].partition("</tool_call>")[0]
-        assert json.loads(written) == wanted
+        name, _, arguments = found.partition("→ ")[2].partition(" ")
+        assert {"name": name, "arguments": json.loads(arguments.splitlines()[0])} == wanted
 
 
 def other_answer(number):

@@ -49,9 +49,9 @@ def asked(monkeypatch):
     prompts = []
     begin = LocalSpeaker._start
 
-    def recording(speaker, tokens, sampling):
+    def recording(speaker, tokens, *rest):
         prompts.append(speaker._loaded.tokenizer.decode(tokens))
-        return begin(speaker, tokens, sampling)
+        return begin(speaker, tokens, *rest)
 
     monkeypatch.setattr(LocalSpeaker, "_start", recording)
     return prompts
@@ -104,6 +104,9 @@ def test_the_template_is_told_of_tools(models, template, asked, tmp_path):
     refused = _chat(models["qwen3"], "hi\n", *given)
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert "tools.json: want a JSON list of tools" in refused.stderr
+    path.write_text('[{"type": "function"}]')
+    wanted = "tools.json: tools.0.function: want an object with a name"
+    assert wanted in _chat(models["qwen3"], "hi\n", *given).stderr
     path.unlink()
     assert "tools.json: no such file; want a JSON" in _chat(models["qwen3"], "", *given).stderr
 
@@ -172,14 +175,14 @@ def test_templates_have_names_too(models, asked):
     assert "no template of that name: did you mean chatml?" in result.stderr
 
 
-def _echo_chat(lines, **options):
+def _echo_chat(lines, *, tools=None, **options):
     """What a chat prints whose model repeats the question."""
     loaded = Loaded(engine=EchoEngine(), tokenizer=CharTokenizer())
     options = {"hides_thoughts": False, "history": Path("unused")} | options
     command = click.Command(
         "chat",
         callback=lambda: repl.chat(
-            LocalSpeaker(loaded, template=None),
+            LocalSpeaker(loaded, template=None, tools=tools),
             Conversation(system=None, max_turns=4),
             Sampling(max_new_tokens=len(lines[0])),
             repl.ChatOptions(**options),
@@ -195,6 +198,17 @@ def test_thoughts_are_dimmed_or_hidden():
         f"{dim}hm{reset}\n\nyes\n"
     )
     assert _echo_chat([question], hides_thoughts=True) == "yes\n"
+
+
+def test_calls_of_tools_stand_on_lines_of_their_own():
+    call = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    bold, reset = "\x1b[1m", "\x1b[0m"
+    shown = f'{bold}→ add {{"a": 1}}{reset}\n'
+    assert _echo_chat([call], tools=tools) == shown
+    assert _echo_chat([f"So: {call} {call}"], tools=tools) == f"So:{bold}\n→ " + shown[6:] + shown
+    assert _echo_chat([call]) == f"{call}\n"
+    assert _echo_chat(["<tool_call>no"], tools=tools) == "<tool_call>no\n"
 
 
 def test_a_terminal_edits_lines_and_keeps_their_history(tmp_path):

@@ -207,6 +207,24 @@ def test_templates_are_told_more_names(tmp_path):
         assert len(wanted) > len(plain)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_marks_of_calls_can_be_kept_among_the_special_tokens(tmp_path, kind):
+    """What is told apart by hand: transformers' texts with all special tokens, and with none."""
+    core = KINDS[kind]()
+    core.add_special_tokens(["[TOOL_CALLS]", "<|x|>"])
+    mine, theirs = assert_alike(saved(tmp_path, core, eos_token="</s>"))
+    tokens = [
+        core.token_to_id("[TOOL_CALLS]"),
+        *core.encode(" [hello]", add_special_tokens=False).ids,
+    ]
+    others = [core.token_to_id("<|x|>"), core.token_to_id("</s>")]
+    wanted = AutoTokenizer.from_pretrained(tmp_path).decode(tokens, skip_special_tokens=False)
+    assert "[TOOL_CALLS]" in wanted
+    for one in (mine, theirs):
+        assert one.decode([*tokens, *others], keeps=("[TOOL_CALLS]", "[ARGS]")) == wanted
+        assert one.decode([*tokens, *others]) == theirs.decode(tokens[1:])
+
+
 def test_templates_are_found_where_transformers_finds_them(tmp_path):
     folder = saved(tmp_path, KINDS["byte-level"](), eos_token="</s>")
     assert not ours(folder).has_chat_template
@@ -237,11 +255,27 @@ def test_templates_are_found_where_transformers_finds_them(tmp_path):
     ],
 )
 def test_a_template_that_cannot_be_used_says_why(tmp_path, template, said):
+    _assert_refused(tmp_path, template, said, TemplateError)
+
+
+# DeepSeek R1's adds an object, as calls have it, to a text.
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [("{{ 'a' + messages[0] }}", "TypeError"), ("{{ 1 // 0 }}", "ZeroDivisionError")],
+)
+def test_a_template_that_fails_in_python_says_how(tmp_path, template, said):
+    _assert_refused(tmp_path, template, said, (TypeError, ZeroDivisionError))
+
+
+def _assert_refused(tmp_path, template, said, theirs):
     folder = saved(tmp_path, KINDS["byte-level"](), eos_token="</s>")
     with pytest.raises(InferError, match="chat template: ") as caught:
         ours(folder).encode_chat(MESSAGES, template)
     assert said in str(caught.value)
-    with pytest.raises(TemplateError):
+    loaded = HfTokenizer(AutoTokenizer.from_pretrained(folder))
+    with pytest.raises(InferError, match="chat template: "):
+        loaded.encode_chat(MESSAGES, template)
+    with pytest.raises(theirs):
         AutoTokenizer.from_pretrained(folder).apply_chat_template(
             list(MESSAGES), chat_template=template, tokenize=False
         )

@@ -74,7 +74,12 @@ CALL = {"role": "assistant", "content": "", "tool_calls": [called('{"a": 1}')]}
             "messages.0",
             "tool_calls.0.function.arguments: found '[1]', want a JSON object",
         ),
-        ({"tool_choice": "required"}, "tool_choice", "want 'none' or 'auto'"),
+        ({"tool_choice": "required"}, "tool_choice", "only with tools"),
+        (
+            {"messages": [{**CALL, "tool_calls": [called("[" * 100_000)]}]},
+            "messages.0",
+            "want a JSON object",
+        ),
     ],
 )
 def test_a_bad_field_is_named_with_what_was_found_and_wanted(fields, param, said):

@@ -2,8 +2,10 @@ import asyncio
 
 import pytest
 
-from llm_infer.openai_api.answers import Piece, TokenText, Usage
+from llm_infer.openai_api.answers import Piece, TokenText, ToolCalled, Usage
 from llm_infer.serving.mailbox import Mailbox, SlowReaderError
+
+CALL = ToolCalled(index=0, id="i", name="f", arguments="{}")
 
 
 def test_what_waits_is_joined_and_loses_nothing():
@@ -11,6 +13,8 @@ def test_what_waits_is_joined_and_loses_nothing():
         mailbox = Mailbox(asyncio.get_running_loop())
         for number in range(10_000):
             mailbox.put(Piece(index=number % 2, text=f"{number},"))
+            if number == 7:
+                mailbox.put(Piece(index=1, calls=(CALL,)))
         mailbox.put(Piece(index=0, finish="end"))
         mailbox.put(Piece(index=1, finish="stop"))
         mailbox.usage = Usage(num_prompt=1, num_new=1)
@@ -21,6 +25,7 @@ def test_what_waits_is_joined_and_loses_nothing():
             assert "".join(p.text for p in mine) == "".join(
                 f"{number}," for number in range(index, 10_000, 2)
             )
+            assert [p.calls for p in mine if p.calls] == [(CALL,)] * index
             assert [p.finish for p in mine if p.finish] == [finish]
         assert await mailbox.get() == []
 

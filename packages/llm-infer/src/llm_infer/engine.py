@@ -1,6 +1,6 @@
 """What generates tokens, and what turns text into them: the two things a model must bring."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -112,6 +112,10 @@ class Tokenizer(Protocol):
         """
         ...
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Text without special tokens."""
+    def chat_template(self, given: str | None, *, has_tools: bool) -> str:
+        """The Jinja text that `encode_chat` uses; InferError where there is none."""
+        ...
+
+    def decode(self, tokens: Sequence[int], *, keeps: Collection[str] = ()) -> str:
+        """Text without special tokens, but for those that `keeps` names."""
         ...

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 OPEN, CLOSE = "<think>", "</think>"
+LAST_TOKENS = 16
+"""Enough of a prompt to see how it ends."""
 
 
 class Kind(StrEnum):

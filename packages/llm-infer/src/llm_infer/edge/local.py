@@ -3,7 +3,9 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
+from llm_infer.detokenize import Decode
 from llm_infer.edge.answers import Answer, answers_of
 from llm_infer.edge.model_folder import Loaded
 from llm_infer.engine import NO_VARIABLES, Message, Tool
@@ -11,10 +13,9 @@ from llm_infer.errors import InferError
 from llm_infer.prompts import Prompt
 from llm_infer.sampling import Sampling
 from llm_infer.stream import TextStream
-from llm_infer.thinking import opens_thought
-
-_LAST_TOKENS = 16
-"""Enough of a prompt to see how it ends."""
+from llm_infer.thinking import LAST_TOKENS, opens_thought
+from llm_infer.tools.formats import format_of
+from llm_infer.tools.splitter import CallReading, tool_names
 
 
 class LocalSpeaker:
@@ -31,6 +32,7 @@ class LocalSpeaker:
         """`template` is Jinja text in place of the tokenizer's; `variables` it knows by name."""
         self._loaded, self._template = loaded, template
         self._tools, self._variables = tools, variables
+        self._calls = self._found_reading()
 
     def require_chat(self, messages: Sequence[Message]) -> None:
         """Raise when there is no template, or one that cannot write this."""
@@ -43,15 +45,22 @@ class LocalSpeaker:
     def opens_thought(self, messages: Sequence[Message]) -> bool:
         """Whether the template opens a thought at the end of the prompt."""
         tokens = self._written(messages)
-        return opens_thought(self._loaded.tokenizer.decode(tokens[-_LAST_TOKENS:]))
+        return opens_thought(self._loaded.tokenizer.decode(tokens[-LAST_TOKENS:]))
+
+    def call_reading(self) -> CallReading | None:
+        """In the format that the template asks for."""
+        return self._calls
 
     def complete(self, prompt: str, sampling: Sampling) -> TextStream:
         """What follows a text."""
-        return self._start(self._loaded.tokenizer.encode(prompt), sampling)
+        prompted = self._loaded.tokenizer.encode(prompt)
+        return self._start(prompted, sampling, self._loaded.tokenizer.decode)
 
     def converse(self, messages: Sequence[Message], sampling: Sampling) -> TextStream:
         """The next answer in a conversation."""
-        return self._start(self._written(messages), sampling)
+        marks = () if self._calls is None else self._calls.form.marks
+        decode = partial(self._loaded.tokenizer.decode, keeps=marks)
+        return self._start(self._written(messages), sampling, decode)
 
     def complete_all(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Answer]:
         """All together where the engine can; a prompt without room fails before anything runs."""
@@ -75,11 +84,17 @@ class LocalSpeaker:
             raise InferError(f"{prompt.where}: {error}") from error
         return tokens
 
-    def _start(self, prompt: Sequence[int], sampling: Sampling) -> TextStream:
+    def _found_reading(self) -> CallReading | None:
+        if self._tools is None or not (self._template or self._loaded.tokenizer.has_chat_template):
+            return None
+        form = format_of(self._loaded.tokenizer.chat_template(self._template, has_tools=True))
+        return None if form is None else CallReading(form=form, tools=tool_names(self._tools))
+
+    def _start(self, prompt: Sequence[int], sampling: Sampling, decode: Decode) -> TextStream:
         self._check_room(prompt)
         return TextStream(
             self._loaded.engine.generate(prompt, sampling),
-            self._loaded.tokenizer.decode,
+            decode,
             sampling,
             room=self._loaded.engine.context_length - len(prompt),
             clock=time.perf_counter,

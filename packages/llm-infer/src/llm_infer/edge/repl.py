@@ -16,6 +16,8 @@ from llm_infer.engine import Message
 from llm_infer.errors import InferError
 from llm_infer.sampling import Sampling
 from llm_infer.thinking import Kind, Part, ThoughtSplitter
+from llm_infer.tools.formats import Call
+from llm_infer.tools.splitter import CallReading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +73,14 @@ def _answer(state: _Chat, question: str) -> None:
 def _ask(state: _Chat, messages: Sequence[Message], sampling: Sampling) -> str:
     """Show the answer as it comes, and return it without its thoughts, which are not told back."""
     is_open = state.speaker.opens_thought(messages)
-    splitter, shown = ThoughtSplitter(is_open=is_open), _Shown(state.options)
+    splitter = ThoughtSplitter(is_open=is_open)
+    shown = _Shown(state.options, state.speaker.call_reading())
     stream = state.speaker.converse(messages, sampling)
     try:
         for piece in stream:
             shown.add(splitter.push(piece))
         shown.add(splitter.flush())
-        click.echo()
+        shown.end()
     except KeyboardInterrupt:
         click.echo()
     else:
@@ -86,10 +89,15 @@ def _ask(state: _Chat, messages: Sequence[Message], sampling: Sampling) -> str:
 
 
 class _Shown:
-    """What was printed of an answer: thoughts dimmed or not at all, a blank line between."""
+    """What was printed of an answer: thoughts dimmed or not at all, a blank line between; calls of
+    tools each on a line of its own.
+    """
 
-    def __init__(self, options: ChatOptions) -> None:
+    def __init__(self, options: ChatOptions, calls: CallReading | None) -> None:
         self.answer = ""
+        """As the model wrote it, calls too."""
+        self._calls = None if calls is None else calls.splitter()
+        self._is_within_line, self._has_said = True, False
         self._hides_thoughts = options.hides_thoughts
         self._has_thought = False
 
@@ -103,9 +111,27 @@ class _Shown:
             else:
                 if self._has_thought and not self.answer:
                     click.echo("\n")
-                click.echo(part.text, nl=False)
                 self.answer += part.text
+                self._say([part.text] if self._calls is None else self._calls.push(part.text))
         sys.stdout.flush()
+
+    def end(self) -> None:
+        """Print what was held back, and end the line."""
+        if self._calls is not None:
+            self._say(self._calls.flush())
+        if self._is_within_line:
+            click.echo()
+
+    def _say(self, parts: Iterable[str | Call]) -> None:
+        for part in parts:
+            if isinstance(part, str):
+                click.echo(part, nl=False)
+                self._is_within_line = True
+            else:
+                start = "\n" if self._is_within_line and self._has_said else ""
+                click.secho(f"{start}→ {part.name} {part.arguments}", bold=True)
+                self._is_within_line = False
+            self._has_said = True
 
 
 def _obey(conversation: Conversation, name: str, argument: str) -> Conversation:

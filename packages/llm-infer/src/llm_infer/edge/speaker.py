@@ -8,6 +8,7 @@ from llm_infer.engine import Message
 from llm_infer.prompts import Prompt
 from llm_infer.sampling import Sampling
 from llm_infer.stream import FinishReason
+from llm_infer.tools.splitter import CallReading
 
 
 class AnswerStream(Protocol):
@@ -52,6 +53,10 @@ class Speaker(Protocol):
 
     def opens_thought(self, messages: Sequence[Message]) -> bool:
         """Whether the answer to a conversation begins within a thought."""
+        ...
+
+    def call_reading(self) -> CallReading | None:
+        """How calls of tools are found in answers of conversations; None where there are none."""
         ...
 
     def complete(self, prompt: str, sampling: Sampling) -> AnswerStream:

@@ -53,7 +53,17 @@ def read_tools(path: Path) -> list[Tool]:
     tools = cast("list[object]", found) if isinstance(found, list) else []
     if not tools or not all(isinstance(tool, dict) for tool in tools):
         raise InferError(f"{path}: want a JSON list of tools, each an object")
-    return cast("list[Tool]", tools)
+    # With pydantic, which takes a while to import.
+    from llm_infer.openai_api.errors import ApiError
+    from llm_infer.openai_api.tool_requests import check_tool
+
+    found_tools = cast("list[Tool]", tools)
+    try:
+        for number, tool in enumerate(found_tools):
+            check_tool(tool, f"tools.{number}")
+    except ApiError as error:
+        raise InferError(f"{path}: {error}") from None
+    return found_tools
 
 
 def _no_name(name: str, libraries: Sequence[ChatTemplates]) -> str:

@@ -1,6 +1,6 @@
 """Tokenizers of Hugging Face folders as llm-infer's `Tokenizer`, with and without transformers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,6 +13,17 @@ from llm_infer.errors import InferError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+PYTHON_FAULTS = (
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)
+"""What a template's expressions may raise, as those of any program."""
 
 
 class FolderTokenizer(Tokenizer, Protocol):
@@ -47,6 +58,7 @@ class FileTokenizer:
     def __init__(self, found: TokenizerFile) -> None:
         self._core, self._special_tokens = found.core, found.special_tokens
         self._templates = found.templates
+        self._special = _special(found.core.get_added_tokens_decoder())
 
     @property
     def has_chat_template(self) -> bool:
@@ -86,7 +98,7 @@ class FileTokenizer:
 
         from llm_infer.edge.chat_template import render
 
-        source = self._template(template, has_tools=tools is not None)
+        source = self.chat_template(template, has_tools=tools is not None)
         _check_tools(source, tools)
         try:
             text = render(
@@ -98,13 +110,18 @@ class FileTokenizer:
             )
         except TemplateError as error:
             raise InferError(f"chat template: {error}") from error
+        except PYTHON_FAULTS as error:
+            raise InferError(f"chat template: {type(error).__name__}: {error}") from error
         return self._core.encode(text, add_special_tokens=False).ids
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Text without special tokens, spaces left as they are."""
-        return self._core.decode(list(tokens), skip_special_tokens=True)
+    def decode(self, tokens: Sequence[int], *, keeps: Collection[str] = ()) -> str:
+        """Text without special tokens but those in `keeps`, spaces left as they are."""
+        if not keeps:
+            return self._core.decode(list(tokens), skip_special_tokens=True)
+        kept = _without(self._special, tokens, keeps)
+        return self._core.decode(kept, skip_special_tokens=False)
 
-    def _template(self, given: str | None, *, has_tools: bool) -> str:
+    def chat_template(self, given: str | None, *, has_tools: bool) -> str:
         """The Jinja text to use: what was given, else the folder's."""
         if given is not None:
             return self._templates.get(given, given)
@@ -121,6 +138,7 @@ class HfTokenizer:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
+        self._special = _special(tokenizer.added_tokens_decoder)
 
     @property
     def has_chat_template(self) -> bool:
@@ -165,7 +183,7 @@ class HfTokenizer:
 
         given: Any = None if tools is None else [dict(tool) for tool in tools]
         told: dict[str, Any] = dict(variables)
-        _check_tools(self._tokenizer.get_chat_template(template, given), given)
+        _check_tools(self.chat_template(template, has_tools=given is not None), given)
         try:
             text = self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
@@ -177,15 +195,39 @@ class HfTokenizer:
             )
         except TemplateError as error:
             raise InferError(f"chat template: {error}") from error
+        except PYTHON_FAULTS as error:
+            raise InferError(f"chat template: {type(error).__name__}: {error}") from error
         return list(self._tokenizer.encode(str(text), add_special_tokens=False))
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Text without special tokens, spaces left as they are."""
+    def chat_template(self, given: str | None, *, has_tools: bool) -> str:
+        """The Jinja text to use, as transformers chooses it."""
+        tools: Any = [{}] if has_tools else None
+        try:
+            return str(self._tokenizer.get_chat_template(given, tools))
+        except ValueError as error:
+            raise InferError(f"chat template: {error}") from error
+
+    def decode(self, tokens: Sequence[int], *, keeps: Collection[str] = ()) -> str:
+        """Text without special tokens but those in `keeps`, spaces left as they are."""
+        if keeps:
+            tokens = _without(self._special, tokens, keeps)
         return str(
             self._tokenizer.decode(
-                list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+                list(tokens),
+                skip_special_tokens=not keeps,
+                clean_up_tokenization_spaces=False,
             )
         )
+
+
+def _special(added: Mapping[int, Any]) -> dict[int, str]:
+    return {number: token.content for number, token in added.items() if token.special}
+
+
+def _without(
+    special: Mapping[int, str], tokens: Sequence[int], keeps: Collection[str]
+) -> list[int]:
+    return [token for token in tokens if token not in special or special[token] in keeps]
 
 
 def _check_tools(template: str, tools: Sequence[Tool] | None) -> None:

@@ -10,13 +10,16 @@ from typing import Literal, Protocol
 from llm_infer.stream import FinishReason
 
 Json = dict[str, object]
-ApiFinish = Literal["stop", "length"]
+ApiFinish = Literal["stop", "length", "tool_calls"]
+PieceFinish = FinishReason | Literal["calls"]
+"""Why an answer ended; `calls` where it could have gone on, but for the calls in it."""
 
-_FINISH: dict[FinishReason, ApiFinish] = {
+_FINISH: dict[PieceFinish, ApiFinish] = {
     "end": "stop",
     "stop": "stop",
     "length": "length",
     "context": "length",
+    "calls": "tool_calls",
 }
 
 
@@ -32,13 +35,31 @@ class TokenText:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCalled:
+    """One call in an answer, as text."""
+
+    index: int
+    """Its place among the calls of the answer."""
+    id: str
+    name: str
+    arguments: str
+    """A JSON object."""
+
+    def body(self) -> Json:
+        """As messages have it; the chunks of a stream say the index besides."""
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"id": self.id, "type": "function", "function": function}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
     """What is new in one answer; `tokens` only where probabilities were asked for."""
 
     index: int
     text: str = ""
     tokens: tuple[TokenText, ...] = ()
-    finish: FinishReason | None = None
+    calls: tuple[ToolCalled, ...] = ()
+    finish: PieceFinish | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +88,14 @@ class Collected:
     index: int
     text: str = ""
     tokens: list[TokenText] = field(default_factory=list[TokenText])
-    finish: FinishReason | None = None
+    calls: list[ToolCalled] = field(default_factory=list[ToolCalled])
+    finish: PieceFinish | None = None
 
     def add(self, piece: Piece) -> None:
         """Append what is new."""
         self.text += piece.text
         self.tokens += piece.tokens
+        self.calls += piece.calls
         self.finish = piece.finish or self.finish
 
 
@@ -131,7 +154,7 @@ class ChatFormat:
         choices: list[Json] = [
             {
                 "index": one.index,
-                "message": {"role": "assistant", "content": one.text, "refusal": None},
+                "message": _message(one),
                 "logprobs": self._logprobs(one.tokens),
                 "finish_reason": one.finish and _FINISH[one.finish],
             }
@@ -145,7 +168,10 @@ class ChatFormat:
 
     def chunk(self, piece: Piece) -> Json:
         """`chat.completion.chunk`."""
-        delta: Json = {"content": piece.text} if piece.text or piece.tokens else {}
+        has_text = piece.text or (piece.tokens and not piece.calls)
+        delta: Json = {"content": piece.text} if has_text else {}
+        if piece.calls:
+            delta["tool_calls"] = [{"index": one.index, **one.body()} for one in piece.calls]
         return self._chunk(piece.index, delta, self._logprobs(piece.tokens), piece.finish)
 
     def usage(self, usage: Usage) -> Json:
@@ -153,7 +179,7 @@ class ChatFormat:
         return self.envelope.wrap("chat.completion.chunk", [], usage)
 
     def _chunk(
-        self, index: int, delta: Json, logprobs: Json | None, finish: FinishReason | None
+        self, index: int, delta: Json, logprobs: Json | None, finish: PieceFinish | None
     ) -> Json:
         choice: Json = {
             "index": index,
@@ -201,7 +227,7 @@ class CompletionFormat:
         return self.envelope.wrap("text_completion", [], usage)
 
     def _choice(
-        self, index: int, text: str, tokens: Sequence[TokenText], finish: FinishReason | None
+        self, index: int, text: str, tokens: Sequence[TokenText], finish: PieceFinish | None
     ) -> Json:
         return {
             "index": index,
@@ -219,6 +245,14 @@ class CompletionFormat:
             "top_logprobs": [dict(token.top) or None for token in tokens],
             "text_offset": [token.offset for token in tokens],
         }
+
+
+def _message(answer: Collected) -> Json:
+    calls = [one.body() for one in answer.calls]
+    # OpenAI's content beside calls is null where there is none.
+    content = answer.text or None if calls else answer.text
+    message: Json = {"role": "assistant", "content": content, "refusal": None}
+    return message | ({"tool_calls": calls} if calls else {})
 
 
 def _chat_token(text: str, logprob: float) -> Json:

@@ -3,13 +3,24 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from llm_infer.detokenize import Decode
 from llm_infer.guide import Guide, NewGuide
 from llm_infer.openai_api.errors import invalid, too_long
 from llm_infer.openai_api.requests import Common
 from llm_infer.sampling import Sampling
+from llm_infer.tools.splitter import CallReading
 
 _DEFAULT_TEMPERATURE = 1.0
 """OpenAI's, where the command line's is 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Text in which there may be calls of tools."""
+
+    calls: CallReading
+    decode: Decode
+    """Leaves the format's marks in the text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +31,8 @@ class Job:
     sampling: Sampling
     guide: Guide | None = None
     """What its tokens are held to."""
+    reading: Reading | None = None
+    """How its text is read; None: as it is."""
 
 
 def jobs(
@@ -31,6 +44,7 @@ def jobs(
     seed: int,
     param: str,
     new_guide: NewGuide | None = None,
+    reading: Reading | None = None,
 ) -> list[Job]:
     """`n` answers a prompt, in the order of the prompts; answer i is drawn with `seed + i`.
 
@@ -47,7 +61,7 @@ def jobs(
         for _ in range(request.num_choices):
             sampling = _sampling(request, room=room, seed=first + len(found), bias=bias)
             guide = None if new_guide is None else new_guide()
-            found.append(Job(prompt=prompt, sampling=sampling, guide=guide))
+            found.append(Job(prompt=prompt, sampling=sampling, guide=guide, reading=reading))
     return found
 
 

@@ -8,8 +8,9 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -17,18 +18,24 @@ from pydantic_core import ErrorDetails
 from llm_infer.chat import checked_variables
 from llm_infer.engine import Message, Tool
 from llm_infer.openai_api.errors import ApiError, invalid
+from llm_infer.openai_api.tool_requests import (
+    ToolCall,
+    ToolChoice,
+    check_choice,
+    check_tool,
+    forced_schema,
+)
 
 MAX_CHOICES = 128
 MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
 
 _NO_EFFECT = frozenset(
-    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-     "parallel_tool_calls"}
+    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 )  # fmt: skip
 """Fields that clients send for the bookkeeping of OpenAI's own service."""
 
-_UNION_MEMBER = re.compile(r"str|constrained-str|list\[.*\]")
+_UNION_MEMBER = re.compile(r"str|constrained-str|(list|literal)\[.*\]|NamedTool")
 """How pydantic names the members of a union in the path of an error."""
 
 Stop = Annotated[str, Field(min_length=1, max_length=512)]
@@ -45,28 +52,6 @@ class TextPart(_Model):
     text: str
 
 
-class CalledFunction(_Model):
-    """What an assistant called."""
-
-    name: str
-    arguments: str
-    """A JSON object, as text."""
-
-
-class ToolCall(_Model):
-    """A call in an earlier answer of the assistant."""
-
-    id: str
-    type: Literal["function"]
-    function: CalledFunction
-
-    def plain(self) -> Mapping[str, object]:
-        """As chat templates want it: the arguments are an object there, and no text."""
-        arguments = json.loads(self.function.arguments)
-        function = {"name": self.function.name, "arguments": arguments}
-        return {"id": self.id, "type": self.type, "function": function}
-
-
 class ChatMessage(_Model):
     """One message of a conversation."""
 
@@ -75,6 +60,8 @@ class ChatMessage(_Model):
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    refusal: None = None
+    """As our answers have it, which clients send back."""
 
     def plain(self) -> Message:
         """As chat templates want it; `developer` is OpenAI's later word for `system`."""
@@ -111,6 +98,14 @@ class ResponseFormat(_Model):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HeldTo:
+    """A JSON schema, and the field that asks for it."""
+
+    schema: Mapping[str, object]
+    field: str
 
 
 class Common(_Model, ABC):
@@ -159,6 +154,12 @@ class Common(_Model, ABC):
         return {"type": "object"} if wanted.json_schema is None else wanted.json_schema.schema_
 
     @property
+    def held_to(self) -> HeldTo | None:
+        """What an answer is held to; None for plain text."""
+        schema = self.schema_wanted
+        return None if schema is None else HeldTo(schema, "response_format")
+
+    @property
     def includes_usage(self) -> bool:
         """Whether a stream ends with the token counts."""
         return self.stream_options is not None and self.stream_options.include_usage
@@ -185,7 +186,8 @@ class ChatRequest(Common):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     @property
@@ -200,6 +202,17 @@ class ChatRequest(Common):
             return None
         # As they came: templates write them out, key by key.
         return list(self.tools)
+
+    @property
+    def call_wanted(self) -> Mapping[str, object] | None:
+        """The JSON schema of the one call that the answer must be; None where it need not."""
+        return forced_schema(self.tool_choice, self.tools or ())
+
+    @property
+    def held_to(self) -> HeldTo | None:
+        """What an answer is held to; None for plain text."""
+        call = self.call_wanted
+        return super().held_to if call is None else HeldTo(call, "tool_choice")
 
     @property
     def num_logprobs(self) -> int | None:
@@ -300,8 +313,7 @@ def _check(request: Common) -> None:
     if isinstance(request, ChatRequest):
         for index, message in enumerate(request.messages):
             _check_message(message, f"messages.{index}")
-        for index, tool in enumerate(request.tools or []):
-            _check_tool(tool, f"tools.{index}")
+        _check_tools(request)
         if request.top_logprobs is not None and not request.logprobs:
             raise invalid("top_logprobs: only with logprobs: true", param="top_logprobs")
         try:
@@ -333,19 +345,21 @@ def _check_message(message: ChatMessage, where: str) -> None:
             raise invalid(f"{name}: found {text[:40]!r}, want a JSON object", param=where)
 
 
-def _check_tool(tool: Mapping[str, Any], where: str) -> None:
-    if tool.get("type") != "function":
-        raise invalid(f"{where}.type: found {tool.get('type')!r}, want 'function'", param=where)
-    found = tool.get("function")
-    function = cast("dict[str, object]", found) if isinstance(found, dict) else {}
-    if not isinstance(function.get("name"), str):
-        raise invalid(f"{where}.function: want an object with a name", param=where)
+def _check_tools(request: ChatRequest) -> None:
+    tools = request.tools or []
+    for index, tool in enumerate(tools):
+        check_tool(tool, f"tools.{index}")
+    check_choice(request.tool_choice, tools)
+    if request.call_wanted is not None and request.schema_wanted is not None:
+        raise invalid("response_format: an answer is either that or the call that tool_choice "
+                      "wants", param="response_format")  # fmt: skip
 
 
 def _is_object(text: str) -> bool:
     try:
         return isinstance(json.loads(text), dict)
-    except ValueError:
+    # Brackets within brackets, thousands deep.
+    except (ValueError, RecursionError):
         return False
 
 

@@ -1,34 +1,52 @@
 """An answer's text as its tokens come, cut at stop strings, with each token's probability."""
 
+import secrets
+import string
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from llm_infer.detokenize import Decode, Detokenizer
 from llm_infer.engine import Event
-from llm_infer.openai_api.answers import Piece, TokenText
+from llm_infer.openai_api.answers import Piece, PieceFinish, TokenText, ToolCalled
 from llm_infer.stopping import StopMatcher
 from llm_infer.stream import FinishReason
+from llm_infer.tools.formats import Call
+from llm_infer.tools.splitter import CallReading
+
+# Mistral's templates want nine letters or digits; the others take anything.
+_ID_LETTERS, _ID_LENGTH = string.ascii_letters + string.digits, 9
 
 
 class Assembler:
     """Push tokens, send the pieces; `finish` when there are no more.
 
     A token's probability goes out when all the text up to its end is sent, so that tokens held
-    back with what may become a stop string are not told of before their text.
+    back with what may become a stop string are not told of before their text. Text and calls of
+    tools are told apart only after that, so tokens of calls have probabilities too.
     """
 
-    def __init__(self, index: int, decode: Decode, stops: Sequence[str]) -> None:
+    def __init__(
+        self,
+        index: int,
+        decode: Decode,
+        stops: Sequence[str],
+        calls: CallReading | None = None,
+    ) -> None:
+        """Text is all there is unless `calls` says how others are read."""
         self.num_tokens = 0
         self._index, self._decode = index, decode
         self._detokenizer, self._matcher = Detokenizer(decode), StopMatcher(stops)
         self._num_decoded = self._num_sent = 0
         # Tokens not told of yet, each with where its text starts and ends in the answer.
         self._untold: deque[tuple[TokenText, int]] = deque()
+        self._splitter = None if calls is None else calls.splitter()
+        self._most_calls = 1 if calls is not None and calls.is_single else None
+        self._num_calls = 0
 
     @property
     def is_stopped(self) -> bool:
-        """Whether a stop string is complete; no token after it counts."""
-        return self._matcher.is_stopped
+        """Whether a stop string is complete, or the one call; no token after it counts."""
+        return self._matcher.is_stopped or self._num_calls == self._most_calls
 
     def push(self, token: int, event: Event) -> Piece:
         """What this token, which the event brought, adds to the answer; maybe nothing yet."""
@@ -42,8 +60,7 @@ class Assembler:
             self._untold.append((told, self._num_decoded))
         sent = self._matcher.push(text)
         self._num_sent += len(sent)
-        finish = "stop" if self._matcher.is_stopped else None
-        return Piece(index=self._index, text=sent, tokens=self._told(finish), finish=finish)
+        return self._piece(sent, "stop" if self._matcher.is_stopped else None)
 
     def finish(self, reason: FinishReason) -> Piece:
         """What was held back, and why the answer ended."""
@@ -54,7 +71,30 @@ class Assembler:
             reason = "stop"
         text += self._matcher.flush()
         self._num_sent += len(text)
-        return Piece(index=self._index, text=text, tokens=self._told(reason), finish=reason)
+        return self._piece(text, reason)
+
+    def _piece(self, text: str, reason: FinishReason | None) -> Piece:
+        tokens = self._told(reason)
+        if self._splitter is None:
+            return Piece(index=self._index, text=text, tokens=tokens, finish=reason)
+        parts = [*self._splitter.push(text), *(self._splitter.flush() if reason else ())]
+        calls = self._called(part for part in parts if isinstance(part, Call))
+        finish: PieceFinish | None = reason
+        if self._num_calls and (reason in ("end", "stop") or self.is_stopped):
+            finish = "calls"
+        text = "".join(part for part in parts if isinstance(part, str))
+        return Piece(index=self._index, text=text, tokens=tokens, calls=calls, finish=finish)
+
+    def _called(self, calls: Iterable[Call]) -> tuple[ToolCalled, ...]:
+        found: list[ToolCalled] = []
+        for call in calls:
+            if self._num_calls != self._most_calls:
+                made = ToolCalled(
+                    index=self._num_calls, id=_new_id(), name=call.name, arguments=call.arguments
+                )
+                found.append(made)
+                self._num_calls += 1
+        return tuple(found)
 
     def _told(self, finish: FinishReason | None) -> tuple[TokenText, ...]:
         told: list[TokenText] = []
@@ -64,3 +104,7 @@ class Assembler:
         if finish == "stop" and self._untold and self._untold[0][0].offset < self._num_sent:
             told.append(self._untold.popleft()[0])
         return tuple(told)
+
+
+def _new_id() -> str:
+    return "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH))

@@ -129,8 +129,9 @@ class Runner:
             for index, job in enumerate(jobs):
                 request = self._submit(job)
                 ticket.requests.add(request)
-                assembler = Assembler(index, self._decode, job.sampling.stop)
-                self._running[request] = _Running(ticket, assembler, id(job.prompt))
+                self._running[request] = _Running(
+                    ticket, self._assembler(index, job), id(job.prompt)
+                )
         except ValueError as error:
             # How an engine refuses a prompt.
             self._fail(ticket, invalid(str(error)))
@@ -142,6 +143,11 @@ class Runner:
             return self._engine.submit(job.prompt, job.sampling)
         assert isinstance(self._engine, GuidingEngine), "guides are made for engines that take them"
         return self._engine.submit_guided(job.prompt, job.sampling, job.guide)
+
+    def _assembler(self, index: int, job: Job) -> Assembler:
+        if job.reading is None:
+            return Assembler(index, self._decode, job.sampling.stop)
+        return Assembler(index, job.reading.decode, job.sampling.stop, job.reading.calls)
 
     def _cancel(self, ticket: Ticket) -> None:
         for request in ticket.requests:
@@ -209,7 +215,7 @@ class Runner:
 def _pieces(event: Event, assembler: Assembler) -> Iterator[Piece]:
     if event.token is not None:
         piece = assembler.push(event.token, event)
-        if piece.text or piece.tokens or piece.finish:
+        if piece.text or piece.tokens or piece.calls or piece.finish:
             yield piece
     if event.end is not None and not assembler.is_stopped:
         yield assembler.finish(event.end)

@@ -105,6 +105,9 @@ class RemoteModel:
         """Nobody knows: a thought that only ends is told as text."""
         return False
 
+    def call_reading(self) -> None:
+        """No tools are told of."""
+
     def complete(self, prompt: str | Sequence[int], sampling: Sampling) -> RemoteStream:
         """What follows a text, or tokens."""
         body = completion_body(self._name, prompt, sampling)

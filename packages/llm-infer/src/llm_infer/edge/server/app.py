@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hmac import compare_digest
 from importlib.resources import files
 from types import MappingProxyType
@@ -31,9 +32,12 @@ from llm_infer.openai_api.errors import (
     unknown_model,
     unknown_route,
 )
-from llm_infer.openai_api.jobs import Job, jobs
+from llm_infer.openai_api.jobs import Job, Reading, jobs
 from llm_infer.openai_api.requests import ChatRequest, Common, CompletionRequest, parse
 from llm_infer.serving.runner import OverloadedError, Runner, Ticket
+from llm_infer.thinking import LAST_TOKENS, opens_thought
+from llm_infer.tools.formats import FORCED, format_of
+from llm_infer.tools.splitter import CallReading, tool_names
 
 _RETRY_AFTER_S = 2
 _PAGE_HEADERS = {
@@ -204,10 +208,30 @@ class Api:
                     tools=request.tools_wanted,
                     variables=variables,
                 )
+                reading = self._reading(request, prompt)
             except InferError as error:
                 raise invalid(f"messages: {error}", param="messages") from None
-        found = await self._jobs(request, [prompt], param="messages")
+        found = await self._jobs(request, [prompt], param="messages", reading=reading)
         return _Asked(request, found, len(prompt), [""] * len(found), ChatFormat, "chatcmpl")
+
+    def _reading(self, request: ChatRequest, prompt: Sequence[int]) -> Reading | None:
+        """How calls are found in the answer; None where there are none, or in no known format."""
+        tools = request.tools_wanted
+        is_forced = request.call_wanted is not None
+        if tools is None or (request.schema_wanted is not None and not is_forced):
+            return None
+        template = self._tokenizer.chat_template(self._settings.template, has_tools=True)
+        form = FORCED if is_forced else format_of(template)
+        if form is None:
+            return None
+        end = self._tokenizer.decode(prompt[-LAST_TOKENS:])
+        calls = CallReading(
+            form=form,
+            tools=tool_names(tools),
+            is_open=not is_forced and opens_thought(end),
+            is_single=request.parallel_tool_calls is False,
+        )
+        return Reading(calls=calls, decode=partial(self._tokenizer.decode, keeps=form.marks))
 
     async def _understand_completion(self, request: CompletionRequest) -> _Asked:
         prompts: list[list[int]] = []
@@ -227,7 +251,12 @@ class Api:
         return _Asked(request, found, num_prompt, prefixes, CompletionFormat, "cmpl")
 
     async def _jobs(
-        self, request: Common, prompts: Sequence[Sequence[int]], *, param: str
+        self,
+        request: Common,
+        prompts: Sequence[Sequence[int]],
+        *,
+        param: str,
+        reading: Reading | None = None,
     ) -> list[Job]:
         num_answers = len(prompts) * request.num_choices
         if num_answers > self._runner.max_open:
@@ -236,13 +265,13 @@ class Api:
                 f"this server takes {self._runner.max_open} at once",
                 param="n",
             )
-        schema, new_guide = request.schema_wanted, None
-        if schema is not None:
+        held, new_guide = request.held_to, None
+        if held is not None:
             try:
                 # A schema may take a second to compile.
-                new_guide = await asyncio.to_thread(self._guides.of_schema, schema)
+                new_guide = await asyncio.to_thread(self._guides.of_schema, held.schema)
             except InferError as error:
-                raise invalid(f"response_format: {error}", param="response_format") from None
+                raise invalid(f"{held.field}: {error}", param=held.field) from None
         return jobs(
             request,
             prompts,
@@ -251,6 +280,7 @@ class Api:
             seed=secrets.randbits(63),
             param=param,
             new_guide=new_guide,
+            reading=reading,
         )
 
     def _watch(self, route: str, ticket: Ticket, start_s: float) -> Watch:

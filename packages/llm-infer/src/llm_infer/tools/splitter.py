@@ -1,0 +1,165 @@
+"""Text and calls of an answer, told apart as the text comes."""
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from llm_infer.engine import Tool
+from llm_infer.thinking import CLOSE, OPEN
+from llm_infer.tools.formats import Call, CallFormat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallReading:
+    """How the calls of one answer are read."""
+
+    form: CallFormat
+    tools: frozenset[str]
+    """Names of the tools there are; a call of another is text."""
+    is_open: bool = False
+    """Whether the prompt ends within a thought, in which nothing is a call."""
+    is_single: bool = False
+    """Whether the answer ends with its first call."""
+
+    def splitter(self) -> "CallSplitter":
+        """For one answer."""
+        return CallSplitter(self.form, self.tools, is_open=self.is_open)
+
+
+def tool_names(tools: Iterable[Tool]) -> frozenset[str]:
+    """What the functions are called."""
+    return frozenset(tool["function"]["name"] for tool in tools)
+
+
+class _At(Enum):
+    START = auto()
+    THOUGHT = auto()
+    TEXT = auto()
+    BLOCK = auto()
+    PLAIN = auto()
+    """No block can begin any more."""
+
+
+class CallSplitter:
+    """Push pieces of text, wherever they break; what is no call of a known tool stays text.
+
+    A block is held back until it ends. White space around calls is left out. A thought that opens
+    the answer, its marks included, is text.
+    """
+
+    def __init__(self, form: CallFormat, tools: Collection[str], *, is_open: bool = False) -> None:
+        self._form, self._tools = form, tools
+        self._at = _At.THOUGHT if is_open else _At.START
+        self._held = ""
+        # Within a block: where it begins, after white space, and up to where its end was sought.
+        self._begin = self._sought = 0
+        self._skips_space = False
+
+    def push(self, piece: str) -> Iterator[str | Call]:
+        """What is certain now, in order."""
+        self._held += piece
+        while True:
+            before = self._at
+            yield from self._advanced()
+            if self._at is before:
+                return
+
+    def flush(self) -> Iterator[str | Call]:
+        """What was held back, now that no more text comes."""
+        if self._at is _At.BLOCK:
+            yield from self._block(len(self._held))
+        if self._skips_space:
+            self._held = self._held.lstrip()
+        yield from self._text(len(self._held))
+
+    def _advanced(self) -> Iterator[str | Call]:
+        match self._at:
+            case _At.START:
+                text = self._held.lstrip()
+                if text.startswith(OPEN):
+                    self._at = _At.THOUGHT
+                elif not OPEN.startswith(text):
+                    self._at = _At.TEXT
+            case _At.THOUGHT:
+                yield from self._thought()
+            case _At.TEXT:
+                yield from self._opening()
+            case _At.BLOCK:
+                if (end := self._end()) is not None:
+                    yield from self._block(end)
+            case _At.PLAIN:
+                yield from self._text(len(self._held))
+
+    def _thought(self) -> Iterator[str]:
+        end = self._held.find(CLOSE)
+        if end >= 0:
+            self._at = _At.TEXT
+            yield from self._text(end + len(CLOSE))
+        else:
+            yield from self._text(len(self._held) - _num_begun(self._held, (CLOSE,)))
+
+    def _opening(self) -> Iterator[str]:
+        if self._skips_space:
+            self._held = self._held.lstrip()
+            self._skips_space = not self._held
+        if self._form.opens_answer:
+            yield from self._opening_answer()
+            return
+        starts = [self._held.find(opening) for opening in self._form.openings]
+        begin = min((start for start in starts if start >= 0), default=None)
+        if begin is None:
+            begin = len(self._held) - _num_begun(self._held, self._form.openings)
+        else:
+            self._at = _At.BLOCK
+        # White space before a block is left out with it.
+        text = self._held[:begin].rstrip()
+        self._begin = self._sought = begin - len(text)
+        yield from self._text(len(text))
+
+    def _opening_answer(self) -> Iterator[str]:
+        """Only white space, or a thought, may stand before the block."""
+        text = self._held.lstrip()
+        if text.startswith(self._form.openings):
+            self._at = _At.BLOCK
+            self._begin = self._sought = len(self._held) - len(text)
+        elif not any(opening.startswith(text) for opening in self._form.openings):
+            self._at = _At.PLAIN
+        yield from ()
+
+    def _end(self) -> int | None:
+        """Where the block ends, once it does."""
+        closing = self._form.closing
+        if closing is None:
+            return None
+        end = self._held.find(closing, self._sought)
+        if end < 0:
+            self._sought = max(self._sought, len(self._held) - len(closing) + 1)
+            return None
+        return end + len(closing)
+
+    def _block(self, end: int) -> Iterator[str | Call]:
+        calls = self._form.read(self._held[self._begin : end].rstrip())
+        self._at = _At.TEXT
+        if calls and all(call.name in self._tools for call in calls):
+            self._held, self._skips_space = self._held[end:], True
+            yield from calls
+        else:
+            yield from self._text(end)
+
+    def _text(self, count: int) -> Iterator[str]:
+        text, self._held = self._held[:count], self._held[count:]
+        if text:
+            yield text
+
+
+def _num_begun(text: str, marks: Collection[str]) -> int:
+    """Length of the longest end of `text` that some mark starts with, but is not whole."""
+    longest = min(max(map(len, marks)) - 1, len(text))
+    return next(
+        (
+            length
+            for length in range(longest, 0, -1)
+            if any(mark.startswith(text[-length:]) for mark in marks)
+        ),
+        0,
+    )
