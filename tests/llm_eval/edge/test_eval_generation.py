@@ -9,9 +9,11 @@ from llm_eval.blocks import plan_prompts
 # Moderate weights: logits differ enough that rounding never decides between two tokens.
 SHAPE = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 LLAMA = SHAPE | {"intermediate_size": 48, "num_key_value_heads": 2, "initializer_range": 0.3}
-# Windows shorter than the prompts; positions that are learned; distances instead of positions.
+# An output layer that is packed; windows shorter than the prompts; positions that are learned;
+# distances instead of positions.
 FAMILIES = {
     "llama": ("LlamaConfig", LLAMA),
+    "wide llama": ("LlamaConfig", LLAMA | {"vocab_size": 1 << 14}),
     "mistral": ("MistralConfig", LLAMA | {"sliding_window": 16}),
     "gemma3": ("Gemma3TextConfig", LLAMA | {"head_dim": 8, "sliding_window": 16,
                "layer_types": ["sliding_attention", "full_attention"]}),

@@ -12,6 +12,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from llm_eval.blocks import Prompt, reading_passes
+from llm_eval.harness.packed import packed
 from llm_eval.harness.passes import Beginning, output_at, padded
 from llm_eval.harness.scoring import can_share
 from llm_eval.harness.slots import Slots
@@ -64,6 +65,10 @@ class Continuer:
         The tokens of transformers' generate for each prompt, which the last step may exceed by
         what completes the stop string.
         """
+        with packed(self._model):
+            return self._continue(prompts, stops)
+
+    def _continue(self, prompts: Sequence[Prompt], stops: Sequence[str]) -> list[list[int]]:
         rows = [_Row(prompt.limit) for prompt in prompts]
         longest = max(len(prompt.tokens) + prompt.limit for prompt in prompts)
         places = max(1, min(self._max_rows, len(prompts), _MAX_CACHED_TOKENS // longest))
