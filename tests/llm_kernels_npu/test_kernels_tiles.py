@@ -3,6 +3,7 @@
 import pytest
 
 from llm_kernels_npu.ops import tiles
+from llm_kernels_npu.ops.causal_conv1d.tiles import conv_tile
 
 
 @pytest.mark.parametrize("itemsize", [2, 4])
@@ -27,3 +28,11 @@ def test_programs_of_all_axes_stay_within_what_an_npu_takes():
     assert tiles.programs(1 << 20) == 65_535
     assert tiles.programs(1 << 20, others=4) * 4 <= 65_535
     assert tiles.programs(5, others=1 << 20) == 1
+
+
+def test_tile_of_a_convolution_fits_a_950_and_has_no_more_rows_than_tokens():
+    # 19 bytes a tap and element of 253,952: 3341 elements of four taps, 1670 of eight.
+    assert conv_tile(4096, 8192, width=4, target="npu").constants() == {"ROWS": 16, "COLUMNS": 128}
+    assert conv_tile(4096, 8192, width=8, target="npu").constants() == {"ROWS": 8, "COLUMNS": 128}
+    assert conv_tile(4096, 8192, width=8, target="cuda").constants() == {"ROWS": 32, "COLUMNS": 128}
+    assert conv_tile(1, 6, width=4, target="npu").constants() == {"ROWS": 1, "COLUMNS": 8}

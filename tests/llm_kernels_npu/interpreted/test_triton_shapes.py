@@ -81,6 +81,20 @@ def test_attention_of_any_shape(queries, more_keys, groups, dim, window, softcap
     equals_reference("attention", *shape, window=window, softcap=softcap, dtype=dtype)
 
 
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(
+    tokens=st.integers(1, 40),
+    channels=st.integers(1, 150),
+    width=st.integers(1, 5),
+    extra=st.sampled_from(((), ("bias",), ("initial_state",))),
+    activation=st.sampled_from((None, "silu")),
+    dtype=dtypes,
+)
+def test_convolution_of_any_shape(tokens, channels, width, extra, activation, dtype):
+    shape = (1, tokens, channels, width)
+    equals_reference("causal_conv1d", *shape, extra=extra, activation=activation, dtype=dtype)
+
+
 # Rows wider than the widest tile: loops over tiles, and the weight's gradient by its own kernel.
 @pytest.mark.parametrize("name", NORMS)
 def test_norms_of_rows_of_several_tiles(name):
@@ -109,6 +123,20 @@ def test_attention_reads_strided_tensors():
     found = load("attention", "triton")[0](q, k, v, causal=True)
     wanted = load("attention", "reference")[0](q, k, v, causal=True)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_convolution_reads_channels_of_a_wider_tensor():
+    wide = torch.randn(2, 9, 20, generator=torch.Generator().manual_seed(0))
+    x, weight = wide[..., 4:10], torch.randn(6, 4)
+    found = load("causal_conv1d", "triton")[0](x, weight)
+    wanted = load("causal_conv1d", "reference")[0](x, weight)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_state_of_a_convolution_keeps_no_sequence_alive():
+    x = torch.randn(1, 9, 6)
+    state = load("causal_conv1d", "triton")[0](x, torch.ones(6, 4))[1]
+    assert state.untyped_storage().nbytes() == state.numel() * 4
 
 
 def test_infinite_logits_give_the_references_losses():

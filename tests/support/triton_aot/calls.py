@@ -14,7 +14,7 @@ from triton_aot.recording import Launch, recorded
 WIDTHS = (64, 1024, 2048, 4096, 8192, 16_384, 20_480)
 """Features of a row: below every tile, at each, over the largest."""
 TOKENS = 4096
-TILES = frozenset({"TILE", "HALF", "PASSING", "ROWS", "KEYS", "DIM", "VALUE_DIM"})
+TILES = frozenset({"TILE", "HALF", "PASSING", "ROWS", "COLUMNS", "KEYS", "DIM", "VALUE_DIM"})
 """Constants that are sizes; the others choose what a kernel does."""
 
 
@@ -108,6 +108,15 @@ def _adamw(dtype: torch.dtype) -> Iterator[Call]:
         yield (param, grad, exp_avg, exp_avg_sq), {"step": 7, **settings}
 
 
+def _convolutions(dtype: torch.dtype) -> Iterator[Call]:
+    """With all that a call can have, of a layer's channels and of the most taps; and plain."""
+    for channels, width in ((8192, 4), (128, 8)):
+        x, weight = leaf(1, TOKENS, channels, dtype=dtype), leaf(channels, width, dtype=dtype)
+        bias, state = leaf(channels, dtype=dtype), leaf(1, width - 1, channels, dtype=dtype)
+        yield (x, weight, bias, state), {"activation": "silu"}
+    yield (leaf(1, TOKENS, 64, dtype=dtype), leaf(64, 4, dtype=dtype)), {}
+
+
 CALLS: Mapping[str, Callable[[torch.dtype], Iterable[Call]]] = {
     "rms_norm": _norm,
     "add_rms_norm": partial(_norm, like_x=2),
@@ -119,4 +128,7 @@ CALLS: Mapping[str, Callable[[torch.dtype], Iterable[Call]]] = {
     "adamw": _adamw,
     "rope": _rope,
     "attention": _attention,
+    "causal_conv1d": _convolutions,
 }
+LONG = frozenset({"causal_conv1d"})
+"""Operators that the Ascend compiler takes long for: the default tests compile one tile of each."""

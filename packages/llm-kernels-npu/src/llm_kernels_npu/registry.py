@@ -91,6 +91,10 @@ def _triton(*lacks: str, devices: tuple[str, ...] = ("cuda", "npu")) -> Backend:
 
 _REFERENCE = Backend(name="reference")
 _TORCH = Backend(name="torch")
+_TORCH_FIRST: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"cuda": ("torch", "triton", "reference")}
+)
+"""Where PyTorch's own is fast on CUDA too, and ours has been timed on no device."""
 
 OPERATORS: Mapping[str, Operator] = MappingProxyType(
     {
@@ -151,8 +155,8 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
                 name="adamw",
                 summary="one step of AdamW in place",
                 backends=(_REFERENCE, _TORCH, _triton(), _npu()),
-                # PyTorch's own is fused there too; ours has been timed on no device.
-                orders={"cuda": ("torch", "triton", "reference")},
+                # PyTorch's own is fused there too.
+                orders=_TORCH_FIRST,
             ),
             Operator(
                 name="ring_attention_update",
@@ -169,8 +173,8 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
                     _npu("softcap", "bias"),
                 ),
                 features=frozenset({"window", "softcap", "sinks", "mask", "bias", "documents"}),
-                # PyTorch brings FlashAttention there; ours has been timed on no device.
-                orders={"cuda": ("torch", "triton", "reference")},
+                # PyTorch brings FlashAttention there.
+                orders=_TORCH_FIRST,
             ),
             Operator(
                 name="router_topk",
@@ -197,7 +201,8 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
                 name="causal_conv1d",
                 summary="depthwise convolution over tokens, with state and silu",
                 # npu_fused_causal_conv1d has kernels of 3 taps and no gradient.
-                backends=(_REFERENCE, _TORCH),
+                backends=(_REFERENCE, _TORCH, _triton()),
+                orders=_TORCH_FIRST,
             ),
             Operator(
                 name="gated_delta_rule",

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llm_kernels_npu.ops import tiles
+from llm_kernels_npu.ops.causal_conv1d.tiles import TAP_BYTES, UNIFIED_BUFFER_950_BYTES
 from triton_aot import ascend, calls
 
 OVERSIZE = 65_536
@@ -68,3 +69,21 @@ def test_budget_of_rope_is_what_the_compiler_counts(dtype, tmp_path):
         wanted.append(outcome.overflow[1] / (OVERSIZE // 2))
     assert 0.9 * tiles.ROPE_PAIR_BYTES < max(wanted) <= tiles.ROPE_PAIR_BYTES, wanted
     assert tiles.rope_tile(1 << 20, half=64, passing=0) * 64 * max(wanted) <= 196_608
+
+
+# A minute: before it gives up, the compiler looks for another plan. Last run 2026-11-27.
+@pytest.mark.slow
+def test_budget_of_causal_conv1d_is_what_the_compiler_counts_for_a_950(tmp_path):
+    launch = next(
+        one
+        for one in calls.launches("causal_conv1d", torch.float32)
+        if one.kernel.fn.__name__ == "weight_kernel" and dict(one.constants)["WIDTH"] == 4
+    )
+    rows, columns = (dict(launch.constants)[name] for name in ("ROWS", "COLUMNS"))
+    doubled = tuple((key, 2 * rows if key == "ROWS" else value) for key, value in launch.constants)
+    linalg = ascend.lower(dataclasses.replace(launch, constants=doubled))
+    outcome = ascend.compile_hivm(linalg, "Ascend950PR_9589", tmp_path)
+    assert outcome.overflow is not None, outcome.messages
+    budget = TAP_BYTES * 4 * 2 * rows * columns
+    assert budget > UNIFIED_BUFFER_950_BYTES
+    assert 0.9 * budget < outcome.overflow[1] <= budget

@@ -5,7 +5,8 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import FLOATS, floating, together
+from llm_kernels_npu.ops.causal_conv1d.tiles import MAX_WIDTH
+from llm_kernels_npu.ops.checks import FLOATS, floating, together, triton_floating
 
 _ACTIVATIONS = (None, "silu")
 
@@ -43,6 +44,20 @@ def _any_device(
     return floating("x", x) or floating("weight", weight) or together("x", x, "weight", weight)
 
 
+def _triton(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    *,
+    activation: str | None = None,
+) -> str | None:
+    reason = _any_device(x, weight, bias, initial_state, activation=activation)
+    if reason is None and weight.shape[1] > MAX_WIDTH:
+        return f"weight of shape {tuple(weight.shape)}, want at most {MAX_WIDTH} taps"
+    return reason or triton_floating("x", x)
+
+
 LIMITS: Mapping[str, Callable[..., str | None]] = MappingProxyType(
-    {"reference": _any_device, "torch": _any_device}
+    {"reference": _any_device, "torch": _any_device, "triton": _triton}
 )
