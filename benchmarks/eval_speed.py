@@ -1,6 +1,7 @@
 """Scoring speed and memory: our `hf` engine against lm-eval's, the same requests and weights.
 
     python benchmarks/eval_speed.py --items 40
+    python benchmarks/eval_speed.py --items 40 --ours scorer    # llm-infer's, through --scorer
 
 Requests over a random 19M-parameter Qwen3 with 48k rows of vocabulary, fp32, CPU:
 - mmlu: four-choice questions after five shared examples;
@@ -33,7 +34,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--items", type=int, default=40)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--side", choices=["ours", "lm-eval"])
+    parser.add_argument("--ours", choices=["hf", "scorer"], default="hf")
+    parser.add_argument("--side", choices=["hf", "scorer", "lm-eval"])
     parser.add_argument("--model", type=Path)
     options = parser.parse_args()
     if options.side:
@@ -43,12 +45,12 @@ def main():
         model = make_model(Path(folder))
         print(f"{'':<12}{'ours':>24}{'lm-eval hf':>24}   speed  memory  largest difference")
         for kind in options.kinds:
-            compare(kind, options.items, model)
+            compare(kind, options.items, model, ours=options.ours)
 
 
-def compare(kind, items, model):
+def compare(kind, items, model, *, ours):
     found = []
-    for side in ("ours", "lm-eval"):
+    for side in (ours, "lm-eval"):
         command = [sys.executable, __file__, "--side", side, "--kinds", kind]
         command += ["--items", str(items), "--model", str(model)]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -141,28 +143,34 @@ def measure(side, kind, items, folder):
     import torch
     from lm_eval.api.instance import Instance
 
-    from llm_eval.edge import model_folder
-
     torch.set_num_threads(1)
-    model, tokenizer = model_folder.load(folder, device="cpu", dtype="float32")
     method, asked = requests(kind, items)
     instances = [Instance(method, {}, request, 0) for request in asked]
-    if side == "ours":
-        from llm_eval.harness.engine import Serial
-        from llm_eval.harness.hf_engine import HFEngine
-        from llm_eval.harness.journaled import JournaledLM
-
-        engine = HFEngine(model, tokenizer)
-        lm = JournaledLM(engine, Serial(engine), Memory())
-    else:
-        from lm_eval.models.huggingface import HFLM
-
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8)
+    lm = opened(side, folder)
     start = time.process_time()
     answers = getattr(lm, method)(instances)
     seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"rate": items / seconds, "peak_mib": peak, "answers": answers}))
+
+
+def opened(side, folder):
+    """A model of the harness."""
+    from llm_eval.edge import model_folder
+    from llm_eval.edge.engines import EngineChoice
+    from llm_eval.harness.engine import Serial
+    from llm_eval.harness.journaled import JournaledLM
+
+    if side == "lm-eval":
+        from lm_eval.models.huggingface import HFLM
+
+        model, tokenizer = model_folder.load(folder, device="cpu", dtype="float32")
+        return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8)
+    engine = EngineChoice(
+        scorer="hf" if side == "hf" else "llm-infer", model=folder, device="cpu", dtype="float32",
+        batch_size=8, max_length=None, threads=1, base_url=None, retries=0,
+    ).open()  # fmt: skip
+    return JournaledLM(engine, Serial(engine), Memory())
 
 
 class Memory(dict):

@@ -1,5 +1,8 @@
 import json
 import random
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +10,7 @@ import pytest
 from llm_eval.edge import benchmark, tasks
 from llm_eval.edge.perplexity import ModelChoice
 from llm_eval.errors import EvalError
+from tiny_lm import edit_json
 
 TASK = """task: toy_animals
 tag: toy_all
@@ -193,3 +197,42 @@ def test_an_include_path_that_is_missing_or_empty(tmp_path):
         tasks.index(tmp_path / "nowhere")
     with pytest.raises(EvalError, match=r"no \*.yaml file there names a task"):
         tasks.index(tmp_path)
+
+
+CHAT = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_a_conversation_is_asked_alike_through_hf_and_through_a_scorer(
+    roomy_model, own_tasks, tmp_path
+):
+    folder = shutil.copytree(roomy_model, tmp_path / "chatty")
+    edit_json(folder / "tokenizer_config.json", chat_template=CHAT)
+    found = []
+    for scorer in ("hf", "llm-infer"):
+        model, output = replace(_model(folder), scorer=scorer), tmp_path / scorer
+        choice = _tasks("toy_animals", include=own_tasks, num_fewshot=1, is_chat=True)
+        benchmark.run(choice, model, output, overwrite=False)
+        found.append(_samples(output))
+    for ours, theirs in zip(*found, strict=True):
+        assert ours["arguments"] == theirs["arguments"]
+        assert ours["acc"] == theirs["acc"]
+        for one, other in zip(ours["filtered_resps"], theirs["filtered_resps"], strict=True):
+            assert float(one[0]) == pytest.approx(float(other[0]), abs=1e-5)
+    context = found[0][0]["arguments"][0][0]
+    # By hand: the example a message and its answer, then the question.
+    assert re.fullmatch(
+        r"<user>Which is number \d+\? Answer:</><assistant>[^<]+</>"
+        r"<user>Which is number 0\? Answer:</><assistant>",
+        context,
+    )
+
+
+def test_a_conversation_with_a_model_that_has_no_template_is_refused(
+    roomy_model, own_tasks, tmp_path
+):
+    choice = _tasks("toy_animals", include=own_tasks, is_chat=True)
+    with pytest.raises(EvalError, match="the tokenizer has no chat template"):
+        benchmark.run(choice, _model(roomy_model), tmp_path / "out", overwrite=False)

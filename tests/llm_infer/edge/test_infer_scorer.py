@@ -39,6 +39,7 @@ def folder(tmp_path_factory):
 
 def _open(folder, **changes):
     options = {"device": "cpu", "dtype": "float32", "batch_size": 8, "max_length": None}
+    options["threads"] = None
     return open_scorer(folder, **(options | changes))
 
 
@@ -138,6 +139,56 @@ def test_llm_eval_scores_a_megatron_checkpoint_as_its_hf_folder(folder, tmp_path
         found.append(result.stdout)
     assert found[0] == found[1]
     assert "token_perplexity" in found[0]
+
+
+# One that takes no system message, as Gemma's.
+TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}"
+    "{% endif %}<{{ m['role'] }}>{{ m['content'] }}</>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_a_megatron_folder_answers_through_its_chat_template_as_lm_evals_hf(folder, tmp_path):
+    from lm_eval.models.huggingface import HFLM
+
+    there = shutil.copytree(folder, tmp_path / "hf")
+    edit_json(there / "tokenizer_config.json", chat_template=TEMPLATE)
+    words = ["convert", there, "--output", tmp_path / "mcore", "--to", "mcore"]
+    assert CliRunner().invoke(llm_ckpt, [str(word) for word in words]).exit_code == 0
+    ours = _open(tmp_path / "mcore")
+    theirs = HFLM(pretrained=str(there), device="cpu", dtype="float32", batch_size=1)
+    system = {"role": "system", "content": "Be brief."}
+    chat = [{"role": "user", "content": "Grüße"}, {"role": "assistant", "content": "An"}]
+    for messages in (chat[:1], [system, *chat[:1]]):
+        found = ours.apply_chat_template(messages, add_generation_prompt=True)
+        assert found == theirs.apply_chat_template(messages)
+        assert found.endswith("<assistant>")
+    found = ours.apply_chat_template(chat, add_generation_prompt=False)
+    assert found == theirs.apply_chat_template(chat, add_generation_prompt=False)
+    assert found.endswith("An")
+    assert ours.chat_template == theirs.chat_template(True) == TEMPLATE
+    assert _open(folder).chat_template is None
+
+
+def test_a_template_that_refuses_says_why(folder, tmp_path):
+    there = shutil.copytree(folder, tmp_path / "hf")
+    edit_json(there / "tokenizer_config.json", chat_template="{{ raise_exception('no users') }}")
+    with pytest.raises(ValueError, match="no users"):
+        _open(there).apply_chat_template(
+            [{"role": "user", "content": "a"}], add_generation_prompt=True
+        )
+
+
+def test_a_scorer_computes_on_the_threads_it_is_given(folder):
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        _open(folder, threads=3)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_score_does_not_depend_on_what_is_scored_beside_it(folder, scorer):

@@ -54,6 +54,7 @@ def perplexity(
 @task_options
 @click.option("--limit", type=click.IntRange(min=1), help="Score only the first N of each task.")
 @click.option("--num-fewshot", type=click.IntRange(min=0), help="[default: the task's own]")
+@click.option("--apply-chat-template", is_flag=True, help="Ask as a conversation.")
 @click.option("--include-path", type=PATH, help="Folder of own task files.")
 @click.option("--data", type=PATH, help="Folder of import-data.  [default: the hub]")
 def run(
@@ -63,6 +64,7 @@ def run(
     include_path: Path | None,
     data: Path | None,
     *,
+    apply_chat_template: bool,
     unsafe: bool,
     **model: Any,
 ) -> None:
@@ -75,6 +77,7 @@ def run(
         num_fewshot=num_fewshot,
         limit=limit,
         data=data,
+        is_chat=apply_chat_template,
         unsafe=unsafe,
     )
     model_chosen, output, overwrite = model_choice(model)

@@ -3,9 +3,9 @@
 A provider registers a `ScorerFactory` in the entry-point group `llm_eval.scorers`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 ENTRY_POINT_GROUP = "llm_eval.scorers"
 
@@ -54,11 +54,41 @@ class Scorer(Protocol):
         ...
 
 
+@runtime_checkable
+class ChatScorer(Protocol):
+    """What a scorer has beside `Scorer`'s methods to be asked through its model's chat template."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template's text, or None where the model comes without one."""
+        ...
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
+    ) -> str:
+        """Messages of a `role` and its `content` as the text the model was trained on.
+
+        Up to where its answer begins; without `add_generation_prompt` the last message is left
+        open, for the model to go on with. Raises ValueError when the template refuses them.
+        """
+        ...
+
+
 class ScorerFactory(Protocol):
     """What the entry point names. It raises ValueError with the reason when it must refuse."""
 
     def __call__(
-        self, model: Path, *, device: str, dtype: str, batch_size: int, max_length: int | None
+        self,
+        model: Path,
+        *,
+        device: str,
+        dtype: str,
+        batch_size: int,
+        max_length: int | None,
+        threads: int | None,
     ) -> Scorer:
-        """Open the model folder; `max_length` None means the model's own context."""
+        """Open the model folder; None means the model's own context, and the engine's threads.
+
+        `threads` are of the CPU.
+        """
         ...

@@ -28,6 +28,7 @@ CODE_TASKS = ("humaneval",)
 class TaskChoice:
     """Which tasks, how they are asked, on which data, and how much of them.
 
+    `is_chat` asks through the model's chat template, each example a message and its answer.
     `prompt` is the full name of a named benchmark's variant; `overrides` its replaced keys.
     `unsafe` runs programs that the model writes without a sandbox. `size` is that of tasks of
     ours (`llm_eval.needlebench`), which the names then are.
@@ -67,6 +68,7 @@ def run(choice: TaskChoice, model: ModelChoice, output: Path, *, overwrite: bool
         "num_fewshot": choice.num_fewshot,
         "limit": choice.limit,
         **({"size": choice.size} if choice.size else {}),
+        **({"chat": True} if choice.is_chat and not choice.prompt else {}),
         **_engine_settings(model, engine),
     }
     with RunFolder(output, settings, overwrite=overwrite) as folder:
@@ -123,6 +125,7 @@ def _engine_settings(model: ModelChoice, engine: EngineChoice) -> dict[str, obje
     settings = {**model.settings(), "scorer": engine.scorer, "url": engine.base_url}
     if engine.scorer == HF:
         del settings["batch_size"]
+    if engine.scorer != SERVER:
         settings["threads"] = engine.threads
     return settings
 

@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from llm_eval.edge import device, model_folder, quiet
-from llm_eval.edge.scorers import open_scorer
+from llm_eval.edge import device, model_folder, quiet, scorers
 from llm_eval.errors import EvalError
 from llm_eval.harness.engine import Answer, Engine, Scheduler, Serial, Work
 
 HF, SERVER = "hf", "server"
+T = TypeVar("T")
 # Blocks that wait in each process, so that none is ever idle.
 _QUEUED = 2
 
@@ -38,10 +38,21 @@ class EngineChoice:
     base_url: str | None
     retries: int
 
-    def open(self, *, plans_only: bool = False) -> Engine:
-        """Load the model; for planning alone its weights are left out."""
+    def planner(self, ask: Callable[..., Any]) -> Engine:
+        """An engine that plans, without a model's weights; `ask` calls one that scores."""
         if self.scorer == HF:
-            return self._open_hf(plans_only=plans_only)
+            return self._open_hf(plans_only=True)
+        if self.scorer == SERVER:
+            return self.open()
+        from llm_eval.harness.scorer_engine import Planner
+
+        scorers.require(self.scorer)
+        return Planner(batch_size=self.batch_size, ask=ask)
+
+    def open(self) -> Engine:
+        """Load the model."""
+        if self.scorer == HF:
+            return self._open_hf(plans_only=False)
         from llm_eval.harness.scorer_engine import ChunkEngine, scorer_engine
 
         if self.scorer == SERVER:
@@ -51,13 +62,14 @@ class EngineChoice:
                 retries=self.retries,
                 options={"disable_tqdm": True},
             )
-        scorer = open_scorer(
+        scorer = scorers.open_scorer(
             self.scorer,
             self.model,
             device=self.device,
             dtype=self.dtype,
             batch_size=self.batch_size,
             max_length=self.max_length,
+            threads=self.threads,
         )
         return scorer_engine(scorer, batch_size=self.batch_size)
 
@@ -93,8 +105,8 @@ class Engines:
             self.engine = self._choice.open()
             self.scheduler = Serial(self.engine)
         else:
-            self.engine = self._choice.open(plans_only=True)
             self.scheduler = self._pool = _Pool(self._choice, self._num_processes)
+            self.engine = self._choice.planner(self._pool.ask)
         return self
 
     def __exit__(
@@ -134,14 +146,11 @@ class _Pool:
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
                 work = waiting.pop(future)
-                try:
-                    answers = future.result()
-                except BrokenProcessPool as error:
-                    raise EvalError(
-                        "a scoring process ended (out of memory, or its model did not load; "
-                        "see above); what was scored is kept, run the same command again"
-                    ) from error
-                yield work, answers
+                yield work, _result(future)
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """What a method of the engine says in whichever process is free."""
+        return _result(self._executor.submit(_ask_in_process, method, arguments))
 
     def close(self) -> None:
         """End the processes; what they still compute is dropped."""
@@ -160,6 +169,20 @@ def _open_in_process(choice: EngineChoice, parent: int) -> None:
     except EvalError as error:
         print(f"Error: {error}", file=sys.stderr)  # noqa: T201 - the parent only sees the end
         raise
+
+
+def _result(future: Future[T]) -> T:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise EvalError(
+            "a scoring process ended (out of memory, or its model did not load; "
+            "see above); what was scored is kept, run the same command again"
+        ) from error
+
+
+def _ask_in_process(method: str, arguments: tuple[Any, ...]) -> Any:
+    return getattr(_opened["engine"], method)(*arguments)
 
 
 def _score_in_process(work: Work) -> list[Answer]:

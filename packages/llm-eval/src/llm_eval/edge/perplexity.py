@@ -135,6 +135,7 @@ def open_model(
             dtype=choice.dtype,
             batch_size=choice.batch_size,
             max_length=choice.max_length,
+            threads=choice.threads,
         )
         return ScorerLM(scorer, batch_size=choice.batch_size, recall=recall)
 

@@ -9,11 +9,23 @@ from llm_eval.errors import EvalError
 from llm_eval.scorer import ENTRY_POINT_GROUP, Scorer
 
 
+def require(name: str) -> EntryPoint:
+    """Where the scorer `name` is; raises with the choices when there is none."""
+    return _find(name, entry_points(group=ENTRY_POINT_GROUP))
+
+
 def open_scorer(
-    name: str, model: Path, *, device: str, dtype: str, batch_size: int, max_length: int | None
+    name: str,
+    model: Path,
+    *,
+    device: str,
+    dtype: str,
+    batch_size: int,
+    max_length: int | None,
+    threads: int | None,
 ) -> Scorer:
     """The scorer `name` over a model folder; raises with the reason when there is none."""
-    entry = _find(name, entry_points(group=ENTRY_POINT_GROUP))
+    entry = require(name)
     package = entry.dist.name if entry.dist else entry.value
     try:
         factory = entry.load()
@@ -24,7 +36,12 @@ def open_scorer(
         ) from error
     try:
         return factory(
-            model, device=device, dtype=dtype, batch_size=batch_size, max_length=max_length
+            model,
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            max_length=max_length,
+            threads=threads,
         )
     except (ValueError, OSError) as error:
         raise EvalError(f"scorer {name} ({package}) refuses {model}: {error}") from error

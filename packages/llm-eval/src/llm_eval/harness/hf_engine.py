@@ -113,6 +113,17 @@ class HFEngine(_HFLM):
             self._encoded[key] = found
         return list(self._encoded[key])
 
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """As lm-eval's; EvalError where the tokenizer has no template."""
+        if self.tokenizer.chat_template is None:
+            raise EvalError(
+                f"{self.tokenizer.name_or_path}: the tokenizer has no chat template "
+                "(tokenizer_config.json or chat_template.jinja); ask without one"
+            )
+        return super().apply_chat_template(chat_history, add_generation_prompt)
+
     def _loglikelihood_tokens(
         self,
         requests: list[tuple[tuple[str, str], list[int], list[int]]],

@@ -102,7 +102,10 @@ class JournaledLM(LM):
     def _chat(self, name: str) -> Any:
         found = getattr(self._engine, name, None)
         if found is None:
-            raise EvalError("this engine has no chat template; choose another --prompt-type")
+            raise EvalError(
+                "this engine has no chat template; choose another --prompt-type, or leave out "
+                "--apply-chat-template"
+            )
         return found
 
     def _answers(self, kind: Kind, instances: Sequence[Instance]) -> list[Answer]:

@@ -8,7 +8,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from llm_eval.errors import EvalError
-from llm_eval.scorer import Scorer
+from llm_eval.scorer import ChatScorer, Scorer
 
 # A log-probability, and what goes with it: greedy or not, or a number of tokens.
 Score = tuple[float, int]
@@ -60,6 +60,35 @@ class ScorerLM(LM):
         """Greedy continuations up to the first stop string."""
         wanted = [_generation(request) for request in requests]
         return list(_answered(self._scorer.generate(wanted), len(wanted), "generate"))
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """By the scorer; EvalError where it has no template or the template refuses."""
+        scorer = self._chat_scorer()
+        try:
+            return scorer.apply_chat_template(
+                chat_history, add_generation_prompt=add_generation_prompt
+            )
+        except ValueError as error:
+            raise EvalError(f"scorer: the chat template refuses a prompt: {error}") from error
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:  # noqa: ARG002 - lm-eval's signature
+        """The scorer's template; it has one."""
+        return self._chat_scorer().chat_template
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Nothing: it names lm-eval's cache of prompts, which is not used."""
+        return ""
+
+    def _chat_scorer(self) -> ChatScorer:
+        if not isinstance(self._scorer, ChatScorer) or self._scorer.chat_template is None:
+            raise EvalError(
+                "the scorer has no chat template for this model; ask without one "
+                "(another --prompt-type, or without --apply-chat-template)"
+            )
+        return self._scorer
 
     def _score(self, texts: list[str]) -> Sequence[Score]:
         def compute() -> list[Score]:

@@ -13,6 +13,10 @@ from llm_eval.harness.engine import Answer, Kind, Request, Work
 from llm_eval.harness.models import ScorerLM
 from llm_eval.scorer import Scorer
 
+# A scorer batches what it is given itself. With fewer texts to generate, most of its rows would
+# stand empty while the longest text ends.
+_FEWEST_AT_ONCE = 64
+
 
 class ChunkEngine:
     """Hands a model of the harness `batch_size` requests at a time.
@@ -39,9 +43,7 @@ class ChunkEngine:
 
     def plan(self, kind: Kind, requests: Sequence[Request]) -> Iterator[Work]:
         """Consecutive requests."""
-        for start in range(0, len(requests), self._batch_size):
-            part = tuple(requests[start : start + self._batch_size])
-            yield Work(tuple(range(start, start + len(part))), (kind, part))
+        return _consecutive(kind, requests, self._batch_size)
 
     def score(self, work: Work) -> list[Answer]:
         """The answers of one batch; EvalError when the last try fails too."""
@@ -76,6 +78,49 @@ class ChunkEngine:
         return list(found)
 
 
+class Planner:
+    """Plans for scorers that are open in other processes alone.
+
+    What else a run needs of a scorer, its chat template, one of those processes is asked for:
+    `ask` calls a method of its engine.
+    """
+
+    tokenizer_name = ""
+
+    def __init__(self, *, batch_size: int, ask: Callable[..., Any]) -> None:
+        self._batch_size = batch_size
+        self._ask = ask
+
+    def plan(self, kind: Kind, requests: Sequence[Request]) -> Iterator[Work]:
+        """As the scorers' own engines do."""
+        return _consecutive(kind, requests, _at_once(self._batch_size))
+
+    def score(self, work: Work) -> list[Answer]:
+        """Never called: the processes score."""
+        raise AssertionError(f"{len(work.indices)} requests for a process without a model")
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The text of a conversation."""
+        return self._ask("apply_chat_template", chat_history, add_generation_prompt)
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The template's text."""
+        return self._ask("chat_template", chat_template)
+
+
 def scorer_engine(scorer: Scorer, *, batch_size: int) -> ChunkEngine:
     """A package's scorer."""
-    return ChunkEngine(ScorerLM(scorer, batch_size=batch_size), batch_size=batch_size)
+    size = _at_once(batch_size)
+    return ChunkEngine(ScorerLM(scorer, batch_size=size), batch_size=size)
+
+
+def _at_once(batch_size: int) -> int:
+    return max(batch_size, _FEWEST_AT_ONCE)
+
+
+def _consecutive(kind: Kind, requests: Sequence[Request], size: int) -> Iterator[Work]:
+    for start in range(0, len(requests), size):
+        part = tuple(requests[start : start + size])
+        yield Work(tuple(range(start, start + len(part))), (kind, part))

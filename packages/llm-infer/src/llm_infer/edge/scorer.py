@@ -4,7 +4,7 @@ The entry point `llm_eval.scorers` names `open_scorer`. Texts become tokens, and
 lm-eval 0.4.13's `hf` model (lm_eval/models/huggingface.py), so that scores can be compared.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -39,15 +39,22 @@ def open_scorer(
     dtype: str,
     batch_size: int,  # noqa: ARG001 - the scheduler decides what is computed together
     max_length: int | None,
+    threads: int | None,
 ) -> "NativeScorer":
     """The model under a Hugging Face or Megatron folder as a scorer.
 
-    `max_length` None means the model's own context. Raises ValueError for a folder that cannot be
+    `max_length` None means the model's own context, `threads` None as many CPU threads as torch
+    has. Raises ValueError for a folder that cannot be
     read, layers the native engine does not run, and choices out of range.
     """
     model_folder.keep_offline()
+    import torch
+
     from llm_infer.edge.native_model import open_native
 
+    if threads is not None:
+        # Before the weights are packed: their layout is for a number of threads.
+        torch.set_num_threads(threads)
     try:
         if not model.is_dir():
             raise InferError(f"{model}: no such model folder")
@@ -109,6 +116,33 @@ class NativeScorer:
         model, kernels = self._opened.model, self._opened.kernels
         dtype = str(model.dtype).removeprefix("torch.")
         return f"scorer: llm-infer, native on {model.device}, {dtype}, kernels {kernels}"
+
+    @property
+    def chat_template(self) -> str | None:
+        """The text of the folder's chat template, of several the one named default."""
+        found: Any = self._tokenizer.chat_template
+        return found.get("default") if isinstance(found, dict) else found
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
+    ) -> str:
+        """A conversation as text; without `add_generation_prompt` its last message stays open.
+
+        A template that takes no system message is given the others, as lm-eval does. Raises
+        ValueError when it refuses them.
+        """
+        from jinja2 import TemplateError
+
+        others = [message for message in messages if message["role"] != "system"]
+        try:
+            return self._rendered(messages, starts_answer=add_generation_prompt)
+        except TemplateError as error:
+            if len(others) == len(messages):
+                raise ValueError(str(error)) from error
+        try:
+            return self._rendered(others, starts_answer=add_generation_prompt)
+        except TemplateError as error:
+            raise ValueError(str(error)) from error
 
     def loglikelihood(self, requests: Sequence[tuple[str, str]]) -> list[Score]:
         """Score `(context, continuation)` pairs; what does not fit is cut on the left."""
@@ -197,6 +231,16 @@ class NativeScorer:
         is_started = isinstance(start, str) and context.startswith(start)
         tokens = self._tokenizer.encode(context, add_special_tokens=not is_started)
         return list(tokens)[-room:] or [self._prefix]
+
+    def _rendered(self, messages: Sequence[Mapping[str, str]], *, starts_answer: bool) -> str:
+        return str(
+            self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=starts_answer,
+                continue_final_message=not starts_answer,
+            )
+        )
 
     def _generation(self, until: Sequence[str]) -> _Generation:
         end = self._tokenizer.eos_token
