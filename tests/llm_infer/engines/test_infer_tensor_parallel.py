@@ -16,8 +16,9 @@ from llm_infer.edge.ranks.lead import Lead
 from llm_infer.engines.native import Limits, NativeEngine
 from llm_infer.engines.tensor_parallel import SharedModel
 from llm_infer.errors import InferError
-from llm_infer.model.group import ALONE
-from llm_infer.model.steps import Part
+from llm_infer.model.attention import Carry
+from llm_infer.model.group import ALONE, Alone
+from llm_infer.model.steps import Part, make_pools, make_step
 from llm_infer.sampling import Beams, Sampling
 from native_decoder import run
 
@@ -144,11 +145,53 @@ def test_texts_of_two_ranks_are_those_of_one(name, tmp_path, lead):
     assert list(two.generate(shared, beams)) == list(one.generate(shared, beams))
 
 
-def test_what_does_not_divide_is_refused_by_name(tmp_path, lead):
-    folder = Case("qwen3", {**BY_ID["qwen3"].config, "num_key_value_heads": 1}).save(
+# One group for two ranks: its queries are divided, its key and value are on both. A norm over all
+# heads, biases, gates of queries, sinks.
+@pytest.mark.parametrize("name", ["olmo2", "llama-biases", "qwen3_next-mixed", "gpt_oss"])
+def test_ranks_share_the_keys_of_a_group(name, tmp_path, lead):
+    case = BY_ID[name]
+    check_logits(
+        Case(case.family, {**case.config, "num_key_value_heads": 1}), tmp_path / "hf", lead
+    )
+
+
+class Rank(Alone):
+    """One of several that are asked one after the other, so their parts are added here."""
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_four_ranks_of_two_groups_each_have_the_keys_of_their_own(size, tmp_path):
+    """The sum of what the ranks' attention gives is that of one rank."""
+    folder = Case("qwen3", {**BY_ID["qwen3"].config, "num_key_value_heads": 2}).save(
         tmp_path / "hf"
     )
-    wanted = r"cannot run this model: attention.query_groups\(1\) % tp\(2\) = 1, want 0"
+    options = LoadOptions(device="cpu")
+    given = []
+    with open_source(folder, None) as source:
+        arch = arch_of(source, folder, options)
+        for group in (ALONE, *(Rank(rank, size) for rank in range(size))):
+            decoder = plan_of(arch, source, options, group=group).read()
+            given.append(_attended(decoder))
+    difference = (sum(given[1:]) - given[0]).abs().max().item()
+    assert difference < 1e-5 * given[0].abs().max().item()
+
+
+def _attended(decoder):
+    """What the first layer's attention gives for ten tokens of a text, [T, H]."""
+    part = Part(tokens=list(range(10)), first=0, blocks=[0], wants_logits=True)
+    step = make_step([part], block_tokens=64, decoder=decoder)
+    pools = make_pools(decoder, num_blocks=1, block_tokens=64)
+    pools[0].clear(0, 64)
+    x_TH = torch.randn(10, decoder.arch.hidden_size, generator=torch.Generator().manual_seed(0))
+    carry = Carry(cos_sin=decoder._rope.at(step.positions, step.variants))
+    with torch.inference_mode():
+        return decoder._layers[0]._mixer(x_TH, pools[0], step, carry)
+
+
+def test_what_does_not_divide_is_refused_by_name(tmp_path, lead):
+    config = {"num_key_value_heads": 1, "num_attention_heads": 3}
+    folder = Case("qwen3", {**BY_ID["qwen3"].config, **config}).save(tmp_path / "hf")
+    wanted = r"cannot run this model: attention.heads\(3\) % tp\(2\) = 1, want 0"
     options = LoadOptions(device="cpu")
     with open_source(folder, None) as source, pytest.raises(InferError, match=wanted):
         plan_of(arch_of(source, folder, options), source, options, group=lead.group).read()

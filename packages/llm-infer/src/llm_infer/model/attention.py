@@ -48,12 +48,23 @@ class Attention:
         self._interleaved = arch.position.kind == "rope" and arch.position.interleaved
         at = "self_attention."
         self._owns_kv = parameters.has(at + "linear_qkv.weight")
-        self._in = parameters.linear(at + ("linear_qkv" if self._owns_kv else "linear_q"))
+        # Ranks that have the same keys and values.
+        ranks = parameters.ranks_of_a_group
+        if self._owns_kv and ranks > 1:
+            self._in = parameters.shared_qkv(
+                at + "linear_qkv", queries=self._queries, head_dim=facts.head_dim, ranks=ranks
+            )
+        else:
+            self._in = parameters.linear(at + ("linear_qkv" if self._owns_kv else "linear_q"))
         self._out = parameters.row_parallel(at + "linear_proj")
         self._norms: dict[str, Norm] = {}
         if facts.qk_norm != "none":
-            norm = parameters.norm_across if facts.qk_norm == "full" else parameters.norm
-            self._norms = {part: norm(f"{at}{part}_layernorm") for part in "qk"}
+            names = {part: f"{at}{part}_layernorm" for part in "qk"}
+            if facts.qk_norm == "full":
+                q_norm = parameters.norm_across(names["q"])
+                self._norms = {"q": q_norm, "k": parameters.norm_across(names["k"], ranks=ranks)}
+            else:
+                self._norms = {part: parameters.norm(name) for part, name in names.items()}
         sinks = None
         if facts.sinks:
             stored = parameters.tensor(at + "core_attention.softmax_offset").float()

@@ -8,6 +8,7 @@ latent. Routers, gates, norms, biases and learned positions keep their numbers.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,11 +16,17 @@ from torch.nn import functional as F
 
 from llm_infer.arch import Arch
 from llm_infer.kernels import Kernels
-from llm_infer.model.group import ALONE, Group
+from llm_infer.model.group import ALONE, Alone, Group
 from llm_infer.model.int8 import Int8Linear, Int8Matrices, Int8Table
 from llm_infer.model.linear import Linear, MakeLinear
+from llm_infer.model.sharding import ranks_of_a_group
 from llm_infer.model.stored import Matrices, PlainMatrices, PlainTable, Table
 from llm_infer.weights import Quantization, WeightSource
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece(Alone):
+    """Which piece of weights is read, by one who computes nothing with others."""
 
 
 class Parameters:
@@ -47,18 +54,13 @@ class Parameters:
 
     def under(self, prefix: str) -> "Parameters":
         """The parameters whose names go on with `prefix`."""
-        return Parameters(
-            self._source,
-            self._arch,
-            self._kernels,
-            make_linear=self._make_linear,
-            device=self.device,
-            dtype=self.dtype,
-            quantization=self._quantization,
-            group=self.group,
-            prefix=self._prefix + prefix,
-            names=self._names,
-        )
+        return self._changed(prefix=self._prefix + prefix, group=self.group)
+
+    @property
+    def ranks_of_a_group(self) -> int:
+        """How many ranks have the keys and values of one query group of the model."""
+        assert self._arch.attention is not None, "arch.json: no query groups"
+        return ranks_of_a_group(self._arch.attention, self.group.size)
 
     def has(self, name: str) -> bool:
         """Whether there is such a parameter."""
@@ -80,6 +82,24 @@ class Parameters:
         """A linear layer with its bias where there is one; `change` is made to its weight."""
         bias = self.tensor(f"{name}.bias") if self.has(f"{name}.bias") else None
         return self._linear(f"{name}.weight", bias, change)
+
+    def shared_qkv(self, name: str, *, queries: int, head_dim: int, ranks: int) -> Linear:
+        """The layer that makes a query group's rows, of which `ranks` ranks each have a part.
+
+        All have its key and value, each has `queries` of its queries and of their gates.
+        """
+        whole = self._of_group(_Piece(self.group.rank // ranks, self.group.size // ranks))
+        first = self.group.rank % ranks * queries
+
+        def own(rows: Tensor) -> Tensor:
+            heads = rows.view(-1, head_dim, *rows.shape[1:])
+            # Queries, and their gates where there are any; a key and a value.
+            several = heads[:-2].view(-1, ranks * queries, *heads.shape[1:])
+            kept = several[:, first : first + queries].flatten(0, 1)
+            return torch.cat([kept, heads[-2:]]).flatten(0, 1)
+
+        bias = own(whole.tensor(f"{name}.bias")) if self.has(f"{name}.bias") else None
+        return whole._linear(f"{name}.weight", bias, own)
 
     def row_parallel(self, name: str, *, sums: bool = True) -> Linear:
         """A linear layer that each rank has some inputs of; what they give is summed.
@@ -124,12 +144,17 @@ class Parameters:
         bias = self.whole(f"{name}.bias") if self.has(f"{name}.bias") else None
         return lambda x: F.layer_norm(x, (x.shape[-1],), scale, bias, facts.eps)
 
-    def norm_across(self, name: str) -> Callable[[Tensor], Tensor]:
-        """The model's norm of channels that are divided among the ranks."""
+    def norm_across(self, name: str, *, ranks: int = 1) -> Callable[[Tensor], Tensor]:
+        """The model's norm of channels that are divided, each piece on `ranks` ranks."""
         norm, group = self.norm(name), self.group
         if group.size == 1:
             return norm
-        return lambda x: norm(group.joined(x)).chunk(group.size, dim=-1)[group.rank]
+
+        def across(x: Tensor) -> Tensor:
+            pieces = group.joined(x).chunk(group.size, dim=-1)[::ranks]
+            return norm(torch.cat(pieces, dim=-1)).chunk(len(pieces), dim=-1)[group.rank // ranks]
+
+        return across
 
     def rms_norm(
         self, weight: Tensor, *, eps: float, offset: float = 0.0
@@ -137,6 +162,23 @@ class Parameters:
         """An RMS norm with a weight that was read."""
         kernel = self._kernels.rms_norm
         return lambda x: kernel(x, weight, eps=eps, offset=offset)
+
+    def _of_group(self, group: Group) -> "Parameters":
+        return self._changed(prefix=self._prefix, group=group)
+
+    def _changed(self, *, prefix: str, group: Group) -> "Parameters":
+        return Parameters(
+            self._source,
+            self._arch,
+            self._kernels,
+            make_linear=self._make_linear,
+            device=self.device,
+            dtype=self.dtype,
+            quantization=self._quantization,
+            group=group,
+            prefix=prefix,
+            names=self._names,
+        )
 
     def _linear(
         self, name: str, bias: Tensor | None, change: Callable[[Tensor], Tensor] | None = None

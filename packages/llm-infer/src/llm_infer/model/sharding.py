@@ -1,18 +1,29 @@
 """What of a model a rank of a tensor-parallel group computes: whole query groups and heads, and a
 part of every feed-forward and every expert.
+
+With more ranks than query groups several ranks have the keys and values of one group, and each some
+of its queries, as in megatron-core.
 """
 
 from collections.abc import Iterator
 
-from llm_infer.arch import Arch
+from llm_infer.arch import Arch, Attention
 
 
 def reason_against_sharding(arch: Arch, size: int) -> str | None:
     """Why a model cannot be divided among `size` ranks; None when it can."""
-    for name, extent in _divided(arch):
+    for name, extent in _divided(arch, size):
         if extent % size:
             return f"{name}({extent}) % tp({size}) = {extent % size}, want 0"
+    groups = arch.attention.query_groups if arch.attention is not None else size
+    if groups < size and size % groups:
+        return f"tp({size}) % attention.query_groups({groups}) = {size % groups}, want 0"
     return None
+
+
+def ranks_of_a_group(attention: Attention, size: int) -> int:
+    """How many of `size` ranks have the keys and values of one query group."""
+    return max(1, size // attention.query_groups)
 
 
 def share_of(arch: Arch, size: int) -> Arch:
@@ -24,7 +35,7 @@ def share_of(arch: Arch, size: int) -> Arch:
         changed["attention"] = attention.model_copy(
             update={
                 "heads": attention.heads // size,
-                "query_groups": attention.query_groups // size,
+                "query_groups": max(1, attention.query_groups // size),
             }
         )
     if arch.mla is not None:
@@ -38,10 +49,13 @@ def share_of(arch: Arch, size: int) -> Arch:
     return arch.model_copy(update=changed)
 
 
-def _divided(arch: Arch) -> Iterator[tuple[str, int]]:
+def _divided(arch: Arch, size: int) -> Iterator[tuple[str, int]]:
     """Names and extents of what must divide."""
     if arch.attention is not None:
-        yield "attention.query_groups", arch.attention.query_groups
+        if arch.attention.query_groups < size:
+            yield "attention.heads", arch.attention.heads
+        else:
+            yield "attention.query_groups", arch.attention.query_groups
     if arch.mla is not None:
         yield "mla.heads", arch.mla.heads
     if arch.gdn is not None:
