@@ -139,7 +139,12 @@ def test_a_prompt_is_text_or_tokens_one_or_many(prompt, prompts):
         ({"prompt": []}, "prompt"),
         ({"prompt": [1, "a"]}, "prompt.0"),
         ({"best_of": 3}, "best_of"),
-        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1, "echo": True}, "max_tokens"),
+        (
+            {"echo": True, "logprobs": 1, "response_format": {"type": "json_object"}},
+            "response_format",
+        ),
         ({"suffix": "x"}, "suffix"),
     ],
 )

@@ -32,6 +32,11 @@ class Detokenizer:
         self._num_shown = len(self._pending)
         return text
 
+    @property
+    def num_held(self) -> int:
+        """Whole characters that wait for the unfinished one behind them."""
+        return len(self._unseen().rstrip(_REPLACEMENT))
+
     def flush(self) -> str:
         """What is left at the end, unfinished characters as U+FFFD."""
         text = self._unseen()

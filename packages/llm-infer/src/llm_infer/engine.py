@@ -37,6 +37,14 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token's natural-log probability, and the likeliest tokens' in its place."""
+
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """One token of one request, or (token None) the end of one without a token."""
@@ -49,6 +57,10 @@ class Event:
     top_logprobs: tuple[tuple[int, float], ...] = ()
     num_cached: int = 0
     """Tokens of the prompt that were found in a cache."""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """Of the prompt's tokens but the first, with the first event of a request that reads them."""
+    ended_by: tuple[int, TokenLogprob] | None = None
+    """The end token of such a request."""
 
 
 @runtime_checkable
@@ -77,6 +89,15 @@ class BatchEngine(Engine, Protocol):
 
     def cancel(self, request: int) -> None:
         """End a request at once; nothing happens when it is over already."""
+        ...
+
+
+@runtime_checkable
+class PromptReadingEngine(BatchEngine, Protocol):
+    """An engine that can tell the probabilities of a prompt's tokens."""
+
+    def submit_read(self, prompt: Sequence[int], sampling: Sampling) -> int:
+        """As `submit`, with `Event.prompt_logprobs`; as many likely tokens as `logprobs` says."""
         ...
 
 

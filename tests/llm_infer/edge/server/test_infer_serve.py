@@ -107,6 +107,61 @@ def test_log_probabilities_are_those_of_transformers(client, models):
         assert set(found) == {tokenizer.decode([one]) for one in best.indices.tolist()}
 
 
+@pytest.mark.parametrize("count", [0, 1, 6])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_echo_has_the_log_probabilities_of_the_prompt_too(client, models, count, stream):
+    """OpenAI's legacy format: none for the first token, offsets into prompt and answer."""
+    import torch
+
+    prompt = "def Grüße(0123)"
+    ids, whole = _tokens(models["qwen3"], prompt, max(count, 1))
+    whole = whole[:, : ids.shape[1] + count]
+    model, tokenizer = _theirs(models["qwen3"])
+    with torch.no_grad():
+        logprobs = model(whole).logits[0, :-1].log_softmax(-1)
+    answer = _complete(
+        client, prompt=prompt, echo=True, logprobs=2, max_tokens=count, stream=stream
+    )
+    text, found, top, offsets, tokens = "", [], [], [], []
+    for choice in [one.choices[0] for one in (answer if stream else [answer])]:
+        text += choice.text
+        found += choice.logprobs.token_logprobs
+        top += choice.logprobs.top_logprobs
+        offsets += choice.logprobs.text_offset
+        tokens += choice.logprobs.tokens
+    assert text == tokenizer.decode(whole[0])
+    assert tokens == [tokenizer.decode([one]) for one in whole[0]]
+    chosen = logprobs.gather(1, whole[0, 1:, None])[:, 0].tolist()
+    assert (found[0], top[0]) == (None, None)
+    assert found[1:] == pytest.approx(chosen, abs=1e-4)
+    for row, one in zip(logprobs, top[1:], strict=True):
+        best = row.topk(2)
+        wanted = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        # Parts of characters are all written alike: the likeliest of them counts.
+        by_text = {tokenizer.decode([token]): value for token, value in reversed(list(wanted))}
+        assert one == pytest.approx(by_text, abs=1e-4)
+    # A token starts where the text that is whole before it ends.
+    assert offsets == [
+        len(tokenizer.decode(whole[0, :i]).rstrip("\ufffd")) for i in range(len(tokens))
+    ]
+
+
+def test_prompts_are_read_beside_other_requests_and_whatever_is_in_the_cache(client, models):
+    prompts = [PROMPT, "Grüße aus Köln", "x", [70, 71, 72, 73]]
+
+    def read(prompt):
+        choice = _complete(client, prompt=prompt, echo=True, logprobs=1, max_tokens=1).choices[0]
+        return choice.logprobs.token_logprobs
+
+    alone = [read(prompt) for prompt in prompts]
+    with ThreadPoolExecutor(8) as pool:
+        texts = [pool.submit(_complete, client) for _ in range(4)]
+        assert list(pool.map(read, prompts * 2)) == alone * 2
+        assert {one.result().choices[0].text for one in texts} == {
+            _expected(models["qwen3"], PROMPT, 12)
+        }
+
+
 def test_a_bias_can_force_a_token(client, models):
     token = 65
     text = _complete(client, logit_bias={str(token): 100}, max_tokens=4).choices[0].text

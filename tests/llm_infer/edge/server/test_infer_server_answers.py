@@ -5,7 +5,7 @@ import time
 import urllib.request
 
 import pytest
-from openai import NotFoundError
+from openai import BadRequestError, NotFoundError
 
 USER = [{"role": "user", "content": "abc"}]
 
@@ -129,6 +129,17 @@ def test_many_prompts_and_echo(client, stream):
         for choice in part.choices:
             texts[choice.index] = texts.get(choice.index, "") + choice.text
     assert texts == {0: "ababa", 1: "ababa", 2: "xyzxyz", 3: "xyzxyz"}
+
+
+def test_an_echo_alone_has_no_answer(client):
+    answer = _complete(client, echo=True, max_tokens=0)
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("abc", "length")
+    assert answer.usage.completion_tokens == 0
+
+
+def test_an_engine_that_tells_nothing_of_prompts_says_so(client):
+    with pytest.raises(BadRequestError, match="echo: this engine tells no probabilities"):
+        _complete(client, echo=True, logprobs=1)
 
 
 def test_a_prompt_of_tokens(client):

@@ -15,8 +15,8 @@ from llm_infer.edge.memory import cache_tokens
 from llm_infer.edge.model_folder import Loaded, check_tokenizer, nothing
 from llm_infer.edge.startup import stored_bytes, weight_files
 from llm_infer.edge.tokenizer import FolderTokenizer, read_tokenizer
-from llm_infer.engines.guided import GuidedEngine
 from llm_infer.engines.native import BLOCK_TOKENS, Limits
+from llm_infer.engines.prompted import PromptedEngine
 from llm_infer.engines.tensor_parallel import SharedModel
 from llm_infer.errors import InferError
 from llm_infer.model.decoder import Decoder
@@ -69,7 +69,7 @@ def load_native(folder: Path, options: LoadOptions, *, waits: bool = True) -> Lo
         is_late = isinstance(model, LateModel)
         to_come = stored_bytes(files) + _table_bytes(model) if is_late else 0
         size = cache_tokens_of(model, reserved_bytes=to_come)
-    engine = GuidedEngine(
+    engine = PromptedEngine(
         model,
         end_tokens=opened.end_tokens,
         limits=Limits(cache_tokens=max(size, 2 * BLOCK_TOKENS)),

@@ -207,7 +207,10 @@ class NativeEngine:
 
     def _compute(self, works: Sequence[Work]) -> Tensor:
         """Logits [R, V] of those works after which a token is chosen."""
-        parts = [
+        return self._runner.run(self._parts(works))
+
+    def _parts(self, works: Sequence[Work]) -> list[Part]:
+        return [
             Part(
                 tokens=work.sequence.tokens[work.start : work.stop],
                 first=work.start,
@@ -217,7 +220,6 @@ class NativeEngine:
             )
             for work in works
         ]
-        return self._runner.run(parts)
 
     def _choose(self, logits_RV: Tensor, ready: Sequence[_Request]) -> list[Chosen]:
         """A token for each row."""

@@ -28,7 +28,8 @@ class TokenText:
     """A chosen token as text, its log-probability, and those of the likeliest in its place."""
 
     text: str
-    logprob: float
+    logprob: float | None
+    """None for the first of a text."""
     top: tuple[tuple[str, float], ...] = ()
     offset: int = 0
     """Characters of the answer before it."""
@@ -58,6 +59,8 @@ class Piece:
     index: int
     text: str = ""
     tokens: tuple[TokenText, ...] = ()
+    prompt_tokens: tuple[TokenText, ...] = ()
+    """Of the prompt, which comes at once, before all others."""
     calls: tuple[ToolCalled, ...] = ()
     finish: PieceFinish | None = None
 
@@ -94,7 +97,7 @@ class Collected:
     def add(self, piece: Piece) -> None:
         """Append what is new."""
         self.text += piece.text
-        self.tokens += piece.tokens
+        self.tokens += (*piece.prompt_tokens, *piece.tokens)
         self.calls += piece.calls
         self.finish = piece.finish or self.finish
 
@@ -219,7 +222,8 @@ class CompletionFormat:
 
     def chunk(self, piece: Piece) -> Json:
         """`text_completion` too."""
-        choice = self._choice(piece.index, piece.text, piece.tokens, piece.finish)
+        tokens = (*piece.prompt_tokens, *piece.tokens)
+        choice = self._choice(piece.index, piece.text, tokens, piece.finish)
         return self.envelope.wrap("text_completion", [choice])
 
     def usage(self, usage: Usage) -> Json:
@@ -242,7 +246,8 @@ class CompletionFormat:
         return {
             "tokens": [token.text for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [dict(token.top) or None for token in tokens],
+            # Of tokens that are written alike the likeliest counts: it comes last.
+            "top_logprobs": [dict(reversed(token.top)) or None for token in tokens],
             "text_offset": [token.offset for token in tokens],
         }
 
@@ -255,7 +260,7 @@ def _message(answer: Collected) -> Json:
     return message | ({"tool_calls": calls} if calls else {})
 
 
-def _chat_token(text: str, logprob: float) -> Json:
+def _chat_token(text: str, logprob: float | None) -> Json:
     # A part of a character decodes to U+FFFD, whose bytes are not the token's.
     is_whole = "\ufffd" not in text
     return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if is_whole else None}

@@ -23,6 +23,14 @@ class Reading:
     """Leaves the format's marks in the text."""
 
 
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """A prompt as text and tokens."""
+
+    text: str
+    tokens: Sequence[int]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One answer to compute."""
@@ -33,6 +41,10 @@ class Job:
     """What its tokens are held to."""
     reading: Reading | None = None
     """How its text is read; None: as it is."""
+    echo: Echo | None = None
+    """The prompt as it is told before the answer, where its tokens' probabilities are."""
+    is_empty: bool = False
+    """Whether the answer has no tokens: `max_tokens` 0."""
 
 
 def jobs(
@@ -45,10 +57,12 @@ def jobs(
     param: str,
     new_guide: NewGuide | None = None,
     reading: Reading | None = None,
+    echoed: Sequence[str] | None = None,
 ) -> list[Job]:
     """`n` answers a prompt, in the order of the prompts; answer i is drawn with `seed + i`.
 
-    `seed` is used where the request brings none. Raises `ApiError` for a prompt that cannot be
+    `seed` is used where the request brings none; `echoed` has the text of each prompt where answers
+    begin with the probabilities of its tokens. Raises `ApiError` for a prompt that cannot be
     answered; `param` names the field it came in.
     """
     for prompt in prompts:
@@ -56,12 +70,21 @@ def jobs(
     first = seed if request.seed is None else request.seed
     bias = _logit_bias(request.logit_bias, vocab_size=vocab_size)
     found: list[Job] = []
-    for prompt in prompts:
+    for number, prompt in enumerate(prompts):
         room = context_length - len(prompt)
+        echo = None if echoed is None else Echo(echoed[number], prompt)
         for _ in range(request.num_choices):
             sampling = _sampling(request, room=room, seed=first + len(found), bias=bias)
             guide = None if new_guide is None else new_guide()
-            found.append(Job(prompt=prompt, sampling=sampling, guide=guide, reading=reading))
+            job = Job(
+                prompt=prompt,
+                sampling=sampling,
+                guide=guide,
+                reading=reading,
+                echo=echo,
+                is_empty=request.token_limit == 0,
+            )
+            found.append(job)
     return found
 
 
@@ -79,7 +102,8 @@ def _check_prompt(
 def _sampling(request: Common, *, room: int, seed: int, bias: Mapping[int, float]) -> Sampling:
     temperature = request.temperature
     return Sampling(
-        max_new_tokens=min(request.token_limit or room, room),
+        # An answer of no tokens is one token that nobody is told.
+        max_new_tokens=1 if request.token_limit == 0 else min(request.token_limit or room, room),
         temperature=_DEFAULT_TEMPERATURE if temperature is None else temperature,
         # vLLM's -1 and 0 both mean off.
         top_k=max(request.top_k or 0, 0),

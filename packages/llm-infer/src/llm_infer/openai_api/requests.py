@@ -234,6 +234,12 @@ class CompletionRequest(Common):
     echo: bool | None = None
     best_of: int | None = Field(None, ge=1)
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    max_tokens: int | None = Field(None, ge=0)
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether the probabilities of the prompt's tokens are told before the answer's."""
+        return bool(self.echo) and self.logprobs is not None
 
     @property
     def num_logprobs(self) -> int | None:
@@ -243,7 +249,7 @@ class CompletionRequest(Common):
     @property
     def token_limit(self) -> int | None:
         """Tokens of an answer at most; OpenAI's default is 16."""
-        return self.max_tokens or 16
+        return 16 if self.max_tokens is None else self.max_tokens
 
     def prompts(self) -> list[str | list[int]]:
         """One entry a prompt, text or tokens."""
@@ -367,8 +373,9 @@ def _check_completion(request: CompletionRequest) -> None:
     if request.best_of not in (None, request.num_choices):
         found = f"found {request.best_of} with n {request.num_choices}"
         raise invalid(f"best_of: {found}; only best_of = n is supported", param="best_of")
-    if request.echo and request.logprobs is not None:
-        raise invalid("echo: probabilities of the prompt's tokens are not supported; "
-                      "leave out echo or logprobs", param="echo")  # fmt: skip
+    if request.max_tokens == 0 and not request.echo:
+        raise invalid("max_tokens: found 0, want at least 1 without echo", param="max_tokens")
+    if request.reads_prompt and request.schema_wanted is not None:
+        raise invalid("response_format: not with echo and logprobs", param="response_format")
     if not request.prompts():
         raise invalid("prompt: found an empty list, want a text or tokens", param="prompt")

@@ -6,14 +6,16 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from llm_infer.detokenize import Decode, Detokenizer
-from llm_infer.engine import Event
+from llm_infer.engine import Event, TokenLogprob
 from llm_infer.openai_api.answers import Piece, PieceFinish, TokenText, ToolCalled
+from llm_infer.openai_api.jobs import Echo
 from llm_infer.stopping import StopMatcher
 from llm_infer.stream import FinishReason
 from llm_infer.tools.formats import Call
 from llm_infer.tools.splitter import CallReading
 
 # Mistral's templates want nine letters or digits; the others take anything.
+_NO_LOGPROB = TokenLogprob(None)
 _ID_LETTERS, _ID_LENGTH = string.ascii_letters + string.digits, 9
 
 
@@ -30,13 +32,21 @@ class Assembler:
         index: int,
         decode: Decode,
         stops: Sequence[str],
+        *,
         calls: CallReading | None = None,
+        echo: Echo | None = None,
+        is_empty: bool = False,
     ) -> None:
-        """Text is all there is unless `calls` says how others are read."""
+        """Text is all there is unless `calls` says how others are read.
+
+        `echo` is told before it, by `echoed`; an answer that `is_empty` ends without its token.
+        """
         self.num_tokens = 0
         self._index, self._decode = index, decode
         self._detokenizer, self._matcher = Detokenizer(decode), StopMatcher(stops)
-        self._num_decoded = self._num_sent = 0
+        self._echo, self._is_empty, self._is_ended = echo, is_empty, False
+        # Of the text, the echoed one included.
+        self._num_decoded = self._num_sent = 0 if echo is None else len(echo.text)
         # Tokens not told of yet, each with where its text starts and ends in the answer.
         self._untold: deque[tuple[TokenText, int]] = deque()
         self._splitter = None if calls is None else calls.splitter()
@@ -46,24 +56,43 @@ class Assembler:
     @property
     def is_stopped(self) -> bool:
         """Whether a stop string is complete, or the one call; no token after it counts."""
-        return self._matcher.is_stopped or self._num_calls == self._most_calls
+        is_called = self._num_calls == self._most_calls
+        return self._matcher.is_stopped or is_called or self._is_ended
+
+    def echoed(self, event: Event) -> Piece | None:
+        """The prompt with its tokens' probabilities, which the first event brings."""
+        echo, self._echo = self._echo, None
+        if echo is None:
+            return None
+        detokenizer, offset = Detokenizer(self._decode), 0
+        told: list[TokenText] = []
+        for token, one in zip(echo.tokens, (_NO_LOGPROB, *event.prompt_logprobs), strict=True):
+            told.append(self._token_text(token, one, offset + detokenizer.num_held))
+            offset += len(detokenizer.push(token))
+        return Piece(index=self._index, text=echo.text, prompt_tokens=tuple(told))
 
     def push(self, token: int, event: Event) -> Piece:
         """What this token, which the event brought, adds to the answer; maybe nothing yet."""
+        if self._is_empty:
+            self._is_ended = True
+            return Piece(index=self._index, finish="length")
         self.num_tokens += 1
         start = self._num_decoded
+        if event.logprob is not None:
+            start += self._detokenizer.num_held
         text = self._detokenizer.push(token)
         self._num_decoded += len(text)
         if event.logprob is not None:
-            top = tuple((self._decode([one]), value) for one, value in event.top_logprobs)
-            told = TokenText(self._decode([token]), event.logprob, top, start)
+            told = self._token_text(token, TokenLogprob(event.logprob, event.top_logprobs), start)
             self._untold.append((told, self._num_decoded))
         sent = self._matcher.push(text)
         self._num_sent += len(sent)
         return self._piece(sent, "stop" if self._matcher.is_stopped else None)
 
-    def finish(self, reason: FinishReason) -> Piece:
-        """What was held back, and why the answer ended."""
+    def finish(self, reason: FinishReason, event: Event | None = None) -> Piece:
+        """What was held back, and why the answer ended; the end token, where the event tells it."""
+        if self._is_empty:
+            return Piece(index=self._index, finish="length")
         rest = self._detokenizer.flush()
         self._num_decoded += len(rest)
         text = self._matcher.push(rest)
@@ -71,7 +100,14 @@ class Assembler:
             reason = "stop"
         text += self._matcher.flush()
         self._num_sent += len(text)
+        if event is not None and event.ended_by is not None and reason == "end":
+            told = self._token_text(*event.ended_by, self._num_sent)
+            self._untold.append((told, self._num_sent))
         return self._piece(text, reason)
+
+    def _token_text(self, token: int, found: TokenLogprob, offset: int) -> TokenText:
+        top = tuple((self._decode([one]), value) for one, value in found.top)
+        return TokenText(self._decode([token]), found.logprob, top, offset)
 
     def _piece(self, text: str, reason: FinishReason | None) -> Piece:
         tokens = self._told(reason)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from llm_infer.detokenize import Decode
-from llm_infer.engine import BatchEngine, Event
+from llm_infer.engine import BatchEngine, Event, PromptReadingEngine
 from llm_infer.errors import InferError
 from llm_infer.guide import GuidingEngine
 from llm_infer.openai_api.answers import Piece, Usage
@@ -139,15 +139,24 @@ class Runner:
             self._fail(ticket, error)
 
     def _submit(self, job: Job) -> int:
+        if job.echo is not None:
+            assert isinstance(self._engine, PromptReadingEngine), "asked of engines that can"
+            return self._engine.submit_read(job.prompt, job.sampling)
         if job.guide is None:
             return self._engine.submit(job.prompt, job.sampling)
         assert isinstance(self._engine, GuidingEngine), "guides are made for engines that take them"
         return self._engine.submit_guided(job.prompt, job.sampling, job.guide)
 
     def _assembler(self, index: int, job: Job) -> Assembler:
-        if job.reading is None:
-            return Assembler(index, self._decode, job.sampling.stop)
-        return Assembler(index, job.reading.decode, job.sampling.stop, job.reading.calls)
+        reading = job.reading
+        return Assembler(
+            index,
+            self._decode if reading is None else reading.decode,
+            job.sampling.stop,
+            calls=None if reading is None else reading.calls,
+            echo=job.echo,
+            is_empty=job.is_empty,
+        )
 
     def _cancel(self, ticket: Ticket) -> None:
         for request in ticket.requests:
@@ -213,9 +222,11 @@ class Runner:
 
 
 def _pieces(event: Event, assembler: Assembler) -> Iterator[Piece]:
+    if (echoed := assembler.echoed(event)) is not None:
+        yield echoed
     if event.token is not None:
         piece = assembler.push(event.token, event)
         if piece.text or piece.tokens or piece.calls or piece.finish:
             yield piece
     if event.end is not None and not assembler.is_stopped:
-        yield assembler.finish(event.end)
+        yield assembler.finish(event.end, event)

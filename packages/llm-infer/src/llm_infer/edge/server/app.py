@@ -20,7 +20,7 @@ from llm_infer.edge.guides import JsonGuides
 from llm_infer.edge.server.body import BodyReader
 from llm_infer.edge.server.metrics import Metrics, metrics
 from llm_infer.edge.server.reply import AnswerResponse, Watch, error_response
-from llm_infer.engine import BatchEngine, Tokenizer
+from llm_infer.engine import BatchEngine, PromptReadingEngine, Tokenizer
 from llm_infer.errors import InferError
 from llm_infer.openai_api.answers import ChatFormat, CompletionFormat, Envelope, Format, Usage
 from llm_infer.openai_api.errors import (
@@ -244,8 +244,15 @@ class Api:
                     prompts.append(one)
                 if request.echo:
                     texts.append(one if isinstance(one, str) else self._tokenizer.decode(one))
-        found = await self._jobs(request, prompts, param="prompt")
-        echoed = texts or [""] * len(prompts)
+        if request.reads_prompt and not isinstance(self._engine, PromptReadingEngine):
+            raise invalid(
+                "echo: this engine tells no probabilities of prompts; the native engine does",
+                param="echo",
+            )
+        reads = request.reads_prompt
+        found = await self._jobs(request, prompts, param="prompt", echoed=texts if reads else None)
+        # Told with the tokens, where those are.
+        echoed = [""] * len(prompts) if reads or not texts else texts
         prefixes = [text for text in echoed for _ in range(request.num_choices)]
         num_prompt = sum(map(len, prompts))
         return _Asked(request, found, num_prompt, prefixes, CompletionFormat, "cmpl")
@@ -257,6 +264,7 @@ class Api:
         *,
         param: str,
         reading: Reading | None = None,
+        echoed: Sequence[str] | None = None,
     ) -> list[Job]:
         num_answers = len(prompts) * request.num_choices
         if num_answers > self._runner.max_open:
@@ -281,6 +289,7 @@ class Api:
             param=param,
             new_guide=new_guide,
             reading=reading,
+            echoed=echoed,
         )
 
     def _watch(self, route: str, ticket: Ticket, start_s: float) -> Watch:
