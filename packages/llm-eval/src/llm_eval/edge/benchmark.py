@@ -4,8 +4,9 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,6 @@ from llm_eval.edge.sandbox.outside import Sandbox
 from llm_eval.errors import EvalError
 from llm_eval.results import stable_results
 from llm_eval.taskindex import require
-
-# Tasks whose programs run in our sandbox, by how their names begin.
-CODE_TASKS = ("humaneval",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,14 +81,13 @@ def run(choice: TaskChoice, model: ModelChoice, output: Path, *, overwrite: bool
         num_resumed = folder.num_answers
         from llm_eval.harness.templates import compiled_once
 
-        with _programs(choice, folder) as functions, compiled_once():
+        with _programs(choice, folder), compiled_once():
             manager = tasks.manager(
                 harness_names,
                 index,
                 choice.include_path,
                 data=data,
                 overrides=choice.overrides,
-                functions=functions,
             )
             if choice.size:
                 loaded: list[Any] = _needle_tasks(choice, choice.size, model, data)
@@ -131,26 +128,29 @@ def _engine_settings(model: ModelChoice, engine: EngineChoice) -> dict[str, obje
 
 
 @contextmanager
-def _programs(choice: TaskChoice, folder: RunFolder) -> Iterator[dict[str, Any]]:
-    """Functions of the code tasks among the choice, over a sandbox that is open meanwhile.
+def _programs(choice: TaskChoice, folder: RunFolder) -> Iterator[None]:
+    """Programs that tasks judge by the metric `code_eval` meanwhile run in a sandbox.
 
-    Verdicts go to the journal too: a program near its time limit is judged once.
+    It is opened for the first of them. Verdicts go to the journal too: a program near its time
+    limit is judged once.
     """
-    if not any(name.startswith(CODE_TASKS) for name in choice.names):
-        yield {}
-        return
-    from llm_eval.harness.code import functions
+    from llm_eval.harness.code import code_eval_through
 
-    with Sandbox(unsafe=choice.unsafe) as sandbox:
+    with ExitStack() as opened:
+
+        @cache
+        def sandbox() -> Sandbox:
+            return opened.enter_context(Sandbox(unsafe=choice.unsafe))
 
         def passes(program: str) -> bool:
             key = "program:" + hashlib.sha256(program.encode()).hexdigest()[:32]
             if folder.lookup(key) is None:
-                verdict = sandbox.run(program)
+                verdict = sandbox().run(program)
                 folder.append([(key, [int(verdict.passed), verdict.reason])])
             return bool(folder.lookup(key)[0])
 
-        yield functions(passes)
+        with code_eval_through(passes):
+            yield
 
 
 def _needle_tasks(
@@ -219,17 +219,24 @@ def _load(choice: TaskChoice, manager: Any) -> list[Any]:
 
     built = manager.build(list(choice.names))
     for name, task in manager.load(built)["tasks"].items():
-        runs_code = getattr(task, "UNSAFE_CODE", False) and not name.startswith(CODE_TASKS)
-        if runs_code and not choice.unsafe:
+        if getattr(task, "UNSAFE_CODE", False) and not choice.unsafe and not _is_judged_here(task):
             raise EvalError(
-                f"{name}: runs what the model writes, through lm-eval's own runner, which is "
-                f"no sandbox; --unsafe runs it all the same (sandboxed: {CODE_TASKS[0]}*)"
+                f"{name}: runs what the model writes, through a runner of its own, which is no "
+                "sandbox; --unsafe runs it all the same (sandboxed are tasks whose metrics use "
+                "code_eval, as HumanEval's and MBPP's)"
             )
         if isinstance(task, LocalTask):
             if choice.num_fewshot is not None and task.config.num_fewshot != 0:
                 task.set_config(key="num_fewshot", value=choice.num_fewshot)
             task.check_examples()
     return built
+
+
+def _is_judged_here(task: Any) -> bool:
+    from llm_eval.harness.code import is_judged_here
+
+    metrics: dict[str, object] = getattr(task, "_metric_fn_list", {})
+    return is_judged_here([*metrics.values(), getattr(task.config, "process_results", None)])
 
 
 def _samples(found: dict[str, Any]) -> list[dict[str, Any]]:

@@ -32,7 +32,6 @@ def manager(
     *,
     data: "Rows | None" = None,
     overrides: Mapping[str, object] | None = None,
-    functions: Mapping[str, Any] | None = None,
 ) -> "Manager":
     """A TaskManager that has read only the folders that `names` and their members lie in."""
     from llm_eval.harness.local_tasks import Manager
@@ -41,7 +40,7 @@ def manager(
     files = _needed_files(names, names_index)
     shipped = _smallest({file.parent for file in files if file.is_relative_to(root)})
     folders: list[str | Path] = [*shipped, *([include] if include else [])]
-    return Manager(folders, data=data, overrides=overrides, functions=functions)
+    return Manager(folders, data=data, overrides=overrides)
 
 
 def _smallest(folders: Iterable[Path]) -> list[Path]:

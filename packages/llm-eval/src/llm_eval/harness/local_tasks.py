@@ -1,11 +1,10 @@
-"""The harness' own task files over local data, with keys replaced and code run in our sandbox.
+"""The harness' own task files over local data, with keys replaced.
 
-`Manager` is lm-eval's TaskManager with three hooks at the point where a task is built: where its
-rows come from, which keys a prompt variant replaces, and what stands for the functions of tasks
-that execute code (lm-eval's fetch a metric from the hub and run programs unprotected).
+`Manager` is lm-eval's TaskManager with two hooks at the point where a task is built: where its
+rows come from, and which keys a prompt variant replaces.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +13,6 @@ from datasets import Dataset, DatasetDict
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
-from lm_eval.tasks._yaml_loader import load_yaml
 
 from llm_eval.errors import EvalError
 
@@ -72,16 +70,9 @@ class LocalTask(ConfigurableTask):
 
 
 class _Factory(TaskFactory):
-    def __init__(
-        self,
-        *,
-        data: Rows | None,
-        overrides: Mapping[str, object],
-        functions: Mapping[str, Callable[..., object]],
-    ) -> None:
+    def __init__(self, *, data: Rows | None, overrides: Mapping[str, object]) -> None:
         super().__init__()
         self._data = data
-        self._functions = functions
         self._task_overrides = {k: v for k, v in overrides.items() if k not in _GROUP_KEYS}
         self._group_overrides = {k: v for k, v in overrides.items() if k in _GROUP_KEYS}
 
@@ -99,37 +90,10 @@ class _Factory(TaskFactory):
         return super()._build_group(group_name, {**raw_cfg, **replaced}, overrides, registry)
 
     def _load_full_config(self, entry: Any, overrides: dict[str, Any] | None = None) -> Any:
-        if self._runs_code(entry):
-            # Read as text: resolving would import lm-eval's own runner of programs.
-            entry = deepcopy(entry)
-            entry.cfg = self._resolved(load_yaml(entry.yaml_path, resolve_func=False))
-            source, entry.yaml_path = str(entry.yaml_path), None
-            config = super()._load_full_config(entry, overrides)
-            config["metadata"]["config_source"] = source
-        else:
-            config = super()._load_full_config(entry, overrides)
+        config = super()._load_full_config(entry, overrides)
         if "task" in config and not isinstance(config["task"], list):
             config |= deepcopy(self._task_overrides)
         return config
-
-    def _runs_code(self, entry: Any) -> bool:
-        if entry.yaml_path is None or entry.kind.name != "TASK":
-            return False
-        folder = Path(entry.yaml_path).parent.name
-        return any(name.startswith(f"{folder}/") for name in self._functions)
-
-    def _resolved(self, value: Any) -> Any:
-        """`value` with every `…/humaneval/utils.pass_at_k` replaced by our function."""
-        if isinstance(value, dict):
-            return {key: self._resolved(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self._resolved(item) for item in value]
-        if isinstance(value, str) and "/utils." in value and "\n" not in value:
-            name = "/".join(Path(value).parts[-2:])
-            if name not in self._functions:
-                raise EvalError(f"{value}: a function of a code task that llm-eval does not know")
-            return self._functions[name]
-        return value
 
 
 class Manager(TaskManager):
@@ -141,10 +105,9 @@ class Manager(TaskManager):
         *,
         data: Rows | None = None,
         overrides: Mapping[str, object] | None = None,
-        functions: Mapping[str, Callable[..., object]] | None = None,
     ) -> None:
         super().__init__(include_defaults=False, include_path=list(folders))
-        self._factory = _Factory(data=data, overrides=overrides or {}, functions=functions or {})
+        self._factory = _Factory(data=data, overrides=overrides or {})
 
     def build(self, names: Sequence[str]) -> list[Any]:
         """The tasks and groups of these names; a tag becomes its tasks."""
