@@ -197,6 +197,11 @@ LAYOUTS = {
     "tp2-etp2": ({"parallel": {"tp": 2, "etp": 2}}, ("experts",)),
     "pp2": ({"parallel": {"pp": 2}}, ("dense", "dora")),
     "cp2": ({"parallel": {"cp": 2}}, ("dense",)),
+    "fsdp2": ({"parallel": {"fsdp": True}}, tuple(ARCHS)),
+    "fsdp2-full-recompute": (
+        {"parallel": {"fsdp": True}, "recompute": {"kind": "full"}},
+        ("dense", "experts"),
+    ),
     "dp2-full-recompute": ({"recompute": {"kind": "full"}}, ("dense", "experts")),
 }
 

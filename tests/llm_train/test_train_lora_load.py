@@ -99,11 +99,13 @@ def train(document, world_size=1):
     return [line["loss"] for line in lines], load_file(folder / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("tp", [1, 2])
-def test_a_run_goes_on_as_peft_would(tp, base, made_by_peft, tmp_path):
+@pytest.mark.parametrize(
+    ("ranks", "parallel"), [(1, {}), (2, {"tp": 2}), (2, {"fsdp": True})], ids=["1", "tp", "fsdp"]
+)
+def test_a_run_goes_on_as_peft_would(ranks, parallel, base, made_by_peft, tmp_path):
     data = write_samples(tmp_path / "data", CHATS)
     made = document_of(base, data, tmp_path / "run", made_by_peft)
-    losses, tensors = train(made | {"parallel": {"tp": tp}}, tp)
+    losses, tensors = train(made | {"parallel": parallel}, ranks)
     wanted_losses, wanted = trained_by_peft(base, made_by_peft)
     assert losses == pytest.approx(wanted_losses, abs=1e-5)
     assert tensors.keys() == wanted.keys()

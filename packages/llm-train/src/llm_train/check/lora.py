@@ -17,7 +17,10 @@ def adapters(config: RunConfig, arch: Arch) -> Iterator[str]:
     if lora is None:
         return
     refused = {
-        "parallel.fsdp": (config.parallel.fsdp, "adapters are small; use parallel.tp or pp"),
+        "parallel.fsdp with lora.quantize": (
+            config.parallel.fsdp and lora.quantize is not None,
+            "weights of four bits have no rows to share out; want lora.quantize=null",
+        ),
         "optimizer.frozen": (bool(config.optimizer.frozen), "all but adapters is frozen"),
         "save.hf": (config.save.hf, "each checkpoint has an adapter; llm-ckpt merge-lora merges"),
         "moe.bias_update_rate": (

@@ -121,8 +121,8 @@ def same_adapters(wanted: Mapping[str, Any], folder: Path) -> None:
 def _entries(state: Mapping[str, Any]) -> Iterator[ShardedTensor]:
     models = {key: part for key, part in state.items() if key != "optimizer"}
     for entry in nested_values(models):
-        if isinstance(entry, ShardedTensorFactory):
-            yield from nested_values(entry.build())
+        built = entry.build() if isinstance(entry, ShardedTensorFactory) else {"": entry}
+        yield from (one for one in nested_values(built) if isinstance(one, ShardedTensor))
 
 
 def _parts(
@@ -132,7 +132,7 @@ def _parts(
     for held in adapter_tensors(chunk):
         if held.replica == (0, 0, 0):
             for piece in held.pieces:
-                data = held.tensor.detach()[piece.index].to("cpu", copy=True)
+                data = held.tensor[piece.index].to("cpu", chunk.config.pipeline_dtype, copy=True)
                 yield piece.key, piece.shape, piece.offset, data
 
 

@@ -16,6 +16,9 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from megatron.core.optimizer import MegatronOptimizer
 
 from llm_train.model.build import Model
+from llm_train.model.lora import pieces as lora
+from llm_train.model.lora.attach import has_adapters
+from llm_train.model.lora.tensors import adapter_tensors
 from llm_train.model.shards import local, rows
 from llm_train.model.unfilled import like
 from llm_train.train.fsdp import gather_nothing
@@ -33,13 +36,18 @@ def described(
 ) -> dict[str, Any]:
     """Weights in the type of the computation, fp32 masters and moments, Adam's step.
 
-    To load, masters and moments alone: they are the weights, except of frozen parameters.
+    To load, masters and moments alone: they are the weights, except of frozen parameters. Of a
+    model with adapters these alone, for the base stays where it came from.
     """
     for inner in inner_optimizers(optimizer):
         make_moments(inner)
     state: dict[str, Any] = {}
     masters: dict[str, Any] = {}
     for key, chunk in chunks.items():
+        if has_adapters(chunk):
+            state[key], found = _adapters(chunk, optimizer)
+            masters |= {f"{key}.{name}": one for name, one in found.items()}
+            continue
         state[key], cut = _entries(chunk, metadata)
         dtype = chunk.config.pipeline_dtype
         for name, (parameter, entry) in cut.items():
@@ -63,6 +71,9 @@ def fill(
     """Take masters, moments and buffers from where `described` had them read to."""
     masters, step = loaded["optimizer"].get("param_state", {}), saved_step(loaded["optimizer"])
     for key, chunk in chunks.items():
+        if has_adapters(chunk):
+            _fill_adapters(chunk, optimizer, masters, key)
+            continue
         for name, buffer in chunk.named_buffers():
             if name in (found := loaded.get(key, {})):
                 buffer.copy_(found[name])
@@ -75,6 +86,29 @@ def fill(
     for inner in inner_optimizers(optimizer):
         for state in inner.state.values():
             state["step"] = torch.tensor(float(step))
+
+
+def _adapters(chunk: Model, optimizer: MegatronOptimizer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Their weights in the type of the computation, and their masters and moments."""
+    weights: dict[str, Any] = {}
+    masters: dict[str, Any] = {}
+    for held in adapter_tensors(chunk):
+        weights[held.name] = lora.sharded(held, held.tensor.to(chunk.config.pipeline_dtype))
+        masters[held.name] = {
+            kind: lora.sharded(held, data, prefix=f"optimizer.state.{kind}.")
+            for kind, data in _values(optimizer, held.parameter).items()
+        }
+    return weights, masters
+
+
+def _fill_adapters(
+    chunk: Model, optimizer: MegatronOptimizer, masters: Mapping[str, Any], key: str
+) -> None:
+    for held in adapter_tensors(chunk):
+        found = masters.get(f"{key}.{held.name}", {})
+        for kind, target in _values(optimizer, held.parameter).items():
+            for piece, part in zip(held.pieces, found.get(kind, ()), strict=True):
+                target[piece.index] = part
 
 
 def _join(pieces: Sequence[torch.Tensor], target: torch.Tensor) -> None:

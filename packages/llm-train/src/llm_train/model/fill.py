@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from llm_train.interfaces import WeightSource
 from llm_train.model.build import Model
-from llm_train.model.names import NamedTensor, named_tensors
+from llm_train.model.names import NamedTensor, base_tensors
 from llm_train.model.shards import put
 
 
@@ -24,13 +24,13 @@ Put = Callable[[torch.Tensor, torch.Tensor], None]
 def fill_from_source(
     chunks: Sequence[Model], source: WeightSource, *, padded_rows: int, put: Put = put
 ) -> None:
-    """Read this rank's slice of every tensor. Every tensor of the source must be used by some rank.
+    """Read this rank's slice of every tensor but adapters.
 
-    One is read and put in its place before the next. Raises WeightsError
-    naming missing, left-over and misshapen tensors.
+    One is read and put in its place before the next. Every tensor of the source must be used by
+    some rank. Raises WeightsError naming missing, left-over and misshapen tensors.
     """
     there, used = set(source.names()), set[str]()
-    for named in (named for chunk in chunks for named in named_tensors(chunk)):
+    for named in (named for chunk in chunks for named in base_tensors(chunk)):
         if named.name not in there:
             near = ", ".join(sorted(there)[:5])
             raise WeightsError(f"{named.name}: not among the {len(there)} weights ({near}, …)")
@@ -51,7 +51,7 @@ def fill_randomly(chunks: Sequence[Model], *, std: float, seed: int, put: Put = 
 
     A parameter's own `init_std` goes before `std`.
     """
-    for named in (named for chunk in chunks for named in named_tensors(chunk)):
+    for named in (named for chunk in chunks for named in base_tensors(chunk)):
         if named.tensor.dim() < 2:
             continue
         generator = torch.Generator().manual_seed(name_seed(named.name, seed))

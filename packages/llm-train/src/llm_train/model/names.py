@@ -12,6 +12,7 @@ from llm_train.model.build import Model
 LAYERS = "decoder.layers."
 PREDICTION = "mtp.layers."
 EXPERTS = ".experts.local_experts."
+ADAPTERS = (".lora.", ".experts.adapters.")
 INDEXER = ".core_attention.indexer."
 
 
@@ -30,6 +31,11 @@ def named_tensors(chunk: Model) -> Iterator[NamedTensor]:
     tensors.update((n, b) for n, b in chunk.named_buffers() if n.endswith(".expert_bias"))
     for local, tensor in tensors.items():
         yield NamedTensor(name=global_name(chunk, local), tensor=tensor, shard=_shard(local))
+
+
+def base_tensors(chunk: Model) -> Iterator[NamedTensor]:
+    """Those that are there without low-rank adapters."""
+    return (named for named in named_tensors(chunk) if not any(at in named.name for at in ADAPTERS))
 
 
 def learning_indexer_weights(chunk: Model) -> list[str]:

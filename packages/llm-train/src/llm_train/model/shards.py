@@ -2,8 +2,15 @@
 torch's FSDP2 makes them. Every other tensor is whole on its rank.
 """
 
+from functools import partial
+
 import torch
 from torch.distributed.tensor import DTensor
+
+
+def is_shared_out(tensor: torch.Tensor) -> bool:
+    """Each data-parallel rank has other rows of it."""
+    return isinstance(tensor, DTensor)
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -24,3 +31,17 @@ def put(tensor: torch.Tensor, whole: torch.Tensor) -> None:
     """Copy a tensor of the same shape into what this rank keeps."""
     target = local(tensor)
     target.copy_(whole[rows(tensor)] if whole.dim() else whole)
+
+
+def let_learn(parameter: torch.Tensor, which: torch.Tensor) -> None:
+    """Let some entries alone have a gradient: booleans over what this rank keeps."""
+    if isinstance(parameter, DTensor):
+        # Rows' gradients are not autograd's: where they are summed, `learning` is asked.
+        parameter.learns = which  # pyright: ignore[reportAttributeAccessIssue]  # a mark
+    else:
+        parameter.register_hook(partial(torch.mul, which))
+
+
+def learning(parameter: torch.Tensor) -> torch.Tensor | None:
+    """Which entries of this rank's rows have a gradient; None = all."""
+    return getattr(parameter, "learns", None)

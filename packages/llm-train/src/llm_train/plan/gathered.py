@@ -21,7 +21,8 @@ def gathered_bytes(
     """Where most of them are there at once; 0 without `parallel.fsdp`.
 
     While backward computes the largest layer, the next one is on its way; its gradients are there,
-    and in fp32 what is summed of them. Embeddings that are used in two places are there all along.
+    and in fp32 what is summed of them (those of adapters, which are few, are left out). Embeddings
+    that are used in two places are there all along.
     """
     if not config.parallel.fsdp:
         return 0.0
@@ -34,7 +35,8 @@ def gathered_bytes(
         waiting = largest
     else:
         waiting = sum(layers) - max([0, *layers])
-    return float((root + largest) * (2 * width + FP32) + waiting * width)
+    gradients = width + FP32 if config.lora is None else 0
+    return float((root + largest) * (width + gradients) + waiting * width)
 
 
 def _layers(config: RunConfig, arch: Arch, stage: int) -> list[int]:

@@ -78,14 +78,13 @@ def stage_memory(
         logits = 2 * logits_bytes(shapes, vocab_rows=vocab_rows) * share
     found: list[Memory] = []
     for stage, held in enumerate(parameters):
-        kept, width_kept = _kept(config, layout, held), FP32 if config.parallel.fsdp else width
         learned = learning(config, held)
         optimizer = _optimizer(config, layout, learned, width=width)
         is_offloaded = config.memory.offload_optimizer
         is_last = stage == config.parallel.pp - 1
         found.append(
             Memory(
-                weights=kept * width_kept - _quantized_away(config, held, width=width),
+                weights=_weights(config, layout, held, width=width),
                 gathered=gathered_bytes(config, arch, held, stage=stage, width=width),
                 gradients=_kept(config, layout, learned)
                 * (FP32 if config.memory.gradients is KeptType.FP32 else width),
@@ -137,6 +136,15 @@ def _quantized_away(config: RunConfig, held: list[Parameters], *, width: int) ->
         return 0.0
     weights = sum(one.local for one in held if one.kind in _QUANTIZED)
     return weights * (width - NF4_BYTES[config.lora.double_quantize])
+
+
+def _weights(config: RunConfig, layout: Layout, held: list[Parameters], *, width: int) -> float:
+    """Bytes of them between steps; what a sharded model trains is kept as masters, in fp32."""
+    if not config.parallel.fsdp:
+        return _kept(config, layout, held) * width - _quantized_away(config, held, width=width)
+    masters = [one for one in held if config.lora is None or one.kind in ADAPTED]
+    frozen = [one for one in held if one not in masters]
+    return _kept(config, layout, masters) * FP32 + _kept(config, layout, frozen) * width
 
 
 def _kept(config: RunConfig, layout: Layout, held: list[Parameters]) -> float:

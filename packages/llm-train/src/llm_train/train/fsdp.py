@@ -22,7 +22,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from llm_train.model.build import Model
 from llm_train.model.experts import Experts
-from llm_train.model.shards import local
+from llm_train.model.lora.attach import has_adapter
+from llm_train.model.shards import learning, local
 from llm_train.model.unfilled import like
 
 
@@ -95,14 +96,18 @@ class ShardedModel(MegatronModule):
         for one in self._cut.values():
             rows = one.main_param  # pyright: ignore[reportAttributeAccessIssue]
             assert rows.data_ptr() == local(one).data_ptr(), "torch has moved the rows"
-            if not len(rows):  # megatron-core, which flattens gradients, loses the shape of nothing
+            # megatron-core, which flattens gradients, loses the shape of nothing
+            if not (one.requires_grad and len(rows)):
                 continue
-            _set_gradient(one, torch.zeros_like(rows) if one.grad is None else local(one.grad))
+            gradient = torch.zeros_like(rows) if one.grad is None else local(one.grad)
+            if (learns := learning(one)) is not None:
+                gradient.mul_(learns)
+            _set_gradient(one, gradient)
 
     def scale_gradients(self, scaling_factor: torch.Tensor) -> None:
         """Multiply all gradients."""
         for rows in self.parameters():
-            if len(rows):
+            if rows.requires_grad and len(rows):
                 rows.main_grad.mul_(scaling_factor)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -165,9 +170,14 @@ def _set_prefetching(chunk: Model, units: Sequence[torch.nn.Module]) -> None:
     root = cast("FSDPModule", chunk)
     root.set_modules_to_backward_prefetch(order[:1] or [root])
     for unit in units:
-        if isinstance(unit, LanguageModelEmbedding) and not hasattr(unit, "norm"):
+        if isinstance(unit, LanguageModelEmbedding) and not _multiplies(unit):
             # Looking rows up needs no weight in backward.
             cast("FSDPModule", unit).set_unshard_in_backward(False)
+
+
+def _multiplies(embedding: LanguageModelEmbedding) -> bool:
+    """It does more than looking rows up: it has a norm, or an adapter."""
+    return hasattr(embedding, "norm") or has_adapter(embedding.word_embeddings)
 
 
 def _backward_order(units: Sequence[torch.nn.Module]) -> list[torch.nn.Module]:

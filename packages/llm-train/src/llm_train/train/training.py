@@ -154,13 +154,17 @@ class Training:
         # Where megatron-core has a faster way whose sums come in any order.
         model_config.deterministic_mode = config.train.deterministic
         model_config.dsa_indexer_loss_coeff = config.train.indexer_loss_coeff
-        if is_sharded:
+        lora = config.lora
+        if is_sharded and lora is None:
             # Parameters are the masters; what layers compute with is made of them.
             model_config.params_dtype = torch.float32
-        lora = config.lora
         is_quantized = lora is not None and lora.quantize is not None
         with unfilled_matrices() if is_sharded or is_quantized else nullcontext():
             chunks = build_chunks(self.arch, model_config)
+        if lora is not None:
+            ranks = None if self.first_adapter is None else self.first_adapter.ranks
+            masters = torch.float32 if is_sharded else dtype
+            attach_adapters(chunks, lora, dtype=masters, ranks=ranks)
         self._fill(chunks, self._place(chunks, dtype))
         self._choose_what_trains(chunks)
         offload_activations(chunks, config.memory.offload_activations, host=HOST)
@@ -195,16 +199,14 @@ class Training:
         return chunks, trainable
 
     def _choose_what_trains(self, chunks: Sequence[Model]) -> None:
-        """The whole model or adapters, at which rates; on filled chunks."""
+        """Which parameters, at which rates, and adapters as they begin; on filled chunks."""
         config = self.config
         for chunk in chunks:
             chunk.loss_chunk = config.train.loss_chunk
         if config.lora is not None:
             self.base_digest = base_digest(chunks)
-            first = self.first_adapter
-            attach_adapters(chunks, config.lora, ranks=None if first is None else first.ranks)
             fill_adapters(chunks, seed=config.train.seed)
-            if first is not None:
+            if (first := self.first_adapter) is not None:
                 first.refuse_other_base(self.base_digest)
                 begin_as(chunks, first)
         freeze(chunks, config.optimizer.frozen)

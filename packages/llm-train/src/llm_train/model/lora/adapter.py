@@ -44,6 +44,7 @@ class Form:
     scaling: float
     dropout: float
     is_dora: bool
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,7 @@ class Adapter(torch.nn.Module):
         super().__init__()
         self.form, self.place = form, place
         outputs, inputs = weight.shape
-        make = {"dtype": weight.dtype, "device": weight.device}
+        make = {"dtype": form.dtype, "device": weight.device}
         self.A = torch.nn.Parameter(torch.zeros(form.rank, inputs, **make))
         self.B = torch.nn.Parameter(torch.zeros(outputs, form.rank, **make))
         if form.is_dora:
@@ -98,6 +99,15 @@ class Adapter(torch.nn.Module):
         s = self.form.scaling
         squares = w.square().sum(1) + 2 * s * ((w @ a.t()) * b).sum(1)
         squares += s * s * ((b @ (a @ a.t())) * b).sum(1)
+        return self._root(squares)
+
+    @torch.no_grad()
+    def lengths_of_base(self, weight: torch.Tensor) -> torch.Tensor:
+        """[O] lengths of the rows of W (or of some of them, if `weight` has no more), fp32."""
+        return self._root(weight.float().square().sum(1))
+
+    def _root(self, squares: torch.Tensor) -> torch.Tensor:
+        """Of sums of squares over this rank's inputs, the roots of those over all."""
         if self.place.cut is Cut.INPUTS and self.place.group.size() > 1:
             dist.all_reduce(squares, group=self.place.group)
         return squares.sqrt()
@@ -136,7 +146,7 @@ class EmbeddingAdapter(torch.nn.Module):
         super().__init__()
         self.form, self.place = form, place
         weight = embedding.weight
-        make = {"dtype": weight.dtype, "device": weight.device}
+        make = {"dtype": form.dtype, "device": weight.device}
         self.A = torch.nn.Parameter(torch.zeros(form.rank, weight.shape[0], **make))
         self.B = torch.nn.Parameter(torch.zeros(weight.shape[1], form.rank, **make))
         self.first = embedding.vocab_start_index
@@ -168,7 +178,7 @@ class ExpertsAdapter(torch.nn.Module):
         super().__init__()
         self.form, self.place = form, place
         outputs, inputs = weights[0].shape
-        make = {"dtype": weights[0].dtype, "device": weights[0].device}
+        make = {"dtype": form.dtype, "device": weights[0].device}
         self.A = torch.nn.Parameter(torch.zeros(len(weights), form.rank, inputs, **make))
         self.B = torch.nn.Parameter(torch.zeros(len(weights), outputs, form.rank, **make))
         cut = {Cut.OUTPUTS: self.B, Cut.INPUTS: self.A}[place.cut]

@@ -1,4 +1,4 @@
-"""Adapters put on the linears of a model chunk that is filled, which is frozen but for them."""
+"""Adapters put on the linears of a model chunk, which is frozen but for them."""
 
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,15 +44,25 @@ class Target:
 
 
 def attach_adapters(
-    chunks: Sequence[Model], lora: LoraConfig, *, ranks: Mapping[str, int] | None = None
+    chunks: Sequence[Model],
+    lora: LoraConfig,
+    *,
+    dtype: torch.dtype,
+    ranks: Mapping[str, int] | None = None,
 ) -> None:
     """Freeze the chunks and adapt what `lora.target_modules` names; every rank calls it.
 
-    `ranks` are those of linears, by name, whose adapters have more rows than `lora.rank`.
-    A begins at zero here, and B: `fill_adapters` gives them their first values. Raises TargetError
-    naming what matches nothing on any rank, and what there is.
+    Weights need have no memory yet, and then adapters have none: `fill_adapters` gives them their
+    first values. `ranks` are those of linears, by name, whose adapters have more rows than
+    `lora.rank`. Raises TargetError naming what matches nothing on any rank, and what there is.
     """
-    form = Form(rank=lora.rank, scaling=lora.scaling, dropout=lora.dropout, is_dora=lora.dora)
+    form = Form(
+        rank=lora.rank,
+        scaling=lora.scaling,
+        dropout=lora.dropout,
+        is_dora=lora.dora,
+        dtype=dtype,
+    )
     _refuse_unknown(chunks, lora.target_modules)
     for chunk in chunks:
         chunk.requires_grad_(False)
@@ -93,6 +103,11 @@ def targets(chunk: Model) -> Iterator[Target]:
 def has_adapters(chunk: Model) -> bool:
     """It is frozen, and adapters are what trains, whether or not this chunk holds any."""
     return chunk.is_adapted
+
+
+def has_adapter(linear: torch.nn.Module) -> bool:
+    """A linear or an embedding has one of its own."""
+    return hasattr(linear, CHILD)
 
 
 def _adapt(target: Target, form: Form, *, is_overlapped: bool) -> None:

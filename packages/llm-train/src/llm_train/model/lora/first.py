@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +13,7 @@ from llm_train.interfaces import AdapterFactors, AdapterSource
 from llm_train.model.build import Model
 from llm_train.model.lora.pieces import Held
 from llm_train.model.lora.tensors import adapter_tensors
+from llm_train.model.shards import let_learn
 
 _EMBEDDING = "embedding."
 
@@ -90,7 +91,7 @@ def _fill(held: Held, first: FirstAdapter) -> None:
             learns[piece.index] = factors.learns[place].to(learns.device)
             is_masked = True
     if is_masked:
-        held.tensor.register_hook(partial(torch.mul, learns))
+        let_learn(held.parameter, learns)
 
 
 def _refuse_missing(held: Held, there: set[str], folder: Path) -> None:

@@ -5,7 +5,7 @@ rank: gate, product and activation are computed again, where plain adapters keep
 as wide as the feed-forward. Exchanges are overlapped as under `lora.overlap`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ class _Parts:
     config: TransformerConfig
     first: Products
     second: Products
-    bias: torch.Tensor | None
+    bias: torch.Tensor | None = None
 
 
 def fuse(feed_forward: FeedForward, first: Adapter, second: Adapter) -> None:
@@ -33,7 +33,6 @@ def fuse(feed_forward: FeedForward, first: Adapter, second: Adapter) -> None:
         config=feed_forward.config,
         first=products_of(first),
         second=products_of(second),
-        bias=cast("Any", feed_forward.linear_fc1).bias,
     )
     feed_forward.forward = partial(_forward, feed_forward, first, second, parts)
 
@@ -49,6 +48,8 @@ def _forward(
     """[T, B, hidden] → the same and the bias that is still to add."""
     up, down = cast("Any", feed_forward.linear_fc1), cast("Any", feed_forward.linear_fc2)
     x = hidden_states.flatten(0, -2)
+    # As it is now: where weights are shared out over ranks it is gathered each time.
+    parts = replace(parts, bias=up.bias)
     out = _FusedMlp.apply(x, up.weight, first.A, first.B, down.weight, second.A, second.B, parts)
     return cast("torch.Tensor", out).view(hidden_states.shape), down.bias
 

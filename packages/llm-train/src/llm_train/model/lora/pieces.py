@@ -1,7 +1,8 @@
 """Where what a rank holds of an adapter lies in the whole one: for checkpoints and for export."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from megatron.core.dist_checkpointing.mapping import (
@@ -9,6 +10,8 @@ from megatron.core.dist_checkpointing.mapping import (
     ShardedTensor,
     ShardedTensorFactory,
 )
+
+from llm_train.model.shards import is_shared_out, local, rows
 
 Index = tuple[int | slice, ...]
 
@@ -25,24 +28,62 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """A rank's part of one or several whole tensors; `replica` tells copies of it apart."""
+    """A rank's part of one or several whole tensors; `replica` tells copies of it apart.
+
+    `pieces` are of `tensor`: the parameter, or the rows of it that this rank keeps.
+    """
 
     name: str
-    tensor: torch.nn.Parameter
+    parameter: torch.nn.Parameter
     pieces: tuple[Piece, ...]
     replica: ReplicaId
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """What this rank keeps, sharing its memory."""
+        return local(self.parameter)
+
+
+def own_rows(held: Held) -> Held:
+    """Less of it, where the rows of a parameter are shared out over data-parallel ranks."""
+    if not is_shared_out(held.parameter):
+        return held
+    kept, count = rows(held.parameter), len(held.parameter)
+    parts = [_within(piece, kept, count) for piece in held.pieces]
+    # The last number counts copies on data-parallel ranks, and there are none.
+    (*others, _) = cast("tuple[int, ...]", held.replica)
+    return replace(
+        held, pieces=tuple(one for one in parts if one is not None), replica=(*others, 0)
+    )
+
+
+def _within(piece: Piece, kept: slice, count: int) -> Piece | None:
+    """What of a piece lies in the rows `kept` of a parameter of `count` rows."""
+    row, *others = piece.index
+    if isinstance(row, int):
+        is_kept = kept.start <= row < kept.stop
+        return replace(piece, index=(row - kept.start, *others)) if is_kept else None
+    start, stop, _ = row.indices(count)
+    first, last = max(start, kept.start), min(stop, kept.stop)
+    if first >= last:
+        return None
+    return replace(
+        piece,
+        index=(slice(first - kept.start, last - kept.start), *others),
+        offset=(piece.offset[0] + first - start, *piece.offset[1:]),
+    )
 
 
 def runs(places: Sequence[int], whole: int) -> list[tuple[int, int, int]]:
     """(first local, first in the whole, count) of every run of neighbours; fill is left out."""
     found: list[tuple[int, int, int]] = []
-    for local, place in enumerate(places):
+    for here, place in enumerate(places):
         if place >= whole:
             continue
-        if found and (last := found[-1])[0] + last[2] == local and last[1] + last[2] == place:
+        if found and (last := found[-1])[0] + last[2] == here and last[1] + last[2] == place:
             found[-1] = (last[0], last[1], last[2] + 1)
         else:
-            found.append((local, place, 1))
+            found.append((here, place, 1))
     return found
 
 
@@ -54,9 +95,9 @@ def cut_pieces(
     `at` is where the tensor lies in a stack.
     """
     found: list[Piece] = []
-    for local, place, count in runs(places, shape[axis]):
+    for first, place, count in runs(places, shape[axis]):
         index: list[int | slice] = [*at, *(slice(None) for _ in shape)]
-        index[len(at) + axis] = slice(local, local + count)
+        index[len(at) + axis] = slice(first, first + count)
         offset = tuple(place if one == axis else 0 for one in range(len(shape)))
         found.append(Piece(key=key, shape=shape, offset=offset, index=tuple(index)))
     return tuple(found)
@@ -82,8 +123,13 @@ def described(held: Held) -> ShardedTensorFactory:
         return whole
 
     return ShardedTensorFactory(
-        key=held.name, data=held.tensor, build_fn=build, merge_fn=merge, replica_id=held.replica
+        key=held.name, data=held.parameter, build_fn=build, merge_fn=merge, replica_id=held.replica
     )
+
+
+def sharded(held: Held, data: torch.Tensor, *, prefix: str = "") -> list[ShardedTensor]:
+    """The same of `data` in the place of `held.tensor`, in the order of its pieces."""
+    return [_sharded(piece, data, f"{prefix}{piece.key}", held.replica) for piece in held.pieces]
 
 
 def _sharded(piece: Piece, tensor: torch.Tensor, key: str, replica: ReplicaId) -> ShardedTensor:

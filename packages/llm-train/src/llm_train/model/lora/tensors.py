@@ -12,8 +12,9 @@ from llm_train.model.build import Model
 from llm_train.model.experts import Experts
 from llm_train.model.fill import cut_places, name_seed
 from llm_train.model.lora.adapter import Adapter, Cut, EmbeddingAdapter, ExpertsAdapter, first_bound
-from llm_train.model.lora.pieces import Held, Piece, cut_pieces
-from llm_train.model.names import EXPERTS, NamedTensor, named_tensors
+from llm_train.model.lora.pieces import Held, Piece, cut_pieces, own_rows
+from llm_train.model.names import EXPERTS, NamedTensor, base_tensors, named_tensors
+from llm_train.model.shards import local, rows
 
 # Entries of each base weight that its digest looks at.
 _DIGESTED = 8
@@ -21,7 +22,11 @@ _ENTRIES = "digested_entries"
 
 
 def adapter_tensors(chunk: Model) -> Iterator[Held]:
-    """Every trained tensor of a chunk's adapters."""
+    """Every trained tensor of a chunk's adapters, as much of it as this rank keeps."""
+    return map(own_rows, _whole_tensors(chunk))
+
+
+def _whole_tensors(chunk: Model) -> Iterator[Held]:
     by_name = {one.name: one for one in named_tensors(chunk)}
     for module in chunk.modules():
         found = getattr(module, "lora", None)
@@ -42,6 +47,7 @@ def fill_adapters(chunks: Sequence[Model], *, seed: int) -> None:
     """
     for chunk in chunks:
         for held in adapter_tensors(chunk):
+            held.tensor.zero_()
             side = held.name.rpartition(".")[2]
             is_embedding = held.name.startswith("embedding.")
             if side == "lora_magnitude" or (side == "lora_A") == is_embedding:
@@ -63,7 +69,8 @@ def fill_adapters(chunks: Sequence[Model], *, seed: int) -> None:
         for module in chunk.modules():
             found = getattr(module, "lora", None)
             if isinstance(found, Adapter) and found.form.is_dora:
-                found.magnitude.copy_(found.lengths(cast("torch.Tensor", module.weight)))
+                weight = local(cast("torch.Tensor", module.weight))
+                local(found.magnitude).copy_(found.lengths_of_base(weight))
 
 
 def base_digest(chunks: Sequence[Model]) -> str:
@@ -71,13 +78,20 @@ def base_digest(chunks: Sequence[Model]) -> str:
 
     Every rank calls it, before the weights are changed in any way but by `keep_digested`.
     """
-    mine: dict[str, list[float]] = {}
-    for named in (named for chunk in chunks for named in named_tensors(chunk)):
-        if named.tensor.dim() and named.shard[0] == 0 and ".lora." not in named.name:
-            mine[named.name] = getattr(named.tensor, _ENTRIES, None) or _digested(named.tensor)
-    everywhere: list[dict[str, list[float]]] = [{}] * dist.get_world_size()
+    # By name and place of the first: where rows are shared out, ranks have the entries together.
+    mine: dict[tuple[str, int], list[float]] = {}
+    for named in (named for chunk in chunks for named in base_tensors(chunk)):
+        if named.tensor.dim() and named.shard[0] == 0:
+            first = rows(named.tensor).start * named.tensor[:1].numel()
+            found = getattr(named.tensor, _ENTRIES, None) or _digested(local(named.tensor))
+            mine[named.name, first] = found[: max(0, _DIGESTED - first)]
+    everywhere: list[dict[tuple[str, int], list[float]]] = [{}] * dist.get_world_size()
     dist.all_gather_object(everywhere, mine)
-    entries = {name: row for part in everywhere for name, row in part.items()}
+    entries: dict[str, list[float]] = {}
+    for (name, _), row in sorted(
+        {key: r for part in everywhere for key, r in part.items()}.items()
+    ):
+        entries.setdefault(name, []).extend(row)
     return hashlib.sha256(repr(sorted(entries.items())).encode()).hexdigest()
 
 
@@ -112,17 +126,17 @@ def _of_linear(adapter: Adapter, weight: NamedTensor, chunk: Model) -> Iterator[
     for side, tensor, shape, axis_cut, axis in parts:
         key, is_cut = f"{adapter.name}.{side}", cut is axis_cut
         pieces = cut_pieces(key, shape, axis=axis, places=places if is_cut else range(shape[axis]))
-        yield Held(name=key, tensor=tensor, pieces=pieces, replica=_replica(is_cut=is_cut))
+        yield Held(name=key, parameter=tensor, pieces=pieces, replica=_replica(is_cut=is_cut))
 
 
 def _of_embedding(adapter: EmbeddingAdapter, weight: NamedTensor, chunk: Model) -> Iterator[Held]:
     rank, vocab = adapter.form.rank, chunk.real_vocab_size
     a, b = f"{adapter.name}.lora_A", f"{adapter.name}.lora_B"
     rows = cut_pieces(a, (rank, vocab), axis=1, places=cut_places(weight))
-    yield Held(name=a, tensor=adapter.A, pieces=rows, replica=_replica(is_cut=True))
+    yield Held(name=a, parameter=adapter.A, pieces=rows, replica=_replica(is_cut=True))
     hidden = adapter.B.shape[0]
     whole = cut_pieces(b, (hidden, rank), axis=0, places=range(hidden))
-    yield Held(name=b, tensor=adapter.B, pieces=whole, replica=_replica(is_cut=False))
+    yield Held(name=b, parameter=adapter.B, pieces=whole, replica=_replica(is_cut=False))
 
 
 def _of_experts(
@@ -148,7 +162,7 @@ def _of_experts(
             pieces += cut_pieces(key, whole[side], axis=axis, places=places, at=(number,))
         replica = _expert_replica(module, is_cut=cut is axis_cut)
         yield Held(
-            name=f"{adapter.name}.{side}", tensor=tensor, pieces=tuple(pieces), replica=replica
+            name=f"{adapter.name}.{side}", parameter=tensor, pieces=tuple(pieces), replica=replica
         )
 
 
