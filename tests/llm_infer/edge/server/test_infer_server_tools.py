@@ -119,6 +119,8 @@ def test_every_token_of_a_call_has_its_probability(client):
         ),
         ({"tools": [{"type": "function", "function": {"name": "a", "parameters": 3}}]},
          "tools.0.function.parameters: want a JSON schema"),
+        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"$defs": 3}}}],
+          "tool_choice": "required"}, r"tools.0.function.parameters.\$defs: want an object"),
     ],
 )  # fmt: skip
 def test_choices_that_cannot_be_kept_are_refused(client, fields, said):

@@ -66,8 +66,13 @@ def check_tool(tool: Mapping[str, Any], where: str) -> None:
     function = cast("dict[str, object]", found) if isinstance(found, dict) else {}
     if not isinstance(function.get("name"), str):
         raise invalid(f"{where}.function: want an object with a name", param=where)
-    if not isinstance(function.get("parameters", {}), dict):
+    parameters = function.get("parameters")
+    if parameters is None:
+        return
+    if not isinstance(parameters, dict):
         raise invalid(f"{where}.function.parameters: want a JSON schema, an object", param=where)
+    if not isinstance(cast("dict[str, object]", parameters).get("$defs", {}), dict):
+        raise invalid(f"{where}.function.parameters.$defs: want an object", param=where)
 
 
 def check_choice(choice: ToolChoice | None, tools: Sequence[Tool]) -> None:
