@@ -53,6 +53,31 @@ def test_beams_give_the_text_of_transformers_alone_and_from_a_file(models, tmp_p
     assert [answer["text"] for answer in answers] == theirs
 
 
+def test_a_bias_is_that_of_transformers(models):
+    biases = {32: 3.0, 65: -100.0, 12: 2.5, 300: 4.0}
+    words = [word for token, bias in biases.items() for word in ("--logit-bias", f"{token}={bias}")]
+    found = _generate(models["qwen3"], "--prompt", PROMPT, "--max-new-tokens", 20, *words)
+    sequences = {(token,): bias for token, bias in biases.items()}
+    assert found.stdout == _expected(models["qwen3"], PROMPT, 20, sequence_bias=sequences) + "\n"
+    assert found.stdout != _expected(models["qwen3"], PROMPT, 20) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "said"),
+    [
+        ("x=1", 2, "'x=1': want TOKEN=NUMBER, such as 42=-100"),
+        ("3", 2, "'3': want TOKEN=NUMBER"),
+        ("3=101", 2, "logit_bias: found 3: 101.0, want a token and a number in [-100, 100]"),
+        ("3=nan", 2, "logit_bias: found 3: nan"),
+        ("320=1", 1, "logit_bias: found token 320, want 0 to 319"),
+    ],
+)
+def test_a_bias_that_cannot_be_says_why(models, given, code, said):
+    found = _generate(models["qwen3"], "--prompt", PROMPT, "--logit-bias", given)
+    assert found.exit_code == code
+    assert said in found.stderr
+
+
 def test_an_engine_without_beam_search_says_so(models):
     arguments = ("--prompt", PROMPT, "--num-beams", 2)
     refused = _generate(models["qwen3"], *arguments, "--engine", "transformers")

@@ -64,6 +64,7 @@ class LocalSpeaker:
 
     def complete_all(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Answer]:
         """All together where the engine can; a prompt without room fails before anything runs."""
+        self._check_bias(sampling)
         encoded = [self._encoded(prompt) for prompt in prompts]
         answers = answers_of(self._loaded, encoded, sampling)
         return [
@@ -92,6 +93,7 @@ class LocalSpeaker:
 
     def _start(self, prompt: Sequence[int], sampling: Sampling, decode: Decode) -> TextStream:
         self._check_room(prompt)
+        self._check_bias(sampling)
         return TextStream(
             self._loaded.engine.generate(prompt, sampling),
             decode,
@@ -100,6 +102,11 @@ class LocalSpeaker:
             clock=time.perf_counter,
             num_prompt_tokens=len(prompt),
         )
+
+    def _check_bias(self, sampling: Sampling) -> None:
+        size = self._loaded.tokenizer.vocab_size
+        if strays := [token for token, _ in sampling.logit_bias if token >= size]:
+            raise InferError(f"logit_bias: found token {strays[0]}, want 0 to {size - 1}")
 
     def _check_room(self, prompt: Sequence[int]) -> None:
         """Raise unless there is a prompt, and room behind it in the context."""

@@ -46,6 +46,21 @@ class _Variables(click.ParamType):
             self.fail(f"{value}: {error}", param, ctx)
 
 
+class _TokenBias(click.ParamType):
+    """A token's number and what is added to its logit."""
+
+    name = "TOKEN=NUMBER"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, float]:
+        token, _, bias = value.partition("=")
+        try:
+            return int(token), float(bias)
+        except ValueError:
+            self.fail(f"{value!r}: want {self.name}, such as 42=-100", param, ctx)
+
+
 SAMPLING = (
     click.option("--max-new-tokens", type=int, default=_DEFAULT.max_new_tokens, show_default=True),
     click.option("--temperature", type=float, default=_DEFAULT.temperature, show_default=True,
@@ -62,6 +77,9 @@ SAMPLING = (
                  show_default=True, help="Taken from the logits of tokens of the answer."),
     click.option("--frequency-penalty", type=float, default=_DEFAULT.frequency_penalty,
                  show_default=True, help="The same, times how often they occur."),
+    click.option("--logit-bias", type=_TokenBias(), multiple=True,
+                 help="Added to the logit of a token, by its number; -100 to 100; may be given "
+                 "more than once."),
     click.option("--seed", type=int, default=_DEFAULT.seed, show_default=True),
     click.option("--stop", multiple=True, metavar="TEXT",
                  help="End before this text; may be given more than once."),
@@ -170,6 +188,7 @@ _SAMPLING_NAMES = (
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
+    "logit_bias",
     "seed",
     "stop",
 )
