@@ -27,6 +27,7 @@ def test_names_of_a_task_file():
 
 def test_members_of_a_group_are_not_declared_by_it():
     assert names_in(GROUP) == [("group", "maths")]
+    assert names_in(b"group: maths\ntask: [algebra, geometry]\n") == [("group", "maths")]
 
 
 def test_inline_tags():

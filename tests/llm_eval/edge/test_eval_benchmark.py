@@ -236,3 +236,65 @@ def test_a_conversation_with_a_model_that_has_no_template_is_refused(
     choice = _tasks("toy_animals", include=own_tasks, is_chat=True)
     with pytest.raises(EvalError, match="the tokenizer has no chat template"):
         benchmark.run(choice, _model(roomy_model), tmp_path / "out", overwrite=False)
+
+
+def _broken(own, text=TASK, rows=None, *, name="toy_broken"):
+    """A task file of a user's own, beside the sound ones."""
+    folder = own / "broken"
+    folder.mkdir()
+    (folder / "data.jsonl").write_text((own / "data.jsonl").read_text() if rows is None else rows)
+    text = text.replace("toy_animals", name).replace("tag: toy_all\n", "")
+    (folder / "broken.yaml").write_text(text.format(folder=folder))
+
+
+@pytest.mark.parametrize(
+    ("changed", "rows", "said"),
+    [
+        ({}, '{"question": "x"\n{{{', "JSON parse error"),
+        ({}, "", "its data file is empty"),
+        ({}, '{"asked": "x", "choices": ["a"], "answer": 0}\n', "'question' is undefined"),
+        ({"question}}}}": "question"}, None, "TemplateSyntaxError"),
+        ({"multiple_choice": "chocie"}, None, "invalid output_type 'chocie'"),
+        (
+            {'doc_to_text: "': "doc_to_text: !function gone.f #"},
+            None,
+            "Cannot import module 'gone'",
+        ),
+    ],
+)
+def test_a_task_file_that_cannot_be_built_is_named_with_the_reason(
+    changed, rows, said, own_tasks, roomy_model, tmp_path
+):
+    text = TASK
+    for old, new in changed.items():
+        assert old in text
+        text = text.replace(old, new)
+    _broken(own_tasks, text, rows)
+    choice = _tasks("toy_broken", include=own_tasks)
+    with pytest.raises(EvalError, match="broken") as caught:
+        benchmark.run(choice, _model(roomy_model), tmp_path / "out", overwrite=False)
+    assert "broken.yaml): " in str(caught.value)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("group", "said"),
+    [
+        ("[toy_animals, toy_animal]", r"g\.yaml: no task named 'toy_animal'; nearest: toy_animals"),
+        ("[]", "group toy_odd: holds no task"),
+        ("[toy_odd]", "group toy_odd: holds itself"),
+    ],
+)
+def test_a_group_that_holds_nothing_unknown_names_or_itself_is_refused(
+    group, said, own_tasks, roomy_model, tmp_path
+):
+    (own_tasks / "g.yaml").write_text(f"group: toy_odd\ntask: {group}\n")
+    choice = _tasks("toy_odd", include=own_tasks)
+    with pytest.raises(EvalError, match=said):
+        benchmark.run(choice, _model(roomy_model), tmp_path / "out", overwrite=False)
+
+
+def test_more_examples_than_there_are_is_an_error_that_says_so(own_tasks, roomy_model, tmp_path):
+    choice = _tasks("toy_animals", include=own_tasks, num_fewshot=99)
+    with pytest.raises(EvalError, match="toy_animals: its prompts cannot be made with 99 examples"):
+        benchmark.run(choice, _model(roomy_model), tmp_path / "out", overwrite=False)

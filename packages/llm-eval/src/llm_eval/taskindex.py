@@ -15,7 +15,7 @@ from llm_eval.errors import EvalError
 
 Kind = Literal["task", "group", "tag"]
 
-# `task:` with a list below it names the members of a group, not a task.
+# `task:` with a list, below it or in brackets, names the members of a group, not a task.
 _NAMED = re.compile(
     rb"""^["']?(task|group|tag)["']?[ \t]*:[ \t]*(.*?)[ \t]*(?:#.*)?$""", re.MULTILINE
 )
@@ -40,7 +40,7 @@ def names_in(content: bytes) -> list[tuple[Kind, str]]:
             listed = _ITEMS.match(content, match.end()) if not value else None
             items = listed[0].decode("utf-8", "replace").split("\n") if listed else [value]
             found.extend(("tag", name) for item in items for name in _scalars(item))
-        else:
+        elif not value.startswith("["):
             found.extend((kind, name) for name in _scalars(value))
     return found
 

@@ -63,23 +63,37 @@ def _needed_files(names: Sequence[str], names_index: Mapping[str, Named]) -> set
         entry = require(name, names_index)
         needed.update(entry.files)
         if entry.kind == "group":
-            waiting += [member for member in _members(entry.files[0]) if member in names_index]
+            waiting += _known_members(entry.files[0], names_index)
     return needed
 
 
-def _members(group_file: Path) -> Iterator[str]:
-    """Names a group's file mentions as members, at any depth."""
+def _known_members(group_file: Path, names_index: Mapping[str, Named]) -> list[str]:
+    """Names that a group's file mentions, at any depth, without those it defines there itself."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    yield from _mentioned(load_yaml(group_file, resolve_func=False, recursive=True).get("task"))
+    whole = load_yaml(group_file, resolve_func=False, recursive=True)
+    known: list[str] = []
+    for name, is_reference in _mentioned(whole.get("task")):
+        if name in names_index:
+            known.append(name)
+        elif is_reference:
+            try:
+                require(name, names_index)
+            except EvalError as error:
+                raise EvalError(f"{group_file}: {error}") from error
+    return known
 
 
-def _mentioned(value: Any) -> Iterator[str]:
+def _mentioned(value: Any) -> Iterator[tuple[str, bool]]:
+    """Names, and whether each stands by itself, as the name of a task that is defined elsewhere."""
     if isinstance(value, str):
-        yield value
+        yield value, False
     elif isinstance(value, list):
         for item in value:
-            yield from _mentioned(item)
+            if isinstance(item, str):
+                yield item, True
+            else:
+                yield from _mentioned(item)
     elif isinstance(value, dict):
         yield from _mentioned(value.get("task"))
         yield from _mentioned(value.get("group"))

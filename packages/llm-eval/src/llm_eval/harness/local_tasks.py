@@ -77,6 +77,16 @@ class _Factory(TaskFactory):
         self._group_overrides = {k: v for k, v in overrides.items() if k in _GROUP_KEYS}
 
     def _build_task(self, entry: Any, overrides: dict[str, Any] | None) -> Any:
+        try:
+            return self._built(entry, overrides)
+        except EvalError:
+            raise
+        # Whatever a task file's templates, functions and data make the libraries raise.
+        except Exception as error:
+            where = f" ({entry.yaml_path})" if entry.yaml_path else ""
+            raise EvalError(f"task {entry.name}{where}: {_reason(error)}") from error
+
+    def _built(self, entry: Any, overrides: dict[str, Any] | None) -> Any:
         config = self._load_full_config(entry, overrides)
         if self._data is None or "class" in config:
             return super()._build_task(entry, overrides)
@@ -110,6 +120,30 @@ class Manager(TaskManager):
         self._factory = _Factory(data=data, overrides=overrides or {})
 
     def build(self, names: Sequence[str]) -> list[Any]:
-        """The tasks and groups of these names; a tag becomes its tasks."""
-        built = [self._load_spec(name) for name in names]
+        """The tasks and groups of these names; a tag becomes its tasks.
+
+        EvalError for a task that cannot be built, and a group that holds none or itself.
+        """
+        built = [self._loaded(name) for name in names]
         return [item for made in built for item in (made if isinstance(made, list) else [made])]
+
+    def _loaded(self, name: str) -> Any:
+        try:
+            found = self._load_spec(name)
+        except RecursionError as error:
+            raise EvalError(f"group {name}: holds itself, directly or through another") from error
+        parts = found if isinstance(found, list) else [found]
+        if not self.load(parts)["tasks"]:
+            raise EvalError(f"group {name}: holds no task")
+        return found
+
+
+def _reason(error: Exception) -> str:
+    """What was raised, and below it what a library had found first."""
+    if isinstance(error, StopIteration):
+        return "its data file is empty"
+    first = error
+    while isinstance(first.__cause__, Exception):
+        first = first.__cause__
+    below = "" if str(first) in str(error) else f" ({first})"
+    return f"{type(error).__name__}: {error}{below}"
