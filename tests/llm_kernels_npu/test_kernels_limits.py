@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from llm_kernels_npu import kernels
+from llm_kernels_npu.cases import check_cases
 from llm_kernels_npu.errors import CallRefusedError
+from llm_kernels_npu.parity import arguments, make
 from llm_kernels_npu.registry import OPERATORS
 from llm_kernels_npu.select import Choice, bind, load
 
@@ -249,6 +251,72 @@ WRONG = {
 def test_wrong_call_is_refused(operator, args, options, match, backend):
     with pytest.raises(CallRefusedError, match=match):
         bind(Choice(operator=operator, backend=backend))(*args, **options)
+
+
+# By operator the sizes that no other argument repeats, as (tensor, axis).
+FREE = {
+    "causal_conv1d": {(0, 0), (0, 1), (1, 1)},  # B, T, W
+    "gated_delta_rule": {(2, 3)},  # V
+    "mamba2_scan": {(0, 3)},  # P
+    "dsa_indexer": {(1, 1)},  # S
+    "sparse_attention": {(0, 2), (1, 1), (2, 2)},  # H, S, K
+}
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_size_that_two_arguments_share_is_refused_when_one_differs(name):
+    case = check_cases(name)[0]
+    args, options = arguments(case, make(case, device="cpu", dtype=torch.float32))
+    operator = bind(Choice(operator=name, backend="torch"))
+    operator(*args, **options)
+    for number, tensor in enumerate(args):
+        for axis in range(tensor.dim()):
+            grown = torch.cat([tensor, tensor.narrow(axis, 0, 1)], axis)
+            changed = [*args[:number], grown, *args[number + 1 :]]
+            if (number, axis) in FREE[name]:
+                operator(*changed, **options)
+            else:
+                with pytest.raises(CallRefusedError):
+                    operator(*changed, **options)
+
+
+@pytest.mark.parametrize("axis", [0, 1], ids=["B", "T"])
+@pytest.mark.parametrize(("name", "twins"), [("gated_delta_rule", (0, 1)), ("mamba2_scan", (3, 4))])
+def test_pair_of_one_shape_is_refused_when_the_others_do_not_follow(name, twins, axis):
+    case = check_cases(name)[0]
+    args, options = arguments(case, make(case, device="cpu", dtype=torch.float32))
+    changed = list(args)
+    for number in twins:
+        changed[number] = torch.cat([args[number], args[number].narrow(axis, 0, 1)], axis)
+    with pytest.raises(CallRefusedError, match="the same B and T > 0"):
+        bind(Choice(operator=name, backend="torch"))(*changed, **options)
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_first_tensor_of_another_dtype_or_device_is_refused(name):
+    case = check_cases(name)[0]
+    (first, *rest), options = arguments(case, make(case, device="cpu", dtype=torch.float32))
+    operator = bind(Choice(operator=name, backend="torch"))
+    for changed in (first.int(), first.to("meta")):
+        with pytest.raises(CallRefusedError):
+            operator(changed, *rest, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "match"),
+    [
+        ("causal_conv1d", 2, r"initial_state of shape \(3, 3, 5\), want \(2, 3, 5\)"),
+        ("gated_delta_rule", 2, r"initial_state of shape \(2, 3, 5, 7\), want \(1, 3, 5, 7\)"),
+        ("mamba2_scan", 2, r"initial_state of shape \(2, 3, 4, 5\), want \(1, 3, 4, 5\)"),
+    ],
+)
+def test_state_of_another_batch_is_refused(name, number, match):
+    case = check_cases(name)[number]
+    args, options = arguments(case, make(case, device="cpu", dtype=torch.float32))
+    state = options["initial_state"]
+    operator = bind(Choice(operator=name, backend="torch"))
+    with pytest.raises(CallRefusedError, match=match):
+        operator(*args, **{**options, "initial_state": torch.cat([state, state[:1]])})
 
 
 def test_npu_refuses_a_tensor_elsewhere():

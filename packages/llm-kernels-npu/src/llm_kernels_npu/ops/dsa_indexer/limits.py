@@ -32,19 +32,28 @@ def _shapes(q: Tensor, k: Tensor, weights: Tensor, top_k: int, causal: bool) -> 
         return f"causal with {q_shape[1]} queries and only {k_shape[1]} keys"
     if 0 in q_shape or 0 in k_shape:
         return f"q {tuple(q_shape)} or k {tuple(k_shape)} is empty"
-    device = q.device
-    if q.dtype is k.dtype and k.device == device and weights.device == device:
-        return None
     return alike("q", q, "k", k) or together("q", q, "weights", weights)
 
 
 def _any_device(
     q: Tensor, k: Tensor, weights: Tensor, *, top_k: int, causal: bool = True
 ) -> str | None:
-    reason = _shapes(q, k, weights, top_k, causal)
-    if reason is None and q.dtype not in FLOATS:
-        reason = floating("q", q)
-    return reason
+    q_shape, k_shape = q.shape, k.shape
+    if len(q_shape) == 4 and len(k_shape) == 3:
+        batch, queries, heads, dim = q_shape
+        key_batch, keys, key_dim = k_shape
+        if (
+            key_batch == batch
+            and key_dim == dim
+            and weights.shape == (batch, queries, heads)
+            and top_k >= 1
+            and (keys >= queries or not causal)
+            and batch * queries * heads * dim * keys
+            and q.dtype is k.dtype in FLOATS
+            and q.device == k.device == weights.device
+        ):
+            return None
+    return _shapes(q, k, weights, top_k, causal) or floating("q", q)
 
 
 def _npu(q: Tensor, k: Tensor, weights: Tensor, *, top_k: int, causal: bool = True) -> str | None:
