@@ -52,9 +52,13 @@ class FakeNpu(TorchDispatchMode):
 
     def write_calls(self, folder: str) -> None:
         """How often each operator was called in this process: a file of its own in `folder`."""
+        self.write_counts(Path(folder, f"{os.getpid()}.calls"))
+
+    def write_counts(self, file: Path) -> None:
+        """How often each operator in `calls` was called: a line each."""
         counts = Counter(self.calls)
         lines = (f"{name} {count}\n" for name, count in sorted(counts.items()))
-        Path(folder, f"{os.getpid()}.calls").write_text("".join(lines))
+        file.write_text("".join(lines))
 
 
 def active() -> FakeNpu:
