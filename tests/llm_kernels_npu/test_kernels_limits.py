@@ -141,6 +141,12 @@ WRONG = {
         {"reduction": "mean"},
         "reduction is 'mean', want one of none, sum",
     ),
+    "linear-chunk": (
+        "linear_cross_entropy",
+        (ones(4, 3), ones(9, 3), torch.zeros(4, dtype=torch.int64)),
+        {"chunk_rows": 0},
+        "chunk_rows is 0, want at least 1",
+    ),
     "linear-shape": (
         "linear_cross_entropy",
         (ones(4, 3), ones(9, 5), torch.zeros(4, dtype=torch.int64)),

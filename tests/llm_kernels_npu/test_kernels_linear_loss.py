@@ -77,6 +77,41 @@ def test_a_frozen_factor_gets_no_gradient_and_costs_no_product(frozen, seed):
     assert products.number == 2
 
 
+def test_losses_by_row_over_a_frozen_weight_make_no_product_twice(seed):
+    """Each row's gradient is scaled by its own factor; nothing adds rows up."""
+    hidden, weight, targets = leaves(seed)
+    weight = weight.detach()
+    factors = torch.randn(ROWS, generator=seed, dtype=torch.float64)
+    logits = functional.linear(hidden, weight)
+    by_row = functional.cross_entropy(logits, targets, reduction="none")
+    (wanted,) = torch.autograd.grad((by_row * factors).sum(), hidden)
+    with Products() as products:
+        found = linear_cross_entropy(hidden, weight, targets)
+        (found * factors).sum().backward()
+    torch.testing.assert_close(found, by_row)
+    torch.testing.assert_close(hidden.grad, wanted)
+    assert products.number == 2
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_no_more_rows_than_asked_for_have_logits_at_a_time(reduction, seed):
+    class Rows(TorchDispatchMode):
+        most = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if func.overloadpacket is torch.ops.aten.mm and out.shape[1] == VOCAB:
+                self.most = max(self.most, out.shape[0])
+            return out
+
+    hidden, weight, targets = leaves(seed)
+    with Rows() as rows:
+        linear_cross_entropy(
+            hidden, weight, targets, reduction=reduction, chunk_rows=3
+        ).sum().backward()
+    assert rows.most == 3
+
+
 def test_all_rows_ignored_give_zeros(seed):
     hidden, weight, targets = leaves(seed)
     loss = linear_cross_entropy(hidden, weight, targets.fill_(-100), reduction="sum")

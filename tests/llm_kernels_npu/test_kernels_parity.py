@@ -128,7 +128,7 @@ def test_poison_is_undone():
 @pytest.mark.parametrize("reduction", ["none", "sum"])
 def test_linear_cross_entropy_in_several_chunks_equals_reference(reduction, dtype, monkeypatch):
     monkeypatch.setattr(chunks, "_MIN_CHUNK_ROWS", 4)
-    assert chunks.chunk_rows(130, hidden_size=24, vocab_size=211) * 3 < 130
+    assert chunks.best_rows(130, hidden_size=24, vocab_size=211) * 3 < 130
     case = linear_case(130, 24, 211, reduction=reduction)
     result = compare("linear_cross_entropy", "torch", case, device="cpu", dtype=dtype)
     assert isinstance(result, Result)

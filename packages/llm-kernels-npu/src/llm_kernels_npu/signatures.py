@@ -62,6 +62,7 @@ class LinearCrossEntropy(Protocol):
         *,
         ignore_index: int = -100,
         reduction: Reduction = "none",
+        chunk_rows: int | None = None,
     ) -> Tensor:
         """Compute it; see the class."""
         ...

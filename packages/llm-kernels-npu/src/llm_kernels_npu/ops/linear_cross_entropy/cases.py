@@ -18,8 +18,13 @@ def case(
     ignore_every: int = 3,
     ignore_index: int = -100,
     reduction: Reduction = "none",
+    chunk_rows: int | None = None,
+    is_frozen: bool = False,
 ) -> Case:
-    """Hidden states [N, H] and an output layer [V, H]; every n-th target is the ignored one."""
+    """Hidden states [N, H] and an output layer [V, H]; every n-th target is the ignored one.
+
+    A frozen output layer takes no gradient.
+    """
 
     def build(seed: torch.Generator) -> tuple[Tensor, ...]:
         x = torch.randn(rows, hidden, generator=seed)
@@ -29,10 +34,19 @@ def case(
         )
         return x, weight, drawn
 
-    options: dict[str, int | str] = {"ignore_index": ignore_index, "reduction": reduction}
-    unusual = {key: value for key, value in options.items() if value not in (-100, "none")}
+    options: dict[str, int | str | None] = {
+        "ignore_index": ignore_index,
+        "reduction": reduction,
+        "chunk_rows": chunk_rows,
+    }
+    unusual = {key: value for key, value in options.items() if value not in (-100, "none", None)}
     name = label((rows, hidden, vocab), ignore_every=ignore_every, **unusual)
-    return Case(name=name, build=build, options=options, differentiable=2)
+    return Case(
+        name=f"{name} frozen" if is_frozen else name,
+        build=build,
+        options=options,
+        differentiable=1 if is_frozen else 2,
+    )
 
 
 CHECK = (
@@ -43,6 +57,8 @@ CHECK = (
     case(7, 16, 33, reduction="sum"),
     case(300, 24, 211, reduction="sum"),
     case(5, 8, 17, ignore_every=1, reduction="sum"),
+    case(70, 24, 211, chunk_rows=32),
+    case(70, 24, 211, chunk_rows=32, is_frozen=True),
 )
 
 

@@ -20,8 +20,11 @@ def _any_device(
     *,
     ignore_index: int = -100,
     reduction: str = "none",
+    chunk_rows: int | None = None,
 ) -> str | None:
     del ignore_index
+    if chunk_rows is not None and chunk_rows < 1:
+        return f"chunk_rows is {chunk_rows}, want at least 1"
     if reduction not in _REDUCTIONS:
         return f"reduction is {reduction!r}, want one of {', '.join(_REDUCTIONS)}"
     hidden_shape, weight_shape = hidden.shape, weight.shape
@@ -55,8 +58,16 @@ def _triton(
     *,
     ignore_index: int = -100,
     reduction: str = "none",
+    chunk_rows: int | None = None,
 ) -> str | None:
-    reason = _any_device(hidden, weight, targets, ignore_index=ignore_index, reduction=reduction)
+    reason = _any_device(
+        hidden,
+        weight,
+        targets,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        chunk_rows=chunk_rows,
+    )
     if reason is None and weight.shape[0] == 0:
         reason = f"weight of shape {tuple(weight.shape)} has no words"
     return reason or triton_floating("hidden", hidden)

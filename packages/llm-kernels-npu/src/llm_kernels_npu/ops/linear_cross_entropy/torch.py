@@ -1,7 +1,7 @@
-"""linear_cross_entropy over chunks of rows; by row, the backward computes their logits again."""
+"""linear_cross_entropy over chunks of rows, by PyTorch's operators."""
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from llm_kernels_npu.ops.autograd import Context
 from llm_kernels_npu.ops.checks import wide
 from llm_kernels_npu.ops.linear_cross_entropy.chunks import add_outer, chunks
-from llm_kernels_npu.ops.linear_cross_entropy.summed import is_made_in_forward, summed
+from llm_kernels_npu.ops.linear_cross_entropy.in_forward import in_forward, is_made_in_forward
 from llm_kernels_npu.signatures import Reduction
 
 
@@ -21,13 +21,23 @@ def linear_cross_entropy(
     *,
     ignore_index: int = -100,
     reduction: Reduction = "none",
+    chunk_rows: int | None = None,
 ) -> Tensor:
     """See `reference.linear_cross_entropy`; the product is made in hidden's dtype."""
-    if reduction == "sum" and is_made_in_forward(hidden, weight):
-        return summed(_losses_and_slopes, hidden, weight, targets, ignore_index=ignore_index)
+    slices = chunks(hidden, weight, chunk_rows=chunk_rows)
+    if is_made_in_forward(hidden, weight, reduction=reduction):
+        return in_forward(
+            _losses_and_slopes,
+            hidden,
+            weight,
+            targets,
+            slices,
+            ignore_index=ignore_index,
+            reduction=reduction,
+        )
     # torch leaves `apply` untyped.
     run = cast(Callable[..., Tensor], _Chunked.apply)  # pyright: ignore[reportUnknownMemberType]
-    losses = run(hidden, weight, targets, ignore_index)
+    losses = run(hidden, weight, targets, slices, ignore_index)
     return losses.sum() if reduction == "sum" else losses
 
 
@@ -42,33 +52,43 @@ def _losses_and_slopes(logits: Tensor, targets: Tensor, ignore_index: int) -> tu
     return losses.masked_fill_(ignored, 0.0), slopes.to(logits.dtype)
 
 
+class _LossContext(Context, Protocol):
+    slices: Sequence[slice]
+
+
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Context, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int
+        ctx: _LossContext,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        slices: Sequence[slice],
+        ignore_index: int,
     ) -> Tensor:
         ignored = targets == ignore_index
         picks = targets.masked_fill(ignored, 0)
         losses = torch.empty(hidden.shape[0], dtype=wide(hidden[:0]).dtype, device=hidden.device)
         totals = torch.empty_like(losses)
-        for rows in chunks(hidden, weight):
+        for rows in slices:
             logits = wide(hidden[rows] @ weight.T)
             totals[rows] = torch.logsumexp(logits, dim=1)
             losses[rows] = totals[rows] - logits.gather(1, picks[rows, None])[:, 0]
         ctx.save_for_backward(hidden, weight, picks, ignored, totals)
+        ctx.slices = slices
         return losses.masked_fill_(ignored, 0.0)
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # torch types it *args
-        ctx: Context, grad: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+        ctx: _LossContext, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         hidden, weight, picks, ignored, totals = ctx.saved_tensors
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         row_grad = grad.masked_fill(ignored, 0.0)[:, None]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=totals.dtype) if needs_weight else None
-        for rows in chunks(hidden, weight):
+        for rows in ctx.slices:
             slope = wide(hidden[rows] @ weight.T).sub_(totals[rows, None]).exp_()
             slope.scatter_add_(1, picks[rows, None], slope.new_full((slope.shape[0], 1), -1.0))
             slope = slope.mul_(row_grad[rows]).to(hidden.dtype)
@@ -78,4 +98,4 @@ class _Chunked(torch.autograd.Function):
                 add_outer(grad_weight, slope, hidden[rows])
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
-        return grad_hidden, grad_weight, None, None
+        return grad_hidden, grad_weight, None, None, None

@@ -1,9 +1,9 @@
 """linear_cross_entropy over chunks of rows, a chunk's logits turned into their gradient in place.
 
-The products are PyTorch's. By row, the backward computes each chunk's logits again.
+The products are PyTorch's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
 import torch
@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from llm_kernels_npu.ops.autograd import Context
 from llm_kernels_npu.ops.cross_entropy.triton import row_losses, write_slopes
 from llm_kernels_npu.ops.linear_cross_entropy.chunks import add_outer, chunks
-from llm_kernels_npu.ops.linear_cross_entropy.summed import is_made_in_forward, summed
+from llm_kernels_npu.ops.linear_cross_entropy.in_forward import in_forward, is_made_in_forward
 from llm_kernels_npu.signatures import Reduction
 
 
@@ -24,14 +24,24 @@ def linear_cross_entropy(
     *,
     ignore_index: int = -100,
     reduction: Reduction = "none",
+    chunk_rows: int | None = None,
 ) -> Tensor:
     """See `reference.linear_cross_entropy`; the product is made in hidden's dtype."""
     targets = targets.contiguous()
-    if reduction == "sum" and is_made_in_forward(hidden, weight):
-        return summed(_losses_and_slopes, hidden, weight, targets, ignore_index=ignore_index)
+    slices = chunks(hidden, weight, chunk_rows=chunk_rows)
+    if is_made_in_forward(hidden, weight, reduction=reduction):
+        return in_forward(
+            _losses_and_slopes,
+            hidden,
+            weight,
+            targets,
+            slices,
+            ignore_index=ignore_index,
+            reduction=reduction,
+        )
     # torch leaves `apply` untyped.
     run = cast(Callable[..., Tensor], _Chunked.apply)  # pyright: ignore[reportUnknownMemberType]
-    losses = run(hidden, weight, targets, ignore_index)
+    losses = run(hidden, weight, targets, slices, ignore_index)
     return losses.sum() if reduction == "sum" else losses
 
 
@@ -43,34 +53,40 @@ def _losses_and_slopes(logits: Tensor, targets: Tensor, ignore_index: int) -> tu
 
 
 class _LossContext(Context, Protocol):
+    slices: Sequence[slice]
     ignore_index: int
 
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: _LossContext, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int
+        ctx: _LossContext,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        slices: Sequence[slice],
+        ignore_index: int,
     ) -> Tensor:
         losses = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
         totals = torch.empty_like(losses)
-        for rows in chunks(hidden, weight):
+        for rows in slices:
             losses[rows], totals[rows] = row_losses(
                 hidden[rows] @ weight.T, targets[rows], ignore_index=ignore_index
             )
         ctx.save_for_backward(hidden, weight, targets, totals)
-        ctx.ignore_index = ignore_index
+        ctx.slices, ctx.ignore_index = slices, ignore_index
         return losses
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # torch types it *args
         ctx: _LossContext, grad: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         hidden, weight, targets, totals = ctx.saved_tensors
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        for rows in chunks(hidden, weight):
+        for rows in ctx.slices:
             slope = hidden[rows] @ weight.T
             write_slopes(
                 slope,
@@ -86,4 +102,4 @@ class _Chunked(torch.autograd.Function):
                 add_outer(grad_weight, slope, hidden[rows])
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
-        return grad_hidden, grad_weight, None, None
+        return grad_hidden, grad_weight, None, None, None
