@@ -64,6 +64,35 @@ def test_parts_change_no_loss_and_no_gradient_norm(layout, archs, toy_prefix, tm
         assert found[name, 24] == [pytest.approx(step, rel=1e-5, abs=1e-5) for step in whole]
 
 
+def test_gradients_of_the_operator_in_parts_are_those_of_all_logits(archs, toy_prefix, tmp_path):
+    documents = {}
+    for name in ("tied", "predicting"):
+        whole, parts = runs(archs, [name], toy_prefix, tmp_path).values()
+        for made in (whole, parts):
+            made["train"]["max_steps"] = 1
+            made["optimizer"] = {"lr": 1e-3, "clip_grad": 0.0}
+        documents |= {
+            (name, "whole"): whole,
+            (name, "parts"): parts | {"kernels": "llm-kernels-npu"},
+        }
+
+    def look(training, splits):
+        class Log:
+            def step(self, metrics):
+                self.loss = metrics.loss
+
+        log = Log()
+        go(training, splits, log)
+        gradients = training.chunks[0].named_parameters()
+        return log.loss, {name: one.main_grad.clone() for name, one in gradients}
+
+    found = run_ranks(lambda _rank: dict(each_run(documents, look)), 1)[0]
+    for name in ("tied", "predicting"):
+        (loss, gradients), (wanted_loss, wanted) = found[name, "parts"], found[name, "whole"]
+        assert loss == pytest.approx(wanted_loss, abs=1e-5)
+        torch.testing.assert_close(gradients, wanted, rtol=1e-5, atol=1e-5)
+
+
 class Largest(TorchDispatchMode):
     """The most numbers that any operation puts out in one tensor."""
 
@@ -76,9 +105,12 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_no_tensor_is_as_large_as_all_logits(archs, toy_prefix, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "kernels"), [("bounded", None), ("tied", "llm-kernels-npu")], ids=["torch", "kernels"]
+)
+def test_no_tensor_is_as_large_as_all_logits(name, kernels, archs, toy_prefix, tmp_path):
     """A vocabulary larger than all else, so that nothing but logits can be as large."""
-    arch = json.loads(archs["bounded"].read_text()) | {"vocab_size": 5000}
+    arch = json.loads(archs[name].read_text()) | {"vocab_size": 5000}
     path = tmp_path / "wide.json"
     path.write_text(json.dumps(arch))
     documents = runs({"wide": path}, ["wide"], toy_prefix, tmp_path)
@@ -87,6 +119,7 @@ def test_no_tensor_is_as_large_as_all_logits(archs, toy_prefix, tmp_path):
         # The table's own gradient, and the buffers of it, would be larger than 128 tokens' logits.
         made["train"]["seq_length"] = 256
         made["optimizer"] = {"lr": 1e-3}
+        made["kernels"] = kernels
 
     def look(training, splits):
         class Log:

@@ -141,6 +141,54 @@ def test_a_cut_model_trains_as_with_plain_torch(compared):
     assert calls["cross_entropy"] == 0
 
 
+def in_parts(document):
+    """Two micro-batches of two sequences a step, 24 tokens' logits at a time."""
+    sizes = {"max_steps": STEPS, "global_batch_size": 4, "micro_batch_size": 2}
+    return {"train": {**document["train"], **sizes, "loss_chunk": 24}}
+
+
+def tied(arch):
+    return {**arch, "tie_embeddings": True}
+
+
+def untied(arch):
+    return {**arch, "tie_embeddings": False}
+
+
+def bounded(arch):
+    return {**untied(arch), "scalars": {**arch["scalars"], "logit_softcap": 3.0}}
+
+
+def adapters(*names):
+    return {"lora": {"target_modules": names}}
+
+
+@pytest.mark.parametrize(
+    ("change", "sections", "is_one_operator"),
+    [
+        (tied, {}, True),
+        (untied, adapters("linear_fc1"), True),
+        (untied, adapters("linear_fc1", "output_layer"), False),
+        (bounded, {}, False),
+    ],
+    ids=["tied", "frozen output", "adapted output", "bounded logits"],
+)
+def test_loss_in_parts_is_one_operator_where_logits_are_one_product(
+    change, sections, is_one_operator, compared, run_document
+):
+    found, calls = compared(change, **in_parts(run_document), **sections)
+    assert_same(found)
+    assert calls["linear_cross_entropy"] == (2 * STEPS if is_one_operator else 0)
+    assert (calls["cross_entropy"] == 0) == is_one_operator
+
+
+def test_loss_in_parts_of_a_cut_vocabulary_is_that_of_plain_torch(compared, run_document):
+    found, calls = compared(tied, world_size=2, parallel={"tp": 2}, **in_parts(run_document))
+    assert_same(found)
+    assert calls["linear_cross_entropy"] == 0
+    assert calls["vocab_parallel_cross_entropy"] > 2 * STEPS
+
+
 def test_unknown_provider_is_an_error_that_names_what_to_install():
     from llm_train.edge.kernels import find_provider
     from llm_train.weights import ProviderError

@@ -279,6 +279,22 @@ class VocabParallelCrossEntropy(Protocol):
         ...
 
 
+class LinearCrossEntropy(Protocol):
+    """The loss of each row of logits that exist some rows at a time."""
+
+    def __call__(
+        self,
+        hidden: "torch.Tensor",
+        weight: "torch.Tensor",
+        targets: "torch.Tensor",
+        *,
+        ignore_index: int = -100,
+        chunk_rows: int | None = None,
+    ) -> "torch.Tensor":
+        """[N, H], [V, H] and [N] → [N] in fp32; `chunk_rows` at a time, None = as it finds best."""
+        ...
+
+
 class GroupedMatmul(Protocol):
     """Each group of rows times a matrix of its own."""
 
@@ -348,6 +364,11 @@ class Kernels(Protocol):
     @property
     def vocab_parallel_cross_entropy(self) -> VocabParallelCrossEntropy:
         """The loss over tensor-parallel ranks."""
+        ...
+
+    @property
+    def linear_cross_entropy(self) -> LinearCrossEntropy:
+        """The loss in parts, where one rank holds the whole output layer."""
         ...
 
     @property

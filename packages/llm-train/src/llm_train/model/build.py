@@ -12,7 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from llm_train.arch import Arch, Rope
 from llm_train.config import ContextParallel, MoeConfig, ParallelConfig, RecomputeConfig
 from llm_train.model.chunked_loss import Parts, chunked_losses
-from llm_train.model.ends import finish_ends
+from llm_train.model.ends import finish_ends, is_product_alone
 from llm_train.model.fields import config_fields
 from llm_train.model.kernels import kernels_of
 from llm_train.model.learned import LearnedTokens
@@ -22,7 +22,7 @@ from llm_train.model.packed_rows import PackedRows
 from llm_train.model.recompute import recompute_fields, set_modules
 from llm_train.model.rope import Rotary, at_positions, rotary_dim
 from llm_train.model.spec import block_spec, prediction_spec
-from llm_train.model.token_losses import token_losses
+from llm_train.model.token_losses import projected_losses, token_losses
 from llm_train.placement import chunks
 
 POSITION_EMBEDDINGS: Mapping[str, Any] = MappingProxyType(
@@ -118,6 +118,12 @@ class Model(GPTModel):
             return self.compute_language_model_loss(labels, self._logits(hidden))
         is_tied = self.share_embeddings_and_output_weights
         tied = [self.shared_embedding_or_output_weight()] if is_tied else []
+        kernels = kernels_of(self.config)
+        is_whole = self.pg_collection.tp.size() == 1
+        if kernels is not None and is_whole and is_product_alone(self.output_layer):
+            weight = tied[0] if is_tied else self.output_layer.weight
+            assert weight is not None
+            return projected_losses(kernels, labels, hidden, weight, chunk=self.loss_chunk)
         is_sliced = self.config.sequence_parallel
         return chunked_losses(
             lambda part, labels: self.compute_language_model_loss(labels, self._logits(part)),

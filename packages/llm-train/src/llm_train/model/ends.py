@@ -46,6 +46,12 @@ def finish_ends(chunk: GPTModel, arch: Arch, config: TransformerConfig) -> None:
         chunk.output_layer.register_parameter("weight", None)
 
 
+def is_product_alone(layer: ColumnParallelLinear) -> bool:
+    """Whether logits are inputs times its weight: no bias, adapter or hook has a part in them."""
+    hooks = [*layer._forward_hooks, *layer._forward_pre_hooks]
+    return layer.bias is None and not hooks and not list(layer.children())
+
+
 def _replace_embedding(chunk: GPTModel, arch: Arch, config: TransformerConfig) -> None:
     if arch.scalars.embedding == 1.0 and not arch.embedding_norm:
         return

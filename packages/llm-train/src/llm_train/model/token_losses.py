@@ -1,4 +1,4 @@
-"""The loss of every token by a run's fused operators, whether or not ranks share the logits."""
+"""The loss of every token by a run's fused operators, of logits that exist or are yet to be."""
 
 from functools import partial
 
@@ -23,6 +23,21 @@ def token_losses(
             all_reduce_max=partial(_reduced, group=group, operation=dist.ReduceOp.MAX),
             all_reduce_sum=partial(_reduced, group=group, operation=dist.ReduceOp.SUM),
         )
+    return losses.view(labels_BT.T.shape).T.contiguous()
+
+
+def projected_losses(
+    kernels: Kernels,
+    labels_BT: torch.Tensor,
+    hidden_TBH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    *,
+    chunk: int,
+) -> torch.Tensor:
+    """[B, T] in fp32; of the logits `hidden · weightᵀ` those of `chunk` tokens exist at a time."""
+    losses = kernels.linear_cross_entropy(
+        hidden_TBH.flatten(0, 1), weight_VH, labels_BT.T.flatten(), chunk_rows=chunk
+    )
     return losses.view(labels_BT.T.shape).T.contiguous()
 
 
