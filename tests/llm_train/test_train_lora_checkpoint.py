@@ -115,14 +115,23 @@ def test_targets_that_match_nothing_are_named_with_what_there_is(run):
         train(run)
 
 
-@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
-def test_llm_ckpt_merges_to_the_logits_of_the_run(family, tmp_path):
-    """Experts too, whose adapters peft itself has no modules for."""
+@pytest.mark.parametrize(
+    ("family", "lora"),
+    [("qwen3", {}), ("qwen3_moe", {}), ("qwen3", {"quantize": "nf4"})],
+    ids=["qwen3", "qwen3_moe", "nf4"],
+)
+def test_a_merged_model_has_the_logits_of_the_run(family, lora, tmp_path):
+    """Experts too, whose adapters peft itself has no modules for; by the run and by llm-ckpt.
+
+    The run restores what it has in NF4, which llm-ckpt, that merges into the base, knows nothing
+    of.
+    """
     case = next(case for case in CASES if case.family == family and case.write is None)
     base = case.save(tmp_path / "hf")
     data = write_samples(tmp_path / "data", make_chats(8))
-    run = document_of(base, data, tmp_path / "run")
+    run = document_of(base, data, tmp_path / "run", **lora)
     run["train"] |= {"max_steps": 2}
+    run["save"]["hf"] = True
     ids = torch.tensor([make_chats(1)[0][0]])
 
     def rank(_rank):
@@ -148,6 +157,13 @@ def test_llm_ckpt_merges_to_the_logits_of_the_run(family, tmp_path):
     words = ["merge-lora", str(base), str(adapter), "--output", str(tmp_path / "merged")]
     merged = CliRunner().invoke(llm_ckpt, words)
     assert merged.exit_code == 0, merged.output
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    with torch.no_grad():
-        torch.testing.assert_close(model(ids).logits, ours, atol=1e-5, rtol=1e-4)
+    found = {}
+    for folder in (checkpoint_files.hf_folder(tmp_path / "run", 2), tmp_path / "merged", base):
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+        with torch.no_grad():
+            found[folder.name] = model(ids).logits
+    torch.testing.assert_close(found.pop("hf_0000002"), ours, atol=1e-5, rtol=1e-4)
+    if not lora:
+        torch.testing.assert_close(found.pop("merged"), ours, atol=1e-5, rtol=1e-4)
+    for name, logits in found.items():
+        assert (logits - ours).abs().max() > 1e-3, name

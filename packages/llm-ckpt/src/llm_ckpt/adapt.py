@@ -4,7 +4,7 @@ The base is only read. A PEFT adapter changes Hugging Face tensors, so a paramet
 those first; a Megatron one changes parameters as they are. In fp32, rounded once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -108,6 +108,29 @@ class PeftChange:
             magnitude=magnitude,
             is_transposed=config.fan_in_fan_out and not low_rank.is_embedding,
         )
+
+
+Replace = Callable[[str, Tensor], Tensor]
+"""By a parameter's name and its whole value, what stands in its place."""
+
+
+class Replaced:
+    """Whatever a function makes of parameters."""
+
+    def __init__(self, replace: Replace) -> None:
+        self._replace = replace
+
+    def touches(self, entry: Entry) -> bool:
+        """The function is asked for all."""
+        del entry
+        return True
+
+    def changed(self, entry: Entry, weight: Tensor) -> Tensor:
+        """In the dtype that the checkpoint has."""
+        return self._replace(entry.param.name, weight).to(weight.dtype)
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class MegatronChange:

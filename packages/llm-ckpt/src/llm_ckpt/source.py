@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_ckpt.adapt import AdaptedTensors, Change, MegatronChange, PeftChange
+from llm_ckpt.adapt import AdaptedTensors, Change, MegatronChange, PeftChange, Replace, Replaced
 from llm_ckpt.arch import Arch
 from llm_ckpt.blocks import Param
 from llm_ckpt.collecting import without_collecting
@@ -222,13 +222,15 @@ def open_source(
     arch: Path | None = None,
     adapter: Path | None = None,
     lora_alpha: float | None = None,
+    replace: Replace | None = None,
 ) -> WeightSource:
     """Open a checkpoint of any of the three formats; names and shapes are checked at once.
 
     `iteration` chooses one of a training run's (default: the tracker's). `arch` is an arch.json or
     config.json for a Megatron checkpoint that has none beside it. `adapter` is a PEFT folder, or a
     Megatron folder with low-rank factors (which may be `path` itself), to merge into the weights it
-    is for; `lora_alpha` is for a Megatron one that does not say.
+    is for; `lora_alpha` is for a Megatron one that does not say. `replace` gives what stands in the
+    place of weights before that.
     """
     located = locate(Path(path), iteration=iteration)
     refuse_adapter_alone(located)
@@ -252,6 +254,8 @@ def open_source(
             if located.layout == "v1"
             else read_v2(located.weights, model)
         )
+    if replace is not None:
+        tensors = AdaptedTensors(tensors, Replaced(replace), table)
     if adapter is not None:
         change = _change(adapter, table, alpha=lora_alpha)
         tensors = AdaptedTensors(tensors, change, table)
@@ -261,7 +265,7 @@ def open_source(
         located=located,
         companions=companions(located.root),
         notes=notes,
-        is_adapted=adapter is not None,
+        is_adapted=adapter is not None or replace is not None,
     )
 
 

@@ -84,8 +84,20 @@ class PrepareRawData(Protocol):
 class ExportWeights(Protocol):
     """What the entry point `llm_train.export` names."""
 
-    def __call__(self, checkpoint: Path, *, iteration: int, output: Path) -> None:
-        """Write an iteration of the run folder `checkpoint` as a Hugging Face folder `output`."""
+    def __call__(
+        self,
+        checkpoint: Path,
+        *,
+        iteration: int | None,
+        output: Path,
+        adapter: Path | None = None,
+        replace: "Callable[[str, torch.Tensor], torch.Tensor] | None" = None,
+    ) -> None:
+        """Write `checkpoint` as a Hugging Face folder `output`: an iteration of a run, or any form.
+
+        With `adapter`, a PEFT folder, merged into its weights, or into what `replace` makes of
+        them by their names.
+        """
         ...
 
 

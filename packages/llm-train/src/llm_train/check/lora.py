@@ -22,7 +22,16 @@ def adapters(config: RunConfig, arch: Arch) -> Iterator[str]:
             "weights of four bits have no rows to share out; want lora.quantize=null",
         ),
         "optimizer.frozen": (bool(config.optimizer.frozen), "all but adapters is frozen"),
-        "save.hf": (config.save.hf, "each checkpoint has an adapter; llm-ckpt merge-lora merges"),
+        "save.hf without model.load": (
+            config.save.hf and config.model.load is None,
+            "there are no weights to merge adapters into",
+        ),
+        "save.hf with lora.quantize and parallel.tp or parallel.etp over 1": (
+            config.save.hf
+            and lora.quantize is not None
+            and max(config.parallel.tp, config.parallel.etp) > 1,
+            "each rank has scales of its own part; llm-ckpt merge-lora merges into the whole base",
+        ),
         "moe.bias_update_rate": (
             arch.moe is not None and arch.moe.router.bias and config.moe.bias_update_rate > 0,
             "it would change the base; want 0",

@@ -37,7 +37,8 @@ class SaveConfig(Section):
     )
     hf: bool = Field(
         default=False,
-        description="write each checkpoint as a Hugging Face folder too: hf_NNNNNNN (llm-ckpt)",
+        description="write each checkpoint as a Hugging Face folder too: hf_NNNNNNN (llm-ckpt); "
+        "of adapters, the base with them merged",
     )
     resume: Resume = Field(
         default=Resume.AUTO,

@@ -1,7 +1,7 @@
 """The adapters of a run as PEFT folders, and whether a checkpoint's are of the same shape."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,28 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 
 from llm_train.config import LoraConfig, RunConfig
 from llm_train.edge.checkpoint_files import CheckpointError, write_json
-from llm_train.interfaces import ExportAdapter
+from llm_train.interfaces import ExportAdapter, ExportWeights
 from llm_train.model.build import Model
 from llm_train.model.lora.first import AdapterError, FirstAdapter
+from llm_train.model.lora.quantized import quantized_names
 from llm_train.model.lora.tensors import adapter_tensors
-from llm_train.weights import adapter_exporter, open_adapter
+from llm_train.model.nf4 import quantize
+from llm_train.train.precision import DTYPES
+from llm_train.weights import adapter_exporter, hf_exporter, open_adapter
 
-Gathered = Mapping[str, torch.Tensor]
+Tensors = Mapping[str, torch.Tensor]
 _EMBEDDING = "embedding."
 # Ours, beside what peft reads.
 _FACTS = "llm_train.json"
 _SIDES = ("lora_A", "lora_B", "lora_magnitude")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gathered:
+    """Every whole tensor of the adapters, and the names of the base's weights that are in NF4."""
+
+    tensors: Tensors
+    quantized: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,27 +46,30 @@ class AdapterFiles:
     arch: Mapping[str, object]
     base: str | None
     export: ExportAdapter
+    merged: "Merged | None"
 
     def gathered(self, chunks: Sequence[Model]) -> Gathered:
-        """Every whole tensor by name, on rank 0; nothing on the others. Every rank calls it."""
-        mine = [part for chunk in chunks for part in _parts(chunk)]
+        """All of them on rank 0; nothing on the others. Every rank calls it."""
+        quantized = [name for chunk in chunks for name in quantized_names(chunk)]
+        mine = [part for chunk in chunks for part in _parts(chunk)], quantized
         is_first = dist.get_rank() == 0
         everywhere: list[Any] | None = [None] * dist.get_world_size() if is_first else None
         dist.gather_object(mine, everywhere, dst=0)
         wholes: dict[str, torch.Tensor] = {}
-        for key, shape, offset, data in (one for part in everywhere or () for one in part):
+        for key, shape, offset, data in (one for part, _ in everywhere or () for one in part):
             whole = wholes.setdefault(key, data.new_zeros(shape))
             index = tuple(
                 slice(start, start + count) for start, count in zip(offset, data.shape, strict=True)
             )
             whole[index] = data
-        return wholes
+        names = frozenset(name for _, part in everywhere or () for name in part)
+        return Gathered(tensors=wholes, quantized=names)
 
     def write(self, adapter: Gathered, output: Path, *, base_digest: str | None = None) -> None:
         """A PEFT folder of gathered adapters, and beside them which base they are for."""
-        modules = dict.fromkeys(key.rpartition(".")[0] for key in adapter)
+        modules = dict.fromkeys(key.rpartition(".")[0] for key in adapter.tensors)
         self.export(
-            {f"{name}.weight": _factors(adapter, name) for name in modules},
+            {f"{name}.weight": _factors(adapter.tensors, name) for name in modules},
             arch=self.arch,
             rank=self.lora.rank,
             alpha=self.lora.alpha,
@@ -66,6 +80,27 @@ class AdapterFiles:
         )
         if base_digest is not None:
             write_json(output / _FACTS, {"base_digest": base_digest})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merged:
+    """Writes base and adapters of a run, which computes in `dtype`, as one Hugging Face model."""
+
+    load: Path
+    export: ExportWeights
+    dtype: torch.dtype
+    is_double: bool
+
+    def write(self, adapter: Path, output: Path, *, quantized: Collection[str]) -> None:
+        """The base with a PEFT folder merged into it: of weights in NF4, what the run has there."""
+
+        def restored(name: str, weight: torch.Tensor) -> torch.Tensor:
+            if name not in quantized:
+                return weight
+            return quantize(weight.to(self.dtype), is_double=self.is_double).restored()
+
+        replace = restored if quantized else None
+        self.export(self.load, iteration=None, output=output, adapter=adapter, replace=replace)
 
 
 def first_adapter(lora: LoraConfig, folder: Path, arch: Mapping[str, object]) -> FirstAdapter:
@@ -89,11 +124,21 @@ def adapter_files(config: RunConfig, arch: Mapping[str, object]) -> AdapterFiles
     """What writes the adapters of a run. Raises ProviderError when nothing can."""
     assert config.lora is not None
     base = config.lora.base or config.model.load
+    merged = None
+    if config.save.hf:
+        assert config.model.load is not None
+        merged = Merged(
+            load=config.model.load,
+            export=hf_exporter(),
+            dtype=DTYPES[config.train.precision],
+            is_double=config.lora.double_quantize,
+        )
     return AdapterFiles(
         lora=config.lora,
         arch=arch,
         base=None if base is None else str(base),
         export=adapter_exporter(),
+        merged=merged,
     )
 
 
@@ -136,9 +181,7 @@ def _parts(
                 yield piece.key, piece.shape, piece.offset, data
 
 
-def _factors(
-    adapter: Gathered, name: str
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def _factors(adapter: Tensors, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     a, b = adapter[f"{name}.lora_A"], adapter[f"{name}.lora_B"]
     if name.startswith(_EMBEDDING):
         # Of the table [V, hidden], whose rows a token takes.

@@ -192,12 +192,18 @@ class Checkpoints:
             self._kept.say(f"{output}: not written, the checkpoint of step {iteration} is: {error}")
 
     def _write_adapter(self, adapter: Gathered, iteration: int) -> None:
-        """The adapters as a PEFT folder; the checkpoint is whole already, so training goes on."""
+        """The adapters as a PEFT folder, and merged where that is wanted.
+
+        The checkpoint is whole already, so training goes on.
+        """
         kept = self._kept
         assert kept.adapter is not None
         output = files.adapter_folder(kept.root, iteration)
         try:
             kept.adapter.write(adapter, output, base_digest=self.base_digest)
+            if kept.adapter.merged is not None:
+                folder, output = output, files.hf_folder(kept.root, iteration)
+                kept.adapter.merged.write(folder, output, quantized=adapter.quantized)
         except (OSError, ValueError) as error:
             kept.say(f"{output}: not written, the checkpoint of step {iteration} is: {error}")
 

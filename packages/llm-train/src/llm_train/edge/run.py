@@ -141,7 +141,7 @@ def _checkpoints(
             keep=config.save.keep,
             resume=config.save.resume,
             background=config.save.background,
-            export=hf_exporter() if config.save.hf else None,
+            export=hf_exporter() if config.save.hf and config.lora is None else None,
             adapter=None if config.lora is None else adapter_files(config, document),
             say=_say,
         )

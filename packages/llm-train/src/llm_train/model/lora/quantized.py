@@ -9,7 +9,8 @@ from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 from llm_train.model.build import Model
 from llm_train.model.lora.attach import targets
 from llm_train.model.lora.tensors import keep_digested
-from llm_train.model.nf4 import quantize
+from llm_train.model.names import base_tensors
+from llm_train.model.nf4 import Nf4Tensor, quantize
 from llm_train.model.shards import put
 from llm_train.model.unfilled import give_memory, like
 
@@ -42,6 +43,11 @@ class QuantizedBase:
         made = like(linear.weight, quantize(weight, is_double=self._is_double))
         keep_digested(made, weight)
         linear.weight = made.requires_grad_(False)
+
+
+def quantized_names(chunk: Model) -> Iterator[str]:
+    """Names in the whole model of the weights that are in NF4."""
+    return (one.name for one in base_tensors(chunk) if isinstance(one.tensor.data, Nf4Tensor))
 
 
 def _linears(chunk: Model) -> Iterator[Any]:
