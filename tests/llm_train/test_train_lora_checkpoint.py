@@ -94,6 +94,14 @@ def test_what_a_checkpoint_is_not_for_is_refused(run, tmp_path):
     run["train"]["max_steps"] = 4
     with pytest.raises(RankError, match=r"lora_A has shape \(4, 64\), this run wants \(8, 64\)"):
         train({**run, "lora": {**run["lora"], "rank": 8}})
+    for changes, message in (
+        ({"alpha": 8}, r"lora alpha / rank \(or √rank\) 8.0, this run has 2.0; want it as it was"),
+        ({"rslora": True}, r"lora alpha / rank \(or √rank\) 8.0, this run has 16.0"),
+        ({"quantize": "nf4"}, "lora quantize None, this run has nf4"),
+    ):
+        with pytest.raises(RankError, match=message):
+            train({**run, "lora": {**run["lora"], **changes}})
+    assert not (root / "iter_0000004").exists()
     with pytest.raises(RankError, match="holds adapters alone, this run trains the whole model"):
         train({**run, "lora": None})
     build_model("qwen3", num_hidden_layers=2, seed=1).save_pretrained(tmp_path / "other")

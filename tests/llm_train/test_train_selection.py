@@ -58,3 +58,9 @@ def test_a_glob_without_a_match_is_named(document):
     document["optimizer"]["frozen"] = ["decoder.layer.*"]
     with pytest.raises(RankError, match=r"optimizer.frozen: 'decoder.layer.\*' matches none of"):
         moved(document)
+
+
+def test_freezing_everything_is_refused(document):
+    document["optimizer"]["frozen"] = ["*"]
+    with pytest.raises(RankError, match=r"optimizer.frozen: \* match every parameter; want some"):
+        moved(document)

@@ -97,6 +97,12 @@ def test_long_samples_are_dropped_or_cut_and_counted(policy, lengths, told, tmp_
     assert rows.told == told
 
 
+def test_a_first_token_that_nothing_predicts_is_not_learned(tmp_path):
+    prefix = write_samples(tmp_path / "it", [*chats_of(8), ([5, 6, 7], [5, IGNORED, IGNORED])])
+    with pytest.raises(ValueError, match=r"in 1 of 2 samples no token is learned \(rows 1\)"):
+        rows_of(run_of(prefix))
+
+
 def test_samples_without_a_learned_token_stop_the_run(tmp_path):
     prefix = write_samples(tmp_path / "it", [*chats_of(8, 9), ([5, 6, 7], [IGNORED] * 3)])
     with pytest.raises(ValueError, match=r"in 1 of 3 samples no token is learned \(rows 2\)"):

@@ -48,6 +48,13 @@ class AdapterFiles:
     export: ExportAdapter
     merged: "Merged | None"
 
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """What else of a run changes its outputs, by key of `lora`."""
+        lora = self.lora
+        quantize = None if lora.quantize is None else lora.quantize.value
+        return {"alpha / rank (or √rank)": lora.scaling, "quantize": quantize}
+
     def gathered(self, chunks: Sequence[Model]) -> Gathered:
         """All of them on rank 0; nothing on the others. Every rank calls it."""
         quantized = [name for chunk in chunks for name in quantized_names(chunk)]

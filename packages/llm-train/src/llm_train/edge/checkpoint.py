@@ -77,6 +77,7 @@ class Checkpoints:
                 "iteration": iteration,
                 "schedule_steps": schedule_steps,
                 **({"base_digest": self.base_digest} if self.base_digest is not None else {}),
+                **({"lora": dict(kept.adapter.facts)} if kept.adapter is not None else {}),
             }
             adapter = None if kept.adapter is None else kept.adapter.gathered(chunks)
             content = {"content_metadata": dict(CONTENT)}
@@ -222,6 +223,17 @@ class Checkpoints:
             f"model.load has {self.base_digest[:12]}…; want that base, or another save.path"
         )
 
+    def _same_lora(self, folder: Path, loaded: Mapping[str, object] | None) -> None:
+        """The outputs of adapters are those that they were trained to have."""
+        if self._kept.adapter is None or loaded is None:  # of a version that did not note them
+            return
+        for key, ours in self._kept.adapter.facts.items():
+            if (theirs := loaded.get(key)) != ours:
+                raise files.CheckpointError(
+                    f"{folder}: its adapters have lora {key} {theirs}, this run has {ours}; want "
+                    "it as it was, or another save.path and lora.load"
+                )
+
     def _newest_whole(self) -> files.Description | None:
         """The newest iteration whose files are all as they were written; damage is told."""
         found: list[str] = []
@@ -291,6 +303,7 @@ class Checkpoints:
         wanted = described(chunks, optimizer, is_loading=True)
         if self.base_digest is not None:
             same_adapters(wanted, folder)
+            self._same_lora(folder, common.get("lora"))
         self._same_learning(chunks, folder)
         loaded = dist_checkpointing.load(wanted, str(folder))
         assert isinstance(loaded, dict)

@@ -227,10 +227,10 @@ class _Part:
         return torch.cat([torch.arange(stop - start) for start, stop in positions(length, starts)])
 
     def _learned(self, limit: int) -> np.ndarray:
-        """How many tokens of each row's first `limit` are learned [R]."""
+        """How many tokens of each row's first `limit` are learned; the first is not [R]."""
         rows = range(len(self.lengths))
         counted = (
-            np.count_nonzero(_row(self._labels, row)[:limit] != IGNORED_LABEL) for row in rows
+            np.count_nonzero(_row(self._labels, row)[1:limit] != IGNORED_LABEL) for row in rows
         )
         return np.fromiter(counted, dtype=np.int64, count=len(rows))
 

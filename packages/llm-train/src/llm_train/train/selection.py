@@ -17,12 +17,22 @@ class SelectionError(ValueError):
 
 
 def freeze(chunks: Sequence[Model], globs: Sequence[str]) -> None:
-    """Let what matches not train. Raises SelectionError for a glob without a match on any rank."""
+    """Let what matches not train.
+
+    Raises SelectionError for a glob without a match on any rank, or where nothing is left to train.
+    """
     _refuse_unmatched("optimizer.frozen", globs, chunks)
     for chunk in chunks:
         for named in named_tensors(chunk):
             if any(fnmatch.fnmatchcase(named.name, one) for one in globs):
                 named.tensor.requires_grad_(False)
+    learning = sum(p.requires_grad for chunk in chunks for p in chunk.parameters())
+    everywhere = [0] * dist.get_world_size()
+    dist.all_gather_object(everywhere, learning)
+    if globs and not any(everywhere):
+        raise SelectionError(
+            f"optimizer.frozen: {', '.join(globs)} match every parameter; want some left to train"
+        )
 
 
 def mark_rates(chunks: Sequence[Model], scales: Mapping[str, float]) -> None:
