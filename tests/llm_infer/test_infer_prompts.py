@@ -24,6 +24,8 @@ def test_other_keys_are_kept_beside_the_answer():
         ('{"text": "x"}', "in.jsonl:2: want a string under 'prompt'; found keys text"),
         ('{"prompt": null}', "in.jsonl:2: want a string under 'prompt'; found NoneType"),
         ('{"prompt": "x", "text": "y"}', "in.jsonl:2: 'text' is where the answer goes"),
+        (r'{"prompt": "x\ud83d"}', "in.jsonl:2: character 14 is U\\+D83D, half of a pair"),
+        (r'{"prompt": "x", "id": "\udcff"}', r"in.jsonl:2: character 24 is U\+DCFF"),
     ],
 )
 def test_a_bad_line_is_named_with_what_was_found(line, said):

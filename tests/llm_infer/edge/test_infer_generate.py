@@ -1,10 +1,12 @@
 import json
+import os
 import shutil
 
 import pytest
 from click.testing import CliRunner
 
 from llm_infer.cli import main
+from llm_infer.edge.local import LocalSpeaker
 from tiny_lm import edit_json
 
 PROMPT = "def read("
@@ -192,3 +194,33 @@ def test_a_device_that_is_not_there(models, monkeypatch):
     result = _run("generate", models["llama"], "--device", "cuda", "--prompt", "x")
     assert result.exit_code == 1
     assert result.stderr == "Error: device cuda: not on this machine; found cpu\n"
+
+
+def test_what_is_not_text_is_an_error_that_says_where(models, tmp_path):
+    prompt = _generate(models["qwen3"], "--prompt", "a\udcffb")
+    assert prompt.exit_code == 1
+    assert "Error: the prompt: character 2 is U+DCFF" in prompt.stderr
+    (tmp_path / "in.jsonl").write_bytes(b'{"prompt": "a"}\n{"prompt": "\xff"}\n')
+    files = ("--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl")
+    assert "in.jsonl:2: not UTF-8 text at byte 28" in _generate(models["qwen3"], *files).stderr
+
+
+def test_a_folder_as_output_is_refused_before_anything_is_computed(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(LocalSpeaker, "complete_all", None)
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    files = ("--input", tmp_path / "in.jsonl", "--output", tmp_path)
+    assert "a folder, want the name of a file" in _generate(models["qwen3"], *files).stderr
+
+
+def test_answers_go_through_pipes_and_links_that_stay_what_they_are(models, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to("answers.jsonl")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    arguments = ("--input", tmp_path / "in.jsonl", "--max-new-tokens", 2, "--output")
+    assert _generate(models["qwen3"], *arguments, pipe).exit_code == 0
+    assert _generate(models["qwen3"], *arguments, link).exit_code == 0
+    assert os.read(reader, 1 << 16) == (tmp_path / "answers.jsonl").read_bytes()
+    assert (pipe.is_fifo(), link.is_symlink()) == (True, True)
+    os.close(reader)

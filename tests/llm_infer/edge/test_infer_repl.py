@@ -258,3 +258,9 @@ def _on_terminal(command, *typed):
         process.wait()
     assert not waiting, said
     return said
+
+
+def test_a_line_that_is_not_text_is_told_and_the_chat_goes_on(models, template):
+    result = _chat(models["qwen3"], b"a\xffb\n/system \xff\n/quit\n", "--template", template)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("Error: the line: character ") == 2

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from llm_infer.errors import InferError
+from llm_infer.unicode_text import require_text
 
 ANSWER_KEYS = ("text", "finish_reason", "num_prompt_tokens", "num_tokens")
 
@@ -44,4 +45,5 @@ def _prompt(line: str, where: str) -> Prompt:
         raise InferError(f"{where}: want a string under 'prompt'; found {found}")
     if taken := [key for key in ANSWER_KEYS if key in record]:
         raise InferError(f"{where}: {taken[0]!r} is where the answer goes; rename that key")
+    require_text(json.dumps(record, ensure_ascii=False), where=where)
     return Prompt(text, record, where)

@@ -46,7 +46,8 @@ def read_prompts(path: Path) -> list[Prompt]:
     try:
         content = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InferError(f"{path}: not UTF-8 text at byte {error.start}") from None
+        line = error.object[: error.start].count(b"\n") + 1
+        raise InferError(f"{path}:{line}: not UTF-8 text at byte {error.start}") from None
     prompts = list(parse_prompts(content, str(path)))
     if not prompts:
         raise InferError(f"{path}: holds no prompts")

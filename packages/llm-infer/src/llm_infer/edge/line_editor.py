@@ -1,5 +1,6 @@
 """Lines from the terminal, with editing and a history that outlives the program."""
 
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,12 @@ _MAX_LINES = 1000
 
 
 def lines(history: Path) -> Iterator[str]:
-    """Non-blank lines until the end of the input; edited and kept where there is a terminal."""
+    """Non-blank lines until the end of the input; edited and kept where there is a terminal.
+
+    Bytes that are not UTF-8 come as lone surrogates in any locale.
+    """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     if not sys.stdin.isatty():
         yield from (line.strip() for line in sys.stdin if line.strip())
         return

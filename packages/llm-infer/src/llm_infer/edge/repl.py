@@ -18,6 +18,7 @@ from llm_infer.sampling import Sampling
 from llm_infer.thinking import Kind, Part, ThoughtSplitter
 from llm_infer.tools.formats import Call
 from llm_infer.tools.splitter import CallReading
+from llm_infer.unicode_text import require_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,7 @@ def chat(
         if command is not None and command[0] == "/quit":
             return
         try:
+            require_text(line, where="the line")
             if command is None:
                 _answer(state, line)
             else:

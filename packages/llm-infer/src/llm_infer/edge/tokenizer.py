@@ -10,6 +10,7 @@ from llm_infer.edge.model_folder import check_size, load_tokenizer
 from llm_infer.edge.tokenizer_file import TokenizerFile
 from llm_infer.engine import NO_VARIABLES, Message, Tokenizer, Tool
 from llm_infer.errors import InferError
+from llm_infer.unicode_text import require_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,7 +83,7 @@ class FileTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a prompt."""
-        return self._core.encode(text).ids
+        return self._core.encode(require_text(text, where="the prompt")).ids
 
     def encode_chat(
         self,
@@ -112,7 +113,8 @@ class FileTokenizer:
             raise InferError(f"chat template: {error}") from error
         except PYTHON_FAULTS as error:
             raise InferError(f"chat template: {type(error).__name__}: {error}") from error
-        return self._core.encode(text, add_special_tokens=False).ids
+        written = require_text(text, where="the conversation")
+        return self._core.encode(written, add_special_tokens=False).ids
 
     def decode(self, tokens: Sequence[int], *, keeps: Collection[str] = ()) -> str:
         """Text without special tokens but those in `keeps`, spaces left as they are."""
@@ -168,7 +170,7 @@ class HfTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a prompt."""
-        return list(self._tokenizer.encode(text))
+        return list(self._tokenizer.encode(require_text(text, where="the prompt")))
 
     def encode_chat(
         self,
@@ -197,7 +199,8 @@ class HfTokenizer:
             raise InferError(f"chat template: {error}") from error
         except PYTHON_FAULTS as error:
             raise InferError(f"chat template: {type(error).__name__}: {error}") from error
-        return list(self._tokenizer.encode(str(text), add_special_tokens=False))
+        written = require_text(str(text), where="the conversation")
+        return list(self._tokenizer.encode(written, add_special_tokens=False))
 
     def chat_template(self, given: str | None, *, has_tools: bool) -> str:
         """The Jinja text to use, as transformers chooses it."""
