@@ -9,7 +9,7 @@ from llm_infer.model.cache import Pool, Step, segments
 from llm_infer.model.linear import PackedLinear, TiledLinear, multiply
 from llm_infer.model.rowwise import by_row
 
-COUNTS = (1, 2, 3, 5, 8, 15, 16, 17, 33, 64, 100)
+COUNTS = (1, 2, 3, 5, 8, 15, 16, 17, 33, 64, 65, 100)
 SHAPES = [(1024, 3072), (3072, 1024), (96, 64), (40, 8), (33, 7), (100, 1), (1, 5)]
 # oneDNN shares the products of a row between two threads here, for one row or for many.
 SHARED = [(8192, 512), (2809, 310), (1068, 173)]
@@ -30,11 +30,11 @@ def threads(request):
 @pytest.mark.parametrize(("kind", "inner", "outer"), KINDS)
 def test_a_row_of_a_linear_layer_stays_the_same(kind, inner, outer, threads):
     weight, bias = torch.randn(outer, inner), torch.randn(outer)
-    linear, x = kind(weight, bias), torch.randn(130, inner)
+    linear, x = kind(weight, bias), torch.randn(530, inner)
     whole = linear(x)
     expected = F.linear(x.double(), weight.double(), bias.double())
     assert torch.allclose(whole.double(), expected, atol=2e-3, rtol=1e-5)
-    for count in COUNTS:
+    for count in (*COUNTS, 130, 512):
         assert torch.equal(linear(x[:count]), whole[:count]), count
         assert torch.equal(linear(x[7 : 7 + count]), whole[7 : 7 + count]), count
 

@@ -1,10 +1,10 @@
 """Linear layers whose rows come out the same, to the bit, however many there are.
 
 A matrix product on a CPU takes another path, and rounds otherwise, for one row than for sixteen.
-With weights packed by oneDNN it does not: its kernels add the products of a row in one order (held
-to by tests), unless it shares them between threads, which `PackedLinear` keeps it from. Eight rows
-take little longer than one, since reading the weights is what takes the time. Where oneDNN is not,
-rows go through in tiles of one size.
+With weights packed by oneDNN it does not, up to a block of rows: its kernels add the products of a
+row in one order (held to by tests), unless it shares them between threads, which `PackedLinear`
+keeps it from. Eight rows take little longer than one, since reading the weights is what takes the
+time. Where oneDNN is not, rows go through in tiles of one size.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,8 @@ from torch.nn import functional as F
 TILE_ROWS = 16
 MAX_ROWS = 128
 _EXPECTED_ROWS = 16
+# With AVX2 oneDNN cuts the products of a row otherwise from 65 or 81 rows on, by the layout.
+_BLOCK_ROWS = 64
 # With one output oneDNN takes another path, too.
 _MIN_OUTPUTS = 8
 # Of other products rows differ with fewer outputs, by their place in a tile.
@@ -55,11 +57,20 @@ class PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Linear`."""
+        if len(x) > _BLOCK_ROWS:
+            return torch.cat([self(part) for part in x.split(_BLOCK_ROWS)])
+        if len(self._weights) == 1:
+            y = _packed_product(x, self._weights[0], self._bias)
+        else:
+            y = self._summed(x)
+        return y if y.shape[1] == self._outputs else y[:, : self._outputs]
+
+    def _summed(self, x: Tensor) -> Tensor:
         first, *others = zip(x.split(self._width, dim=1), self._weights, strict=True)
         y = _packed_product(*first, self._bias)
         for part, weight in others:
             y += _packed_product(part, weight, None)
-        return y[:, : self._outputs]
+        return y
 
 
 def shares_products(outputs: int, inputs: int, *, threads: int) -> bool:
