@@ -5,31 +5,21 @@ and products are of at least `TILE_ROWS` and at most `MAX_ROWS` rows, between wh
 the same (see `linear`). Rows added to fill a tile are those of the texts that follow; their results
 are dropped.
 
-torch's fused kernel does in one call what takes ten otherwise, where it can: it decides by the
-number of keys, which is a matter of the position, too.
+torch's fused kernel does in one call what takes ten otherwise, where it can (see `fused`): it
+decides by the number of keys, which is a matter of the position, too.
 """
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llm_infer.model import fused, masks
 from llm_infer.model.cache import Keys, Pool, Segment, Step
 from llm_infer.model.linear import MAX_ROWS, TILE_ROWS
 from llm_infer.model.rowwise import by_row
-
-# torch's fused kernel takes rows in blocks of 32 or 64 up to 767 rows. The rows of a last, smaller
-# block come out the same from 4 on.
-_FUSED_TILE_ROWS = 8
-_FUSED_MAX_ROWS = 512
-# With 6 or 10 channels its rows differ by their place in a block; with any multiple of this they
-# come out the same.
-_FUSED_CHANNELS = 16
-# Its mask has all keys. With more of them calls are long enough to not need it.
-_FUSED_KEYS = 2048
 
 # G query groups, T tokens, R queries of a group (a token's side by side), S keys, D channels
 
@@ -63,48 +53,53 @@ class Attend:
         """Mixed values [T, G, queries, Dv] of queries [T, G, queries, D]."""
         if step.tables is not None:
             return self._one_a_text(q_TGRD, pool, step.positions, step.tables)
-        tokens, groups, queries, dim = q_TGRD.shape
-        rows = tokens * queries
-        q_GRD = (q_TGRD * self._scores.scale).transpose(0, 1).reshape(groups, rows, dim)
-        q_GRD = F.pad(q_GRD, (0, 0, 0, TILE_ROWS))
-        values = pool.values
-        out_GRD = q_GRD.new_empty(groups, rows, values.shape[-1])
-        all_keys = step.keys_of(self._scores.window)
-        for segment, keys in zip(step.segments, all_keys, strict=True):
-            start, stop = segment.start * queries, segment.stop * queries
-            mix = self._fused if self._can_fuse(pool, keys) else self._mixed
-            mix(q_GRD, pool, keys, segment, out_GRD[:, start:stop])
-        return out_GRD.view(groups, tokens, queries, -1).transpose(0, 1)
+        can_fuse = self._scores.is_plain and fused.can_fuse(pool)
+        if not can_fuse:
+            return self._by_segment(q_TGRD, pool, step, first=0, can_fuse=False)
+        singles = fused.singles(step, window=self._scores.window, queries=self._queries)
+        count = singles.count
+        if not count:
+            return self._by_segment(q_TGRD, pool, step, first=0, can_fuse=True)
+        mixed_TGRD = singles.mixed(q_TGRD[:count], pool, scale=self._scores.scale)
+        if count == len(q_TGRD):
+            return mixed_TGRD
+        others_TGRD = self._by_segment(q_TGRD, pool, step, first=count, can_fuse=True)
+        return torch.cat([mixed_TGRD, others_TGRD])
 
-    def _can_fuse(self, pool: Pool, keys: Keys) -> bool:
-        """Whether torch's fused kernel does this; it wants keys and values of one width."""
-        k_GSD = pool.keys
-        return (
-            self._scores.is_plain
-            and k_GSD.device.type == "cpu"
-            and k_GSD.dtype == torch.float32
-            and k_GSD.shape[-1] == pool.values.shape[-1]
-            and k_GSD.shape[-1] % _FUSED_CHANNELS == 0
-            and keys.count <= _FUSED_KEYS
-        )
+    def _by_segment(
+        self, q_TGRD: Tensor, pool: Pool, step: Step, *, first: int, can_fuse: bool
+    ) -> Tensor:
+        """Mixed values of the tokens from `first` on, where a segment begins."""
+        tokens, groups, queries, dim = q_TGRD.shape
+        q_GRD = q_TGRD.transpose(0, 1).reshape(groups, tokens * queries, dim)
+        q_GRD = F.pad(q_GRD, (0, 0, 0, TILE_ROWS))
+        out_GRD = q_GRD.new_empty(groups, tokens * queries, pool.values.shape[-1])
+        keyed = zip(step.segments, step.keys_of(self._scores.window), strict=True)
+        for segment, keys in keyed:
+            if segment.start < first:
+                continue
+            start, stop = segment.start * queries, segment.stop * queries
+            mix = self._fused if can_fuse and keys.count <= fused.MAX_KEYS else self._mixed
+            mix(q_GRD, pool, keys, segment, out_GRD[:, start:stop])
+        return out_GRD.view(groups, tokens, queries, -1).transpose(0, 1)[first:]
 
     def _fused(
         self, q_GRD: Tensor, pool: Pool, keys: Keys, segment: Segment, out_GRD: Tensor
     ) -> None:
         """Mixed values of a segment's queries into `out_GRD`, by torch's kernel for CPUs."""
         k_1GSD, v_1GSD = keys.of(pool.keys)[None], keys.of(pool.values)[None]
-        mask = _added_mask(self._block_tokens, self._scores.window, self._queries)
-        mask = mask[segment.offset * self._queries :, _FUSED_KEYS - keys.count :]
+        added = masks.added(self._block_tokens, self._scores.window, self._queries)
+        added = added[segment.offset * self._queries :, -keys.count :]
         first, rows = segment.start * self._queries, out_GRD.shape[1]
-        for row in range(0, rows, _FUSED_MAX_ROWS):
-            count = min(rows - row, _FUSED_MAX_ROWS)
-            padded = count + (-count) % _FUSED_TILE_ROWS
-            mixed_1GRD, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        for row in range(0, rows, fused.MAX_ROWS):
+            count = min(rows - row, fused.MAX_ROWS)
+            padded = count + (-count) % fused.TILE_ROWS
+            mixed_1GRD = fused.attended(
                 q_GRD[None, :, first + row : first + row + padded],
                 k_1GSD,
                 v_1GSD,
-                attn_mask=mask[row : row + padded],
-                scale=1.0,
+                mask=added[row : row + padded],
+                scale=self._scores.scale,
             )
             out_GRD[:, row : row + count] = mixed_1GRD[0, :, :count]
 
@@ -154,7 +149,8 @@ class Attend:
         self, q_GRD: Tensor, k_GSD: Tensor, keys: Keys, segment: Segment, row: int
     ) -> Tensor:
         """Softmax weights [G, R, S]; `row` counts queries from the segment's first token."""
-        scores, facts = torch.bmm(q_GRD, k_GSD.transpose(1, 2)), self._scores
+        facts = self._scores
+        scores = torch.bmm(q_GRD * facts.scale, k_GSD.transpose(1, 2))
         num_keys, rows = k_GSD.shape[1], q_GRD.shape[1]
         if facts.softcap is not None:
             flat = by_row(torch.tanh, scores.flatten(0, 1) / facts.softcap)
@@ -175,36 +171,11 @@ class Attend:
         return weights.softmax(-1, dtype=torch.float32)[..., :-1].to(q_GRD.dtype)
 
     def _mask(self, device: torch.device) -> Tensor:
-        """See `_is_masked`."""
+        """See `masks.is_masked`."""
         if device not in self._masks:
-            made = _is_masked(self._block_tokens, self._scores.window, self._queries)
+            made = masks.is_masked(self._block_tokens, self._scores.window, self._queries)
             self._masks[device] = made.to(device)
         return self._masks[device]
-
-
-def _is_masked(block_tokens: int, window: int | None, queries: int) -> Tensor:
-    """True where a query (row) of a block must not look: later keys, and those out of a window.
-
-    Columns end with the block's last token; rows go on beyond the block, for filled-up tiles.
-    """
-    width = block_tokens
-    if window is not None:
-        width += -(-window // block_tokens) * block_tokens
-    row = torch.arange(block_tokens + TILE_ROWS)[:, None]
-    column = torch.arange(block_tokens - width, block_tokens)
-    is_masked = column > row
-    if window is not None:
-        is_masked |= column <= row - window
-    return is_masked.repeat_interleave(queries, dim=0)
-
-
-# The same in all layers of one kind, of which a model has few.
-@lru_cache(maxsize=4)
-def _added_mask(block_tokens: int, window: int | None, queries: int) -> Tensor:
-    """Added to scores of the `_FUSED_KEYS` keys up to the end of a block: 0 or minus infinity."""
-    is_masked = _is_masked(block_tokens, window, queries)[:, -_FUSED_KEYS:]
-    added = torch.zeros(len(is_masked), _FUSED_KEYS)
-    return added.masked_fill_(F.pad(is_masked, (_FUSED_KEYS - is_masked.shape[1], 0)), -math.inf)
 
 
 def _repeated(per_query_GR1: Tensor, rows: int, row: int) -> Tensor:

@@ -9,9 +9,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from llm_infer.model.fused import Singles
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,10 @@ class Step:
     text does not have is any block."""
     keys: dict[int | None, "list[Keys]"] = field(default_factory=dict["int | None", "list[Keys]"])
     """Where segments find their keys, by window; the same in all layers of one window."""
+    singles: dict[tuple[int | None, int], "Singles"] = field(
+        default_factory=dict["tuple[int | None, int]", "Singles"]
+    )
+    """See `fused.singles`, by window and queries of a group."""
 
     def keys_of(self, window: int | None) -> "list[Keys]":
         """Where each segment finds the keys it may see."""

@@ -1,7 +1,6 @@
 """A decoder with the keys and values of its texts: the one thing engines compute through."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -98,10 +97,7 @@ class LocalRunner:
         if self._static is not None and rows is None and all(map(_is_decoding, parts)):
             return self._static.run(parts)
         clear_opened(parts, self.pools, block_tokens=self._block_tokens)
-        step = make_step(parts, block_tokens=self._block_tokens, decoder=self._decoder)
-        if rows is not None:
-            last_rows = torch.tensor(rows, dtype=torch.long, device=self._decoder.device)
-            step = replace(step, last_rows=last_rows)
+        step = make_step(parts, block_tokens=self._block_tokens, decoder=self._decoder, rows=rows)
         return self._decoder.forward(step, self.pools)
 
     def copy(self, source: int, target: int) -> None:

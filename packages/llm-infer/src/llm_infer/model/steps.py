@@ -33,11 +33,19 @@ class Part:
     """Whether the text uses the rope table for long ones."""
 
 
-def make_step(parts: Sequence[Part], *, block_tokens: int, decoder: "Decoder") -> Step:
-    """One step of all parts, its tensors on the decoder's device."""
+def make_step(
+    parts: Sequence[Part],
+    *,
+    block_tokens: int,
+    decoder: "Decoder",
+    rows: Sequence[int] | None = None,
+) -> Step:
+    """One step of all parts, its tensors on the decoder's device; for `rows` see `ModelRunner`."""
     tokens, positions, slots, variants = list[int](), list[int](), list[int](), list[int]()
-    last_rows, cut = list[int](), list[Segment]()
-    for part in parts:
+    last_row, cut = dict[int, int](), list[Segment]()
+    order = range(len(parts)) if rows is not None else _order(parts)
+    for index in order:
+        part = parts[index]
         stop = part.first + len(part.tokens)
         cut += segments(len(tokens), part.first, stop, part.blocks, block_tokens)
         tokens += part.tokens
@@ -46,10 +54,11 @@ def make_step(parts: Sequence[Part], *, block_tokens: int, decoder: "Decoder") -
             block, offset = divmod(position, block_tokens)
             slots.append(part.blocks[block] * block_tokens + offset)
         variants += [int(part.is_long)] * len(part.tokens)
-        if part.wants_logits:
-            last_rows.append(len(tokens) - 1)
+        last_row[index] = len(tokens) - 1
+    if rows is None:
+        rows = [last_row[index] for index, part in enumerate(parts) if part.wants_logits]
 
-    def on_device(values: list[int]) -> torch.Tensor:
+    def on_device(values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=decoder.device)
 
     return Step(
@@ -58,9 +67,19 @@ def make_step(parts: Sequence[Part], *, block_tokens: int, decoder: "Decoder") -
         slots=on_device(slots),
         variants=on_device(variants) if decoder.short_length is not None else None,
         segments=tuple(cut),
-        last_rows=on_device(last_rows),
+        last_rows=on_device(rows),
         block_tokens=block_tokens,
     )
+
+
+def _order(parts: Sequence[Part]) -> list[int]:
+    """Single tokens first, those with as many blocks side by side (see `fused.Singles`)."""
+
+    def place(index: int) -> tuple[bool, int, int]:
+        part = parts[index]
+        return len(part.tokens) > 1, len(part.blocks), part.blocks[0]
+
+    return sorted(range(len(parts)), key=place)
 
 
 def clear_opened(

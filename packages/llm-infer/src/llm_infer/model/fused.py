@@ -1,0 +1,139 @@
+"""torch's fused attention kernel for CPUs, and the calls of it for tokens alone in their texts.
+
+A text that decodes has one token in a step, and a call for it costs as much to make as to compute.
+So what the calls need - places of keys, masks - is worked out once a step for all layers of one
+kind, and texts with as many keys whose blocks lie at even distances go in one call.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llm_infer.model import masks
+from llm_infer.model.cache import Keys, Pool, Step
+
+# It takes rows in blocks of 32 or 64 up to 767 rows. The rows of a last, smaller block come out the
+# same from 4 on.
+TILE_ROWS = 8
+MAX_ROWS = 512
+# With more keys calls are long enough to not need it.
+MAX_KEYS = masks.MOST_KEYS
+# With 6 or 10 channels its rows differ by their place in a block; with any multiple of this they
+# come out the same.
+_CHANNELS = 16
+
+# B texts, G query groups, T tokens, R queries of a group, S keys, D channels
+
+
+def can_fuse(pool: Pool) -> bool:
+    """Whether the kernel reads this pool; it wants keys and values of one width."""
+    keys, width = pool.keys, pool.keys.shape[-1]
+    return (
+        keys.device.type == "cpu"
+        and keys.dtype == torch.float32
+        and width == pool.values.shape[-1]
+        and width % _CHANNELS == 0
+    )
+
+
+def attended(
+    q_BGRD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, *, mask: Tensor, scale: float
+) -> Tensor:
+    """Mixed values [B, G, R, D]; `mask` [R, S] or [B, 1, R, S] is added to scores."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
+        q_BGRD, k_BGSD, v_BGSD, 0.0, False, attn_mask=mask, scale=scale
+    )[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Texts with as many keys: the first one's are `keys`, each next one's `distance` slots on."""
+
+    texts: int
+    keys: Keys
+    distance: int
+    mask: Tensor
+
+    def of(self, pool_GSD: Tensor) -> Tensor:
+        """Their part [B, G, S, D] of a pool; a view where it is of runs."""
+        where = self.keys.where
+        if not isinstance(where, slice):
+            return pool_GSD.index_select(1, where)[None]
+        groups, _, channels = pool_GSD.shape
+        group, slot, channel = pool_GSD.stride()
+        return pool_GSD.as_strided(
+            (self.texts, groups, self.keys.count, channels),
+            (self.distance * slot, group, slot, channel),
+            pool_GSD.storage_offset() + where.start * slot,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Singles:
+    """The calls for those first tokens of a step that are alone in their texts."""
+
+    calls: tuple[_Call, ...]
+    sizes: list[int]
+    """Texts of each call."""
+    count: int
+
+    def mixed(self, q_TGRD: Tensor, pool: Pool, *, scale: float) -> Tensor:
+        """Mixed values [count, G, R, D] of their queries."""
+        queries = q_TGRD.shape[2]
+        q_TGRD = F.pad(q_TGRD, (0, 0, 0, -queries % TILE_ROWS))
+        keys, values = pool.keys, pool.values
+        mixed = [
+            attended(q_BGRD, call.of(keys), call.of(values), mask=call.mask, scale=scale)
+            for q_BGRD, call in zip(q_TGRD.split_with_sizes(self.sizes), self.calls, strict=True)
+        ]
+        return torch.cat(mixed)[:, :, :queries]
+
+
+def singles(step: Step, *, window: int | None, queries: int) -> Singles:
+    """Those of a step, the same object for all layers of one kind."""
+    kind = window, queries
+    if kind not in step.singles:
+        lone = takewhile(
+            lambda one: one[0].stop == one[0].start + 1 and one[1].count <= MAX_KEYS,
+            zip(step.segments, step.keys_of(window), strict=True),
+        )
+        added = masks.added(step.block_tokens, window, queries)
+        rows = queries + -queries % TILE_ROWS
+        found = [
+            (keys, added[(row := one.offset * queries) : row + rows, -keys.count :])
+            for one, keys in lone
+        ]
+        calls = tuple(_calls(found))
+        step.singles[kind] = Singles(calls, [call.texts for call in calls], len(found))
+    return step.singles[kind]
+
+
+def _calls(found: Sequence[tuple[Keys, Tensor]]) -> Iterator[_Call]:
+    """As few calls as go in the order of the texts."""
+    first = 0
+    while first < len(found):
+        distance = (
+            _distance(found[first][0], found[first + 1][0]) if first + 1 < len(found) else None
+        )
+        stop = first + 1
+        while (
+            distance is not None
+            and stop < len(found)
+            and _distance(found[stop - 1][0], found[stop][0]) == distance
+        ):
+            stop += 1
+        mask = torch.stack([mask for _, mask in found[first:stop]])[:, None]
+        yield _Call(stop - first, found[first][0], distance or 0, mask)
+        first = stop
+
+
+def _distance(keys: Keys, following: Keys) -> int | None:
+    """Slots from one text's keys to another's; None where one call cannot be of both."""
+    here, there = keys.where, following.where
+    if keys.count != following.count or not isinstance(here, slice) or not isinstance(there, slice):
+        return None
+    return there.start - here.start if there.start >= here.start else None
