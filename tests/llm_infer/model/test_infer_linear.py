@@ -8,6 +8,7 @@ from llm_infer.model.attend import Attend, Scores
 from llm_infer.model.cache import Pool, Step, segments
 from llm_infer.model.linear import PackedLinear, TiledLinear, multiply
 from llm_infer.model.rowwise import by_row
+from llm_infer.model.swiglu import PackedSwiglu
 
 COUNTS = (1, 2, 3, 5, 8, 15, 16, 17, 33, 64, 65, 100)
 SHAPES = [(1024, 3072), (3072, 1024), (96, 64), (40, 8), (33, 7), (100, 1), (1, 5)]
@@ -37,6 +38,18 @@ def test_a_row_of_a_linear_layer_stays_the_same(kind, inner, outer, threads):
     for count in (*COUNTS, 130, 512):
         assert torch.equal(linear(x[:count]), whole[:count]), count
         assert torch.equal(linear(x[7 : 7 + count]), whole[7 : 7 + count]), count
+
+
+@pytest.mark.parametrize(("inner", "outer"), [*SHAPES, *SHARED])
+def test_a_row_of_a_gated_layer_is_that_of_torch_and_stays_the_same(inner, outer, threads):
+    weight, bias = torch.randn(2 * outer, inner), torch.randn(2 * outer)
+    layer, x = PackedSwiglu(weight, bias), torch.randn(130, inner) / inner**0.5
+    whole = layer(x)
+    gate, up = F.linear(x.double(), weight.double(), bias.double()).chunk(2, dim=1)
+    assert torch.allclose(whole.double(), F.silu(gate) * up, atol=1e-4, rtol=1e-5)
+    for count in COUNTS:
+        assert torch.equal(layer(x[:count]), whole[:count]), count
+        assert torch.equal(layer(x[7 : 7 + count]), whole[7 : 7 + count]), count
 
 
 @pytest.mark.parametrize(("inner", "outer"), [(128, 512), (512, 128), (16, 16)])

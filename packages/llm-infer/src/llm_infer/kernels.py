@@ -32,7 +32,7 @@ class Kernels(Protocol):
 
 
 class TorchKernels:
-    """Plain torch operators."""
+    """Plain torch operators; on CPUs `parameters` has SwiGLU computed with the layer before it."""
 
     def __str__(self) -> str:
         return "plain torch"

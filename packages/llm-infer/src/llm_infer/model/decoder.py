@@ -171,11 +171,11 @@ class _Layer:
         self._shortcut = None
         if run.feed_forward in ("dense", "dense_shortcut_moe"):
             assert arch.mlp is not None
-            self._feed_forward = FeedForward(arch.mlp, parameters, kernels, "mlp")
+            self._feed_forward = FeedForward(arch.mlp, parameters, "mlp")
         elif run.feed_forward == "moe":
-            self._feed_forward = Experts(arch, parameters, kernels, "mlp")
+            self._feed_forward = Experts(arch, parameters, "mlp")
         if run.feed_forward == "dense_shortcut_moe":
-            self._shortcut = Experts(arch, parameters, kernels, "shortcut_moe")
+            self._shortcut = Experts(arch, parameters, "shortcut_moe")
         self._around_mixer = self._around_feed_forward = (_same, _same)
         if self._mixer is not None:
             self._around_mixer = _norms(

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from llm_infer.arch import Arch
-from llm_infer.kernels import Kernels
 from llm_infer.model.feed_forward import FeedForward
 from llm_infer.model.parameters import Parameters
 from llm_infer.model.router import route
@@ -17,7 +16,7 @@ from llm_infer.model.rowwise import by_row
 class Experts:
     """arch.json's `moe`, under the name `at`."""
 
-    def __init__(self, arch: Arch, parameters: Parameters, kernels: Kernels, at: str) -> None:
+    def __init__(self, arch: Arch, parameters: Parameters, at: str) -> None:
         facts = arch.moe
         assert facts is not None, "arch.json: a layer of experts without its facts"
         self._facts, self._group = facts, parameters.group
@@ -26,16 +25,12 @@ class Experts:
         if facts.router.bias:
             self._bias = parameters.in_float32(f"{at}.router.expert_bias")
         self._experts = [
-            FeedForward(
-                facts, parameters, kernels, f"{at}.experts.local_experts.{expert}", sums=False
-            )
+            FeedForward(facts, parameters, f"{at}.experts.local_experts.{expert}", sums=False)
             for expert in range(facts.experts)
         ]
         self._shared = self._gate = None
         if facts.shared is not None:
-            self._shared = FeedForward(
-                facts, parameters, kernels, f"{at}.shared_experts", sums=False
-            )
+            self._shared = FeedForward(facts, parameters, f"{at}.shared_experts", sums=False)
             if facts.shared.gated:
                 weight = parameters.tensor(f"{at}.shared_experts.gate_weight")
                 self._gate = parameters.full_linear_of(weight)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llm_infer.kernels import Kernels
 from llm_infer.model.parameters import Parameters
 from llm_infer.model.rowwise import by_row
 
@@ -55,22 +54,22 @@ class FeedForward:
         self,
         facts: Facts,
         parameters: Parameters,
-        kernels: Kernels,
         at: str,
         *,
         sums: bool = True,
     ) -> None:
         """Without `sums` the caller sums what the ranks give."""
-        self._facts, self._kernels = facts, kernels
-        self._first = parameters.linear(f"{at}.linear_fc1")
+        self._facts = facts
         self._second = parameters.row_parallel(f"{at}.linear_fc2", sums=sums)
         is_plain = facts.gated and facts.clamp is None and facts.glu_offset == 0.0
         self._is_swiglu = is_plain and facts.activation == "silu"
+        read = parameters.swiglu if self._is_swiglu else parameters.linear
+        self._first = read(f"{at}.linear_fc1")
 
     def __call__(self, x_TH: Tensor) -> Tensor:
         """[T, H] from [T, H]."""
         x = self._first(x_TH)
-        return self._second(self._kernels.swiglu(x) if self._is_swiglu else self._activated(x))
+        return self._second(x if self._is_swiglu else self._activated(x))
 
     def _activated(self, x: Tensor) -> Tensor:
         facts, activation = self._facts, ACTIVATIONS[self._facts.activation]

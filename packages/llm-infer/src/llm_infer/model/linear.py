@@ -18,7 +18,7 @@ TILE_ROWS = 16
 MAX_ROWS = 128
 _EXPECTED_ROWS = 16
 # With AVX2 oneDNN cuts the products of a row otherwise from 65 or 81 rows on, by the layout.
-_BLOCK_ROWS = 64
+BLOCK_ROWS = 64
 # With one output oneDNN takes another path, too.
 _MIN_OUTPUTS = 8
 # Of other products rows differ with fewer outputs, by their place in a tile.
@@ -57,13 +57,28 @@ class PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Linear`."""
-        if len(x) > _BLOCK_ROWS:
-            return torch.cat([self(part) for part in x.split(_BLOCK_ROWS)])
+        if len(x) > BLOCK_ROWS:
+            return torch.cat([self(part) for part in x.split(BLOCK_ROWS)])
         if len(self._weights) == 1:
             y = _packed_product(x, self._weights[0], self._bias)
         else:
             y = self._summed(x)
         return y if y.shape[1] == self._outputs else y[:, : self._outputs]
+
+    @property
+    def is_one_kernel(self) -> bool:
+        """Whether one kernel computes just the outputs, so that `swish` and `times` may be used."""
+        return len(self._weights) == 1 and self._outputs >= _MIN_OUTPUTS
+
+    def swish(self, x: Tensor) -> Tensor:
+        """`y * sigmoid(y)` of the product y, for up to `BLOCK_ROWS` rows."""
+        return _packed_product(x, self._weights[0], self._bias, "swish")
+
+    def times(self, x: Tensor, factor: Tensor) -> Tensor:
+        """The product times numbers of its own shape, for up to `BLOCK_ROWS` rows."""
+        return torch.ops.mkldnn._linear_pointwise.binary(
+            x, factor, self._weights[0], self._bias, "mul"
+        )
 
     def _summed(self, x: Tensor) -> Tensor:
         first, *others = zip(x.split(self._width, dim=1), self._weights, strict=True)
@@ -86,8 +101,8 @@ def shares_products(outputs: int, inputs: int, *, threads: int) -> bool:
     return outputs // _BLOCK_OUTPUTS < 2 * threads * -(-inputs // _UNSHARED_INPUTS)
 
 
-def _packed_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _packed_product(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "")
 
 
 class TiledLinear:

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llm_infer.arch import Arch
-from llm_infer.kernels import Kernels
+from llm_infer.kernels import Kernels, TorchKernels
 from llm_infer.model.group import ALONE, Alone, Group
 from llm_infer.model.int8 import Int8Linear, Int8Matrices, Int8Table
-from llm_infer.model.linear import Linear, MakeLinear
+from llm_infer.model.linear import Linear, MakeLinear, PackedLinear
 from llm_infer.model.sharding import ranks_of_a_group
 from llm_infer.model.stored import Matrices, PlainMatrices, PlainTable, Table
+from llm_infer.model.swiglu import PackedSwiglu
 from llm_infer.weights import Quantization, WeightSource
 
 
@@ -100,6 +101,15 @@ class Parameters:
 
         bias = own(whole.tensor(f"{name}.bias")) if self.has(f"{name}.bias") else None
         return whole._linear(f"{name}.weight", bias, own)
+
+    def swiglu(self, name: str) -> Callable[[Tensor], Tensor]:
+        """A linear layer that gives a gate and what it gates, with `Kernels.swiglu` behind it."""
+        is_packed = self._make_linear is PackedLinear and self._quantization is None
+        if is_packed and isinstance(self._kernels, TorchKernels) and self.dtype == torch.float32:
+            bias = self.tensor(f"{name}.bias") if self.has(f"{name}.bias") else None
+            return PackedSwiglu(self.tensor(f"{name}.weight"), bias)
+        linear, swiglu = self.linear(name), self._kernels.swiglu
+        return lambda x: swiglu(linear(x))
 
     def row_parallel(self, name: str, *, sums: bool = True) -> Linear:
         """A linear layer that each rank has some inputs of; what they give is summed.
