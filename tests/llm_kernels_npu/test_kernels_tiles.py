@@ -4,6 +4,7 @@ import pytest
 
 from llm_kernels_npu.ops import tiles
 from llm_kernels_npu.ops.causal_conv1d.tiles import conv_tile
+from llm_kernels_npu.ops.recurrence_tiles import MAX_DIM, recurrence_tile
 
 
 @pytest.mark.parametrize("itemsize", [2, 4])
@@ -36,3 +37,13 @@ def test_tile_of_a_convolution_fits_a_950_and_has_no_more_rows_than_tokens():
     assert conv_tile(4096, 8192, width=8, target="npu").constants() == {"ROWS": 8, "COLUMNS": 128}
     assert conv_tile(4096, 8192, width=8, target="cuda").constants() == {"ROWS": 32, "COLUMNS": 128}
     assert conv_tile(1, 6, width=4, target="npu").constants() == {"ROWS": 1, "COLUMNS": 8}
+
+
+def test_tile_of_a_recurrence_holds_a_key_and_no_more_tokens_than_there_are():
+    wanted = {"CHUNK": 16, "KEY": 128, "VALUE": 32}
+    assert recurrence_tile(4096, 128, 128, target="npu").constants() == wanted
+    wanted = {"CHUNK": 64, "KEY": 64, "VALUE": 32}
+    assert recurrence_tile(4096, 50, 64, target="cuda").constants() == wanted
+    wanted = {"CHUNK": 16, "KEY": 16, "VALUE": 16}
+    assert recurrence_tile(1, 4, 4, target="cuda").constants() == wanted
+    assert recurrence_tile(4096, MAX_DIM, MAX_DIM, target="npu").key == MAX_DIM

@@ -13,6 +13,8 @@ WRITTEN = {
     if any(backend.name == "triton" for backend in entry.backends)
 }
 
+RECURRENCES = ("gated_delta_rule", "mamba2_scan")
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
@@ -30,8 +32,15 @@ def test_every_triton_operator_has_calls():
     assert set(calls.CALLS) == WRITTEN
 
 
+# The kernels of the recurrences have many products each, and take long.
+QUICK = [
+    pytest.param(name, marks=pytest.mark.slow if name in RECURRENCES else ())
+    for name in calls.CALLS
+]
+
+
 @pytest.mark.parametrize("capability", sorted(cuda.SHARED_BYTES))
-@pytest.mark.parametrize("name", calls.CALLS)
+@pytest.mark.parametrize("name", QUICK)
 def test_each_kernel_compiles_to_a_cubin(name, capability):
     for launch in calls.first_of_each_kernel(name, torch.bfloat16, variants=False):
         compiles(launch, capability)

@@ -95,6 +95,35 @@ def test_convolution_of_any_shape(tokens, channels, width, extra, activation, dt
     equals_reference("causal_conv1d", *shape, extra=extra, activation=activation, dtype=dtype)
 
 
+def test_delta_rule_of_several_chunks():
+    equals_reference("gated_delta_rule", 1, 70, 1, 1, 6, 5, has_state=True, dtype=torch.float32)
+
+
+# One token without a state gives the rates a gradient of nothing but rounding.
+@settings(max_examples=2, deadline=None, derandomize=True)
+@given(
+    tokens=st.integers(2, 40),
+    groups=st.integers(1, 2),
+    features=st.integers(1, 40),
+    states=st.integers(1, 16),
+    extra=st.sampled_from(((), ("d_H",), ("initial_state",))),
+    dtype=dtypes,
+)
+def test_scan_of_any_shape(tokens, groups, features, states, extra, dtype):
+    shape = (1, tokens, 2, features, groups, states)
+    equals_reference("mamba2_scan", *shape, extra=extra, dtype=dtype)
+
+
+def test_delta_rule_of_one_key_over_and_over_equals_the_reference():
+    """Powers of its matrix reach 1e10: the inverse must not be made of them."""
+    key = torch.nn.functional.normalize(torch.ones(1, 40, 1, 8), dim=-1)
+    value = torch.randn(1, 40, 1, 4, generator=torch.Generator().manual_seed(0))
+    inputs = (key, key, value, torch.zeros(1, 40, 1), torch.ones(1, 40, 1))
+    found = load("gated_delta_rule", "triton")[0](*inputs)
+    wanted = load("gated_delta_rule", "reference")[0](*inputs)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
 # Rows wider than the widest tile: loops over tiles, and the weight's gradient by its own kernel.
 @pytest.mark.parametrize("name", NORMS)
 def test_norms_of_rows_of_several_tiles(name):

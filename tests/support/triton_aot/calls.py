@@ -14,7 +14,21 @@ from triton_aot.recording import Launch, recorded
 WIDTHS = (64, 1024, 2048, 4096, 8192, 16_384, 20_480)
 """Features of a row: below every tile, at each, over the largest."""
 TOKENS = 4096
-TILES = frozenset({"TILE", "HALF", "PASSING", "ROWS", "COLUMNS", "KEYS", "DIM", "VALUE_DIM"})
+TILES = frozenset(
+    {
+        "TILE",
+        "HALF",
+        "PASSING",
+        "ROWS",
+        "COLUMNS",
+        "KEYS",
+        "DIM",
+        "VALUE_DIM",
+        "CHUNK",
+        "KEY",
+        "VALUE",
+    }
+)
 """Constants that are sizes; the others choose what a kernel does."""
 
 
@@ -117,6 +131,24 @@ def _convolutions(dtype: torch.dtype) -> Iterator[Call]:
     yield (leaf(1, TOKENS, 64, dtype=dtype), leaf(64, 4, dtype=dtype)), {}
 
 
+def _scans(dtype: torch.dtype) -> Iterator[Call]:
+    """Few states with an initial one, Mamba-2's own sizes without, and the largest."""
+    for features, states, has_state in ((64, 64, True), (64, 128, False), (256, 256, True)):
+        x, dt = leaf(1, 512, 4, features, dtype=dtype), leaf(1, 512, 4, dtype=dtype)
+        b, c = (leaf(1, 512, 1, states, dtype=dtype) for _ in range(2))
+        rest = (leaf(4, dtype=dtype), leaf(1, 4, features, states, dtype=dtype))
+        yield (x, dt, leaf(4, dtype=dtype), b, c, *(rest if has_state else ())), {}
+
+
+def _delta_rules(dtype: torch.dtype) -> Iterator[Call]:
+    """Small heads with an initial state, Qwen3-Next's without, and the largest."""
+    for dim, has_state in ((64, True), (128, False), (256, True)):
+        q, k = (leaf(1, 512, 2, dim, dtype=dtype) for _ in range(2))
+        v, state = leaf(1, 512, 4, dim, dtype=dtype), leaf(1, 4, dim, dim, dtype=dtype)
+        gates = (leaf(1, 512, 4, dtype=dtype) for _ in range(2))
+        yield (q, k, v, *gates, *((state,) if has_state else ())), {}
+
+
 CALLS: Mapping[str, Callable[[torch.dtype], Iterable[Call]]] = {
     "rms_norm": _norm,
     "add_rms_norm": partial(_norm, like_x=2),
@@ -129,6 +161,8 @@ CALLS: Mapping[str, Callable[[torch.dtype], Iterable[Call]]] = {
     "rope": _rope,
     "attention": _attention,
     "causal_conv1d": _convolutions,
+    "gated_delta_rule": _delta_rules,
+    "mamba2_scan": _scans,
 }
-LONG = frozenset({"causal_conv1d"})
+LONG = frozenset({"causal_conv1d", "gated_delta_rule", "mamba2_scan"})
 """Operators that the Ascend compiler takes long for: the default tests compile one tile of each."""

@@ -208,12 +208,14 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
                 name="gated_delta_rule",
                 summary="linear attention by the gated delta rule, in chunks",
                 # npu_recurrent_gated_delta_rule is for decoding: 8 tokens, no gradient.
-                backends=(_REFERENCE, _TORCH),
+                backends=(_REFERENCE, _TORCH, _triton()),
+                orders=_TORCH_FIRST,
             ),
             Operator(
                 name="mamba2_scan",
                 summary="Mamba-2's state space, in chunks",
-                backends=(_REFERENCE, _TORCH),
+                backends=(_REFERENCE, _TORCH, _triton()),
+                orders=_TORCH_FIRST,
             ),
             Operator(
                 name="dsa_indexer",

@@ -21,10 +21,10 @@ ALL = [
 ]
 
 
-def compiles(launches, folder):
+def compiles(launches, folder, chips=tuple(ascend.TARGETS)):
     for launch in launches:
         linalg = ascend.lower(launch)
-        for chip in ascend.TARGETS:
+        for chip in chips:
             outcome = ascend.compile_hivm(linalg, chip, folder)
             assert outcome.compiled, (str(launch), chip, outcome.messages)
 
@@ -35,9 +35,11 @@ def test_every_tile_compiles_to_hivm_for_every_chip(name, dtype, tmp_path):
     compiles(calls.launches(name, dtype), tmp_path)
 
 
-@pytest.mark.parametrize("name", sorted(calls.LONG))
-def test_each_kernel_compiles_to_hivm_for_every_chip(name, tmp_path):
-    compiles(calls.first_of_each_kernel(name, torch.bfloat16, variants=False), tmp_path)
+# The kernels of mamba2_scan are among gated_delta_rule's.
+@pytest.mark.parametrize("name", sorted(calls.LONG - {"mamba2_scan"}))
+def test_each_kernel_compiles_to_hivm_for_a_910b(name, tmp_path):
+    launches = calls.first_of_each_kernel(name, torch.bfloat16, variants=False)
+    compiles(launches, tmp_path, ["Ascend910B3"])
 
 
 @pytest.mark.parametrize("name", calls.CALLS)

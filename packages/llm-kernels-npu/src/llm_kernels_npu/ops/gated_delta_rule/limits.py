@@ -5,7 +5,8 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import FLOATS, floating, together
+from llm_kernels_npu.ops.checks import FLOATS, floating, together, triton_floating
+from llm_kernels_npu.ops.recurrence_tiles import MAX_DIM
 
 
 def _any_device(
@@ -45,6 +46,27 @@ def _any_device(
     return floating("q", q_BTGK) or floating("v", v_BTHV) or together("q", q_BTGK, "v", v_BTHV)
 
 
+def _triton(
+    q_BTGK: Tensor,
+    k_BTGK: Tensor,
+    v_BTHV: Tensor,
+    log_decay_BTH: Tensor,
+    beta_BTH: Tensor,
+    initial_state: Tensor | None = None,
+    *,
+    scale: float | None = None,
+) -> str | None:
+    reason = _any_device(
+        q_BTGK, k_BTGK, v_BTHV, log_decay_BTH, beta_BTH, initial_state, scale=scale
+    )
+    if reason is not None:
+        return reason
+    key_dim, value_dim = q_BTGK.shape[-1], v_BTHV.shape[-1]
+    if key_dim > MAX_DIM or value_dim > MAX_DIM:
+        return f"keys of {key_dim} features, values of {value_dim}, want at most {MAX_DIM} of each"
+    return triton_floating("q", q_BTGK) or triton_floating("v", v_BTHV)
+
+
 LIMITS: Mapping[str, Callable[..., str | None]] = MappingProxyType(
-    {"reference": _any_device, "torch": _any_device}
+    {"reference": _any_device, "torch": _any_device, "triton": _triton}
 )

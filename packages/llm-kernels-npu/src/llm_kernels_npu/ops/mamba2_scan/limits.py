@@ -5,7 +5,8 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import FLOATS, floating, together
+from llm_kernels_npu.ops.checks import FLOATS, floating, together, triton_floating
+from llm_kernels_npu.ops.recurrence_tiles import MAX_DIM
 
 
 def _any_device(
@@ -44,6 +45,24 @@ def _any_device(
     return floating("x", x_BTHP) or floating("b", b_BTGN) or together("x", x_BTHP, "b", b_BTGN)
 
 
+def _triton(
+    x_BTHP: Tensor,
+    dt_BTH: Tensor,
+    a_H: Tensor,
+    b_BTGN: Tensor,
+    c_BTGN: Tensor,
+    d_H: Tensor | None = None,
+    initial_state: Tensor | None = None,
+) -> str | None:
+    reason = _any_device(x_BTHP, dt_BTH, a_H, b_BTGN, c_BTGN, d_H, initial_state)
+    if reason is not None:
+        return reason
+    features, states = x_BTHP.shape[-1], b_BTGN.shape[-1]
+    if features > MAX_DIM or states > MAX_DIM:
+        return f"{features} features and {states} states, want at most {MAX_DIM} of each"
+    return triton_floating("x", x_BTHP) or triton_floating("b", b_BTGN)
+
+
 LIMITS: Mapping[str, Callable[..., str | None]] = MappingProxyType(
-    {"reference": _any_device, "torch": _any_device}
+    {"reference": _any_device, "torch": _any_device, "triton": _triton}
 )
