@@ -6,10 +6,14 @@ B rows of a block, S tokens after the shared ones, N predictions asked for, V vo
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from llm_eval.blocks import Tokens
 from llm_eval.harness.passes import Beginning, output_at, padded
+
+# Log-probabilities that are made at a time: 16 MiB.
+_SOFTMAX_NUMBERS = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,8 @@ class Reader:
     def score(self, question: Question) -> list[tuple[float, bool]]:
         """Sum of log-probabilities of each ask's targets; whether each is the likeliest.
 
+        Summed in float32 as lm-eval's `hf` does: to have its scores, not float64's.
+
         One pass over B×S tokens; the vocabulary is only multiplied for the N predictions. Rows
         are padded on the right, where causal attention never looks.
         """
@@ -58,15 +64,26 @@ class Reader:
             ).logits
         logits_NV = logits[0].float()
         wanted_N = torch.tensor(targets, device=logits_NV.device)
-        # The chosen logit less the sum, instead of a second array of N×V log-probabilities.
-        chosen_N = logits_NV.gather(1, wanted_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
+        chosen_N = _logprobs(logits_NV, wanted_N)
         greedy_N = logits_NV.max(-1).indices == wanted_N
         return [
             (float(logprob.sum()), bool(greedy.all()))
             for logprob, greedy in zip(
-                chosen_N.double().split(lengths), greedy_N.split(lengths), strict=True
+                chosen_N.split(lengths), greedy_N.split(lengths), strict=True
             )
         ]
+
+
+def _logprobs(logits_NV: Tensor, wanted_N: Tensor) -> Tensor:
+    """[N] float32, to the bit what lm-eval's `hf` takes of a log_softmax of the same logits.
+
+    Some rows at a time, so that no second array of N×V is held.
+    """
+    rows = max(1, _SOFTMAX_NUMBERS // logits_NV.shape[1])
+    parts = zip(logits_NV.split(rows), wanted_N.split(rows), strict=True)
+    return torch.cat(
+        [part.log_softmax(-1).gather(1, wanted[:, None])[:, 0] for part, wanted in parts]
+    )
 
 
 def can_share(model: PreTrainedModel) -> bool:
