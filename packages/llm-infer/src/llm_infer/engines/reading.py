@@ -24,8 +24,12 @@ class _Member:
     """One reading of a text, and what is known of its score."""
 
     reading: Reading
-    logprob: float = 0.0
+    logprobs: list[float] = field(default_factory=list[float])
     is_greedy: bool = True
+
+    def score(self) -> Score:
+        """Added up in float32, as lm-eval's `hf` does: to have its scores, not float64's."""
+        return Score(float(torch.tensor(self.logprobs).sum()), self.is_greedy)
 
 
 @dataclass(slots=True)
@@ -89,7 +93,7 @@ class Reader:
         finally:
             for one in asked.values():
                 self._scheduler.remove(one.text)
-        return [Score(member.logprob, member.is_greedy) for member in members]
+        return [member.score() for member in members]
 
     def _step(self, works: Sequence[Work], by_id: dict[int, _Asked]) -> None:
         rows, wanted = list[int](), list[_Wanted]()
@@ -152,8 +156,8 @@ def _note(logits_RV: Tensor, wanted: Sequence[_Wanted]) -> None:
     """Add what a step predicted to the scores."""
     rows = torch.tensor([one.row for one in wanted], device=logits_RV.device)
     tokens = torch.tensor([one.token for one in wanted], device=logits_RV.device)
-    logprobs = logits_RV[rows, tokens] - logits_RV.logsumexp(-1)[rows]
+    logprobs = logits_RV.log_softmax(-1)[rows, tokens]
     is_best = logits_RV.argmax(-1)[rows] == tokens
     for one, logprob, is_greedy in zip(wanted, logprobs.tolist(), is_best.tolist(), strict=True):
-        one.member.logprob += logprob
+        one.member.logprobs.append(logprob)
         one.member.is_greedy &= is_greedy
