@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -84,12 +85,16 @@ def test_a_row_is_the_product_and_stays_the_same(inner, outer, threads):
 
 
 def test_integer_products_are_exact_at_the_largest_codes():
-    """A CPU that cuts sums of two products at 16 bits shows it here, if digits are too large."""
+    """A CPU that cuts sums of two products at 16 bits shows it here, if digits are too large.
+
+    What is left is float32's rounding of the digits' scale.
+    """
+    near = partial(torch.testing.assert_close, rtol=2**-22, atol=0.0)
     signs = torch.where(torch.rand(8, 512) < 0.5, -1.0, 1.0)
     x = torch.where(torch.rand(40, 512) < 0.5, -1.0, 1.0)
-    assert torch.equal(Int8Linear(127 * signs, None)(x), 127 * (x @ signs.T))
+    near(Int8Linear(127 * signs, None)(x), 127 * (x @ signs.T))
     ones = torch.ones(8, 512)
-    assert torch.equal(Int8Linear(127 * ones, None)(ones), 127 * 512 * torch.ones(8, 8))
+    near(Int8Linear(127 * ones, None)(ones), 127 * 512 * torch.ones(8, 8))
 
 
 def test_codes_and_scales():
