@@ -143,7 +143,7 @@ def test_an_unknown_task_names_the_nearest_and_writes_nothing(roomy_model, own_t
 
 def test_a_missing_data_file_fails_and_leaves_no_results(roomy_model, own_tasks, tmp_path):
     (own_tasks / "data.jsonl").unlink()
-    with pytest.raises(FileNotFoundError, match=r"data\.jsonl"):
+    with pytest.raises(EvalError, match=r"task toy_animals \(.*toy\.yaml\): .*data\.jsonl"):
         benchmark.run(
             _tasks("toy_animals", include=own_tasks),
             _model(roomy_model),

@@ -76,7 +76,7 @@ def test_the_named_engine_runs(models):
         (("--rope-scaling", "ntk:2"), "KIND one of linear, yarn"),
         (("--lora", "/nowhere"), "/nowhere"),
         (("--engine", "transformers", "--tp", "2"), "--tp: only the native engine"),
-        (("--tp", "3"), "attention.query_groups(2) % tp(3) = 2, want 0"),
+        (("--tp", "3"), "attention.heads(4) % tp(3) = 1, want 0"),
     ],
 )
 def test_what_cannot_be_had_is_an_error(models, arguments, said):

@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llm_kernels_npu.parity import Result, compare
@@ -77,6 +77,8 @@ def test_rope_of_any_shape(length, heads, pairs, rest, interleaved, dtype):
     dtype=dtypes,
 )
 def test_attention_of_any_shape(queries, more_keys, groups, dim, window, softcap, dtype):
+    # Of a query's only key the weight is 1 and its gradient 0, which rounding alone differs from.
+    assume(queries + more_keys > 1 and window != 1)
     shape = (1, queries, queries + more_keys, 2 * groups, groups, dim)
     equals_reference("attention", *shape, window=window, softcap=softcap, dtype=dtype)
 

@@ -76,6 +76,7 @@ class Decoder:
         )
         self.arch, self.device, self.dtype = arch, device, dtype
         self.context, self._group, self._quantization = context, group, quantization
+        self._block_tokens = block_tokens
         self._recorder = recorder
         self.short_length = short_length(arch)
         self._embedding = Embedding(parameters.table("embedding.word_embeddings.weight"), group)
@@ -110,7 +111,8 @@ class Decoder:
         )
 
     def runner(self, *, num_blocks: int, block_tokens: int) -> LocalRunner:
-        """A new cache to compute over."""
+        """A new cache to compute over, in blocks of the size that attention was made for."""
+        assert block_tokens == self._block_tokens, (block_tokens, self._block_tokens)
         return LocalRunner(
             self, num_blocks=num_blocks, block_tokens=block_tokens, recorder=self._recorder
         )
