@@ -7,7 +7,7 @@ from typing import cast
 
 from llm_train.arch import Arch
 from llm_train.config import RunConfig
-from llm_train.interfaces import Kernels, OpenKernels
+from llm_train.kernels import Kernels, OpenKernels
 from llm_train.weights import ProviderError
 
 GROUP = "llm_train.kernels"

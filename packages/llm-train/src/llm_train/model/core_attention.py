@@ -9,7 +9,7 @@ from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
-from llm_train.interfaces import SoftmaxAttention
+from llm_train.kernels import SoftmaxAttention
 from llm_train.model.context_parallel.allgather import gather
 from llm_train.model.context_parallel.blocks import Scoring
 from llm_train.model.context_parallel.place import context_group, context_rank, ring_of

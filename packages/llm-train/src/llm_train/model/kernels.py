@@ -2,7 +2,7 @@
 
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from llm_train.interfaces import Kernels
+from llm_train.kernels import Kernels
 
 
 def use_kernels(config: TransformerConfig, kernels: Kernels | None) -> None:

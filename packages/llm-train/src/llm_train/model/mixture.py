@@ -9,7 +9,7 @@ from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from llm_train.interfaces import Kernels
+from llm_train.kernels import Kernels
 from llm_train.model.kernels import kernels_of
 
 # N tokens of this rank, each sent to K of E experts; H their hidden size

@@ -10,7 +10,7 @@ import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 
 from llm_train.arch import Llama3Scaling, LongRopeScaling, Rope, YarnScaling
-from llm_train.interfaces import Kernels
+from llm_train.kernels import Kernels
 
 
 class Rotary(RotaryEmbedding):

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
-from llm_train.interfaces import Kernels
+from llm_train.kernels import Kernels
 
 
 def token_losses(

@@ -19,7 +19,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from llm_train import check
 from llm_train.arch import Arch
 from llm_train.config import KeptType, Precision, RunConfig
-from llm_train.interfaces import Kernels, WeightSource
+from llm_train.interfaces import WeightSource
+from llm_train.kernels import Kernels
 from llm_train.model.build import Model, build_chunks, padded_vocab_size, transformer_config
 from llm_train.model.fill import Put, fill_from_source, fill_randomly
 from llm_train.model.kernels import use_kernels

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from llm_kernels_npu.ops.checks import wide
-from llm_kernels_npu.ops.linear_cross_entropy.chunks import add_outer
+from llm_kernels_npu.ops.linear_cross_entropy.chunks import add_outer, chunks
 from llm_kernels_npu.signatures import Reduction
 
 Chunk = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
@@ -21,7 +21,33 @@ Chunk = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 or wider, and their gradient by the logits [n, V] in the logits' dtype; zeros for ignored rows."""
 
 
-def is_made_in_forward(hidden: Tensor, weight: Tensor, *, reduction: Reduction) -> bool:
+Remade = Callable[[Tensor, Tensor, Tensor, Sequence[slice], int], Tensor]
+"""Hidden states, weight, targets, each chunk's rows and ignore_index → the losses by row,
+differentiable by a backward that makes the logits again."""
+
+
+def losses_in_chunks(
+    chunk: Chunk,
+    remade: Remade,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int,
+    reduction: Reduction,
+    chunk_rows: int | None,
+) -> Tensor:
+    """The losses or their sum: with gradients made in the forward, or else `remade`."""
+    slices = chunks(hidden, weight, chunk_rows=chunk_rows)
+    if _is_made_in_forward(hidden, weight, reduction=reduction):
+        # torch leaves `apply` untyped.
+        run = cast(Callable[..., Tensor], _InForward.apply)  # pyright: ignore[reportUnknownMemberType]
+        return run(chunk, hidden, weight, targets, slices, ignore_index, reduction)
+    losses = remade(hidden, weight, targets, slices, ignore_index)
+    return losses.sum() if reduction == "sum" else losses
+
+
+def _is_made_in_forward(hidden: Tensor, weight: Tensor, *, reduction: Reduction) -> bool:
     """Whether a backward may follow, and the gradients may be made before it.
 
     Not in float16: unscaled, sums over many rows overflow there and small probabilities vanish.
@@ -29,25 +55,6 @@ def is_made_in_forward(hidden: Tensor, weight: Tensor, *, reduction: Reduction) 
     wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     scales = reduction == "sum" or not weight.requires_grad
     return wanted and scales and hidden.dtype is not torch.float16
-
-
-def in_forward(
-    chunk: Chunk,
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    slices: Sequence[slice],
-    *,
-    ignore_index: int,
-    reduction: Reduction,
-) -> Tensor:
-    """The losses, or their sum, differentiable by hidden and, the sum alone, by weight.
-
-    `slices` are the rows of each chunk.
-    """
-    # torch leaves `apply` untyped.
-    run = cast(Callable[..., Tensor], _InForward.apply)  # pyright: ignore[reportUnknownMemberType]
-    return run(chunk, hidden, weight, targets, slices, ignore_index, reduction)
 
 
 class _InForward(torch.autograd.Function):

@@ -3,7 +3,7 @@
 The products are PyTorch's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol, cast
 
 import torch
@@ -12,8 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from llm_kernels_npu.ops.autograd import Context
 from llm_kernels_npu.ops.cross_entropy.triton import row_losses, write_slopes
-from llm_kernels_npu.ops.linear_cross_entropy.chunks import add_outer, chunks
-from llm_kernels_npu.ops.linear_cross_entropy.in_forward import in_forward, is_made_in_forward
+from llm_kernels_npu.ops.linear_cross_entropy.chunks import add_outer
+from llm_kernels_npu.ops.linear_cross_entropy.in_forward import Remade, losses_in_chunks
 from llm_kernels_npu.signatures import Reduction
 
 
@@ -28,21 +28,18 @@ def linear_cross_entropy(
 ) -> Tensor:
     """See `reference.linear_cross_entropy`; the product is made in hidden's dtype."""
     targets = targets.contiguous()
-    slices = chunks(hidden, weight, chunk_rows=chunk_rows)
-    if is_made_in_forward(hidden, weight, reduction=reduction):
-        return in_forward(
-            _losses_and_slopes,
-            hidden,
-            weight,
-            targets,
-            slices,
-            ignore_index=ignore_index,
-            reduction=reduction,
-        )
     # torch leaves `apply` untyped.
-    run = cast(Callable[..., Tensor], _Chunked.apply)  # pyright: ignore[reportUnknownMemberType]
-    losses = run(hidden, weight, targets, slices, ignore_index)
-    return losses.sum() if reduction == "sum" else losses
+    remade = cast(Remade, _Chunked.apply)  # pyright: ignore[reportUnknownMemberType]
+    return losses_in_chunks(
+        _losses_and_slopes,
+        remade,
+        hidden,
+        weight,
+        targets,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        chunk_rows=chunk_rows,
+    )
 
 
 def _losses_and_slopes(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
