@@ -9,6 +9,7 @@ import random
 import shutil
 import zipfile
 import zlib
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from llm_ckpt.formats.hf import header_bytes, read_folder, read_header
 from llm_ckpt.formats.slab import Files, Slab
 from llm_ckpt.formats.stream import NewFile, hash_file
 from llm_ckpt.formats.torch_zip import TorchZipWriter, read_torch_zip
+from llm_ckpt.formats.unpickle import Stub
 from llm_ckpt.formats.zip_stream import ZipStream
 from llm_ckpt.layout import Box, whole
 from llm_ckpt.source import open_source
@@ -245,6 +247,30 @@ def test_hostile_pickle_is_refused_and_does_not_run(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
+class Reaches:
+    """A pickle that asks a class for an attribute."""
+
+    def __reduce__(self):
+        return getattr, (OrderedDict, "fromkeys")
+
+
+def by_name(member, _protocol):
+    """How Python 3.11.0 to 3.11.3 reduce an enum's member (`Enum.__reduce_ex__`)."""
+    return getattr, (type(member), member.name)
+
+
+def test_an_enum_by_name_is_inert_and_no_other_attribute_is_given(tmp_path, monkeypatch):
+    from megatron.core.transformer.enums import AttnBackend
+
+    monkeypatch.setattr(AttnBackend, "__reduce_ex__", by_name)
+    args = argparse.Namespace(attention_backend=AttnBackend.auto)
+    torch.save({"model": {}, "args": args}, tmp_path / "enum.pt")
+    assert isinstance(read_torch_zip(tmp_path / "enum.pt").value["args"].attention_backend, Stub)
+    torch.save({"model": {}, "args": Reaches()}, tmp_path / "other.pt")
+    with pytest.raises(FormatError, match=r"names builtins\.getattr, which is not on the allow"):
+        read_torch_zip(tmp_path / "other.pt")
+
+
 def test_options_of_megatron_become_inert(tmp_path):
     """Enums, numpy and python random state, as Megatron-LM's own files hold."""
     from megatron.core.transformer.enums import AttnBackend
@@ -256,7 +282,8 @@ def test_options_of_megatron_become_inert(tmp_path):
     }
     torch.save(state, tmp_path / "x.pt")
     found = read_torch_zip(tmp_path / "x.pt").value
-    assert found["args"].backend.args == (AttnBackend.flash.value,)
+    # By its name before Python 3.11.4.
+    assert found["args"].backend.args in ((AttnBackend.flash.value,), (AttnBackend.flash.name,))
     assert found["args"].dtype == torch.bfloat16
 
 
@@ -336,6 +363,19 @@ def test_missing_and_truncated_distcp_are_named(v2):
     path.unlink()
     with open_source(v2) as source, pytest.raises(FormatError, match=r"__0_0\.distcp.*missing"):
         source.read("decoder.final_layernorm.weight")
+
+
+def test_metadata_with_enums_by_name_is_read(v2, monkeypatch):
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
+
+    before = read_metadata(v2 / "iter_0000001")
+    monkeypatch.setattr(_MEM_FORMAT_ENCODING, "__reduce_ex__", by_name)
+    edit_metadata(v2, lambda _: None)
+    assert b"getattr" in (v2 / "iter_0000001/.metadata").read_bytes()
+    assert read_metadata(v2 / "iter_0000001") == before
+    (v2 / "iter_0000001/.metadata").write_bytes(pickle.dumps(Reaches()))
+    with pytest.raises(FormatError, match=r"names builtins\.getattr, which is not on the allow"):
+        read_metadata(v2 / "iter_0000001")
 
 
 def test_hostile_metadata_is_refused_and_does_not_run(v2, tmp_path):

@@ -33,6 +33,7 @@ STORAGES: Mapping[torch.dtype, str] = MappingProxyType(
     }
 )
 _DTYPES = {name: dtype for dtype, name in STORAGES.items()} | {"UntypedStorage": torch.uint8}
+_GETATTR = ("builtins", "getattr")
 # Code of these packages is never imported: their classes turn into stubs.
 _STUB_PACKAGES = ("megatron", "mindspeed", "mindspeed_llm", "transformer_engine", "apex")
 _STUB_NAMES = frozenset(
@@ -121,8 +122,20 @@ def refuse(module: str, name: str) -> pickle.UnpicklingError:
     )
 
 
+def _member(kind: object, name: object) -> Stub:
+    """An enum's member, which Python 3.11.0 to 3.11.3 pickle as `getattr(kind, name)`.
+
+    Of a stub alone: of anything else an attribute could be code.
+    """
+    if kind is not Stub:
+        raise refuse("builtins", "getattr")
+    return Stub(name)
+
+
 class _StateUnpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
+        # Protocol 2, torch.save's, has Python 2's name.
+        module_name = "builtins" if module_name == "__builtin__" else module_name
         name = (module_name, global_name)
         if name in _SAFE:
             return _SAFE[name]
@@ -148,6 +161,8 @@ class _FindUnpickler(pickle.Unpickler):
         self._find = find
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
+        if (module_name, global_name) == _GETATTR:
+            return _member
         found = self._find(module_name, global_name)
         if found is None:
             raise refuse(module_name, global_name)
@@ -169,6 +184,7 @@ _SAFE: Mapping[tuple[str, str], object] = MappingProxyType(
         ("argparse", "Namespace"): Namespace,
         ("collections", "OrderedDict"): OrderedDict,
         ("builtins", "set"): set,
+        _GETATTR: _member,
         ("torch", "Size"): tuple,
         ("torch", "device"): Stub,
         ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
