@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import shutil
+import sys
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -173,7 +174,18 @@ class Forward(io.BytesIO):
         raise io.UnsupportedOperation
 
 
-@pytest.mark.parametrize("limits", [(2**31 - 1, 2**16 - 1), (150, 2**16 - 1), (2**31 - 1, 2)])
+# gh-103861: zip64 records of earlier zipfiles disagree with their own headers.
+FIXED_ZIP64 = pytest.mark.skipif(sys.version_info < (3, 11, 4), reason="invalid before 3.11.4")
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        (2**31 - 1, 2**16 - 1),
+        pytest.param((150, 2**16 - 1), marks=FIXED_ZIP64),
+        (2**31 - 1, 2),
+    ],
+)
 def test_our_zips_are_the_standard_librarys_byte_by_byte(limits, monkeypatch):
     """Also beyond 2 GiB and 65535 records, with both sides' limits lowered."""
     for module, names in (

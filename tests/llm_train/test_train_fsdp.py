@@ -1,6 +1,5 @@
 """Weights cut over the data-parallel ranks train, are saved and go on as whole ones do."""
 
-import gc
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 import torch
 
 from fork_ranks import run_ranks
+from live_tensors import live_tensors
 from llm_train.arch import parse as parse_arch
 from llm_train.config import RunConfig
 from llm_train.edge import checkpoint_files
@@ -149,10 +149,9 @@ def test_bf16_trains_as_the_distributed_optimizer_does(run_of):
 def kept_bytes(training, splits):
     """After training: bytes of every tensor, and those that the optimizer's rows account for."""
     curve_of(training, splits)
-    gc.collect()
     rows = [one for chunk in training.trainable.chunks for one in chunk.parameters()]
     own = sum(one.nbytes for one in rows)
-    tensors = [one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter)]
+    tensors = [one for one in live_tensors() if type(one) in (torch.Tensor, torch.nn.Parameter)]
     storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
     moments = sum(
         value.nbytes

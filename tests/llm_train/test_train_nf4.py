@@ -1,12 +1,11 @@
 """NF4: the paper's values, bitsandbytes' bits, and adapters that train on such a base."""
 
-import gc
-
 import pytest
 import torch
 
 from ckpt_models import build_model
 from fork_ranks import run_ranks
+from live_tensors import live_tensors
 from llm_train.arch import parse as parse_arch
 from llm_train.config import RunConfig
 from llm_train.model import nf4
@@ -175,8 +174,7 @@ def test_adapters_train_on_a_base_in_nf4_as_on_its_restored_weights(tmp_path):
 
 def storage_bytes():
     """Of every tensor of this process."""
-    gc.collect()
-    tensors = [one for one in gc.get_objects() if isinstance(one, torch.Tensor)]
+    tensors = live_tensors()
     plain = [one for one in tensors if not one.is_meta and not isinstance(one, Nf4Tensor)]
     parts = [part for one in tensors if isinstance(one, Nf4Tensor) for part in nf4_parts(one)]
     storages = {one.untyped_storage().data_ptr(): one.untyped_storage() for one in plain + parts}

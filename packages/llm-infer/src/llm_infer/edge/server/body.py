@@ -27,7 +27,8 @@ class BodyReader:
             raise body_too_large(self._max_bytes)
         async with self._places:
             try:
-                return await asyncio.wait_for(self._collect(request), _READ_TIMEOUT_S)
+                async with asyncio.timeout(_READ_TIMEOUT_S):
+                    return await self._collect(request)
             except TimeoutError:
                 raise _unread(f"the body did not come within {_READ_TIMEOUT_S:.0f} s") from None
             except ClientDisconnect:

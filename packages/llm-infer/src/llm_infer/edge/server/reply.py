@@ -67,7 +67,9 @@ class AnswerResponse(Response):
         started: list[int] = []
 
         async def patient(message: Message) -> None:
-            await asyncio.wait_for(send(message), self._send_timeout_s)
+            # Before Python 3.12 wait_for loses a cancellation that meets the end of a send.
+            async with asyncio.timeout(self._send_timeout_s):
+                await send(message)
             if message["type"] == "http.response.start":
                 started.append(int(message["status"]))
 
