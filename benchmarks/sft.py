@@ -3,7 +3,7 @@
 All take the same conversations, of lengths like Alpaca's (log-normal, median 60 words), once
 through. Speed is useful tokens (padding is none) over seconds, of the whole epoch: short batches
 are quick, and a median of steps would hide the few that a long conversation makes slow. Padded are
-they to the longest of their batch of 8, ours and TRL's, and once to the row, as MindSpeed-LLM and
+they to the longest of their batch, ours and TRL's, and once to the row, as MindSpeed-LLM and
 Megatron-LM do unless told otherwise; of that, whose steps all cost the same, only some are run.
 
     .venv/bin/python benchmarks/sft.py --model quickstart --trl-python /tmp/trl/bin/python
@@ -38,7 +38,6 @@ WARM_UP_STEPS = 2
 ROW_STEPS = 4
 MEDIAN_WORDS, SPREAD, LONGEST = 60, 0.75, 800
 ROW = 1024
-BATCH = 8
 LORA = [
     'lora.target_modules=["linear_qkv","linear_proj","linear_fc1","linear_fc2"]',
     "lora.rank=16",
@@ -120,8 +119,8 @@ class Bench:
     def ours(self, kind):
         """The steps of one kind, and the most memory of the process."""
         is_packed = kind in (PACKED, ADAPTERS)
-        batch = 1 if is_packed else BATCH
-        steps = self.packed_rows if is_packed else len(self.tokens) // BATCH
+        batch = 1 if is_packed else self.options.batch
+        steps = self.packed_rows if is_packed else len(self.tokens) // batch
         steps = ROW_STEPS if kind == TO_ROW else steps
         name = kind.replace(", ", "_").replace(" ", "_")
         config = {
@@ -159,15 +158,15 @@ class Bench:
         if kind == TO_ROW:
             # Every step costs the same, however much is useful in it: those of the whole epoch.
             seconds = [statistics.median(seconds)] * len(seconds)
-            tokens = [BATCH * statistics.fmean(self.tokens)] * len(seconds)
+            tokens = [batch * statistics.fmean(self.tokens)] * len(seconds)
         return Steps(tokens=tokens, seconds=seconds), max(one["memory_bytes"] for one in found)
 
     def trl(self):
         """The steps of TRL's SFTTrainer, on the ids that llm-data made."""
         options = self.options
         command = [options.trl_python, HERE / "trl_sft.py", self.folder / "hf"]
-        command += ["--data", self.folder / "single.jsonl", "--batch", str(BATCH)]
-        command += ["--steps", str(WARM_UP_STEPS + len(self.tokens) // BATCH)]
+        command += ["--data", self.folder / "single.jsonl", "--batch", str(options.batch)]
+        command += ["--steps", str(WARM_UP_STEPS + len(self.tokens) // options.batch)]
         command += ["--threads", str(options.threads), "--clock", options.clock]
         done = subprocess.run(
             command,
@@ -183,12 +182,12 @@ class Bench:
         )
 
 
-def useful_share(lengths):
+def useful_share(lengths, size):
     """Tokens over places of batches padded to their longest, in the mean over orders."""
     rng, useful, places = random.Random(0), 0, 0
     for _ in range(200):
-        batch = rng.sample(lengths, BATCH)
-        useful, places = useful + sum(batch), places + BATCH * max(batch)
+        batch = rng.sample(lengths, size)
+        useful, places = useful + sum(batch), places + size * max(batch)
     return useful / places
 
 
@@ -197,6 +196,7 @@ def main():
     parser.add_argument("--model", choices=MODELS, default="quickstart")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--conversations", type=int, default=160)
+    parser.add_argument("--batch", type=int, default=8, help="padded conversations a step")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--trl-python", help="a Python that has trl")
@@ -216,11 +216,11 @@ def main():
 def report(bench, runs, memory):
     """Speeds of the rounds, their medians' ratios, memory."""
     options, total = bench.options, sum(bench.tokens)
-    share = useful_share(bench.tokens)
+    share = useful_share(bench.tokens, options.batch)
     print(f"{options.model}, {options.clock} time, {options.threads} threads")
     print(f"{len(bench.tokens)} conversations of {min(bench.tokens)} to {max(bench.tokens)} tokens")
     print(f"median {statistics.median(bench.tokens)}, {bench.learned / total:.0%} learned")
-    print(f"useful in batches of {BATCH}: {share:.0%} padded to the longest,", end=" ")
+    print(f"useful in batches of {options.batch}: {share:.0%} padded to the longest,", end=" ")
     print(f"{total / len(bench.tokens) / ROW:.0%} to the row; packed", end=" ")
     print(f"{total / bench.packed_rows / ROW:.0%}")
     medians = {kind: statistics.median([one.speed for one in of]) for kind, of in runs.items()}
