@@ -45,15 +45,16 @@ def test_megatron_checkpoints_as_they_lie_give_the_text_of_the_hf_folder(models,
     assert len(found.stdout) > 10
 
 
-def test_a_model_of_layers_it_cannot_run_goes_to_transformers_and_says_why(tmp_path):
+def test_a_model_that_chooses_keys_takes_operators_of_another_package(tmp_path):
     case = next(case for case in CASES if case.id == "deepseek_v32")
     folder = Case(case.family, {**case.config, "vocab_size": 320}).save(tmp_path / "m")
     make_tokenizer(folder)
-    chosen = generate(folder)
-    assert "(not native: mla.indexer chooses keys (sparse attention))" in chosen.stderr
-    named = generate(folder, "--engine", "native")
-    assert named.exit_code == 1
-    assert "cannot run this model: mla.indexer chooses keys" in named.stderr
+    found = generate(folder)
+    assert "engine: native on cpu" in found.stderr
+    assert found.stdout == generate(folder, "--engine", "transformers").stdout
+    others = generate(folder, "--kernels", "llm-kernels-npu")
+    assert "dsa_indexer torch, sparse_attention torch" in others.stderr
+    assert others.stdout == found.stdout
 
 
 def test_the_named_engine_runs(models):

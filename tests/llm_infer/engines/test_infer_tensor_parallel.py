@@ -26,7 +26,7 @@ LOGITS_TOLERANCE = 1e-4
 BY_ID = {case.id: case for case in CASES}
 # Biases and a padded vocabulary, a norm over all heads, ALiBi, learned positions, tied and soft
 # capped outputs, sinks, a rope table for long texts; experts, shared, gated, biased; latent
-# attention; shortcut and zero experts; gated delta nets, Mamba2.
+# attention, also of chosen keys; shortcut and zero experts; gated delta nets, Mamba2.
 SHAPES = (
     "llama-biases",
     "gemma2",
@@ -37,11 +37,12 @@ SHAPES = (
     "gpt_oss",
     "qwen2_moe",
     "deepseek_v3",
+    "glm_moe_dsa-borrowing",
     "longcat_flash",
     "qwen3_next-mixed",
     "nemotron_h-groups",
 )
-TEXTS = ("qwen3-windows", "qwen2_moe", "deepseek_v3")
+TEXTS = ("qwen3-windows", "qwen2_moe", "deepseek_v3", "deepseek_v32")
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,20 @@ from native_decoder import engine_of, logits_of, open_decoder, run
 
 BY_ID = {case.id: case for case in CASES}
 # Weights that keep their numbers, by a part of their Hugging Face names.
-KEPT = ("router", ".gate.weight", "shared_expert_gate", "wpe", "conv1d", "bias")
+KEPT = ("router", ".gate.weight", "shared_expert_gate", "wpe", "conv1d", "bias", "indexer")
 # Stored as [inputs, outputs], as opposed to all others: family and part of a name.
 TRANSPOSED = (("gpt2", ".h."), ("gpt_oss", "experts"))
 # Rounding its weights moves these logits by 80 % of their size; float32 alone is 2e-5 off.
 TOLERANCES = {"qwen3_next": 1e-3}
-FAMILIES = ("gemma2", "gpt2-untied", "gpt_oss", "deepseek_v3", "longcat_flash", "qwen3_next")
+FAMILIES = (
+    "gemma2",
+    "gpt2-untied",
+    "gpt_oss",
+    "deepseek_v3",
+    "deepseek_v32",
+    "longcat_flash",
+    "qwen3_next",
+)
 
 
 def rounded(weight, dim):

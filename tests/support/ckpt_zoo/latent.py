@@ -37,7 +37,7 @@ EXPERTS = {
 }
 GROUPS = {"n_group": 4, "topk_group": 2}
 V3 = {**EXPERTS, **GROUPS, "num_nextn_predict_layers": 0, "rms_norm_eps": 1e-3}
-SPARSE = {"index_n_heads": 3, "index_head_dim": 12, "index_topk": 7}
+SPARSE = {"index_n_heads": 16, "index_head_dim": 12, "index_topk": 7}
 YARN = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,

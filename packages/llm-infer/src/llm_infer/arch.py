@@ -102,6 +102,10 @@ class Mla(_Part):
     kv_scale: float
     indexer: Indexer | None
 
+    def has_indexer(self, layer: int) -> bool:
+        """Whether a layer chooses keys itself."""
+        return self.indexer is not None and layer not in self.indexer.borrowing_layers
+
 
 class Gdn(_Part):
     """Gated delta net (https://arxiv.org/abs/2412.06464), a linear attention."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llm_infer.errors import InferError
+from llm_infer.model import sparse
 from llm_infer.model.rowwise import by_row
 
 GROUP = "llm_infer.kernels"
@@ -28,6 +29,25 @@ class Kernels(Protocol):
 
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
         """Rotate the first `cos.shape[-1]` channels of x; tables broadcast over leading axes."""
+        ...
+
+    def dsa_indexer(self, q: Tensor, k: Tensor, weights: Tensor, *, top_k: int) -> Tensor:
+        """The `top_k` keys of highest `Σ over heads h of weights[h] * relu(q[h] · k)`.
+
+        q [B, T, H, D], k [B, S, D], weights [B, T, H] → [B, T, top_k] int32: places in ascending
+        order, then -1 where there are fewer. The last query stands at the last key, and a query
+        sees none behind its own.
+        """
+        ...
+
+    def sparse_attention(
+        self, q: Tensor, kv: Tensor, keys: Tensor, *, value_dim: int, scale: float
+    ) -> Tensor:
+        """`softmax(q · kv[keys] * scale) · kv[keys, :value_dim]` of all heads over the same keys.
+
+        q [B, T, H, D], kv [B, S, D], keys [B, T, K]: different places, or below 0 for none
+        → [B, T, H, value_dim].
+        """
         ...
 
 
@@ -59,6 +79,16 @@ class TorchKernels:
             partner = torch.cat((-second, first), dim=-1)
         turned = torch.addcmul(turning * cos, partner, sin).to(x.dtype)
         return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)
+
+    def dsa_indexer(self, q: Tensor, k: Tensor, weights: Tensor, *, top_k: int) -> Tensor:
+        """See `Kernels`."""
+        return sparse.dsa_indexer(q, k, weights, top_k=top_k)
+
+    def sparse_attention(
+        self, q: Tensor, kv: Tensor, keys: Tensor, *, value_dim: int, scale: float
+    ) -> Tensor:
+        """See `Kernels`."""
+        return sparse.sparse_attention(q, kv, keys, value_dim=value_dim, scale=scale)
 
 
 def resolve(name: str, *, device: str) -> Kernels:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,16 +16,22 @@ from llm_infer.model.parameters import Parameters
 from llm_infer.model.rope import RopeTables
 from llm_infer.model.rowwise import by_row
 
+if TYPE_CHECKING:
+    from llm_infer.model.indexer import Choice
+
 Norm = Callable[[Tensor], Tensor]
 Turn = Callable[[Tensor], Tensor]
 
 
 @dataclass(slots=True)
 class Carry:
-    """What layers of one forward hand on: tables, borrowed keys and values, a pending shortcut."""
+    """What layers of one forward hand on: tables, borrowed keys and values, keys that an indexer
+    chose, a pending shortcut.
+    """
 
     cos_sin: tuple[Tensor, Tensor] | None = None
     borrowed: tuple[Tensor, Tensor] | None = None
+    choice: "Choice | None" = None
     shortcut: Tensor | None = None
 
 
@@ -38,8 +45,10 @@ class Attention:
         parameters: Parameters,
         kernels: Kernels,
         *,
+        layer: int,
         block_tokens: int,
     ) -> None:
+        del layer
         facts = arch.attention
         assert facts is not None, "arch.json: an attention layer without its facts"
         self._facts, self._kernels = facts, kernels

@@ -81,18 +81,21 @@ class Keys:
 class CacheShape:
     """What a layer keeps of a token: channels of keys and of values for each group.
 
-    `is_one`: the values are the first channels of the keys and not kept again.
+    `is_one`: the values are the first channels of the keys and not kept again. `index_dim`: those
+    of the key that an indexer chooses by, 0 for none.
     """
 
     groups: int
     key_dim: int
     value_dim: int
     is_one: bool = False
+    index_dim: int = 0
 
     def bytes_of_token(self, *, element_bytes: int, block_tokens: int) -> int:
         """Memory for one token."""
         del block_tokens
-        return element_bytes * self.groups * (self.key_dim + (0 if self.is_one else self.value_dim))
+        channels = self.groups * (self.key_dim + (0 if self.is_one else self.value_dim))
+        return element_bytes * (channels + self.index_dim)
 
 
 class Pool:
@@ -127,6 +130,24 @@ class Pool:
         self.keys[:, first:stop] = 0
         if self._values is not None:
             self._values[:, first:stop] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedPool:
+    """A layer's keys and values, and the keys that its indexer chooses by in the same slots."""
+
+    kept: Pool
+    index: Pool
+
+    def copy(self, source: slice, target: slice) -> None:
+        """See `Pool.copy`."""
+        self.kept.copy(source, target)
+        self.index.copy(source, target)
+
+    def clear(self, first: int, stop: int) -> None:
+        """See `Pool.clear`."""
+        self.kept.clear(first, stop)
+        self.index.clear(first, stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +202,7 @@ class StatePool:
         """Nothing: a block's state is not read before it is written."""
 
 
-LayerPool = Pool | StatePool
+LayerPool = Pool | IndexedPool | StatePool
 
 
 def segments(

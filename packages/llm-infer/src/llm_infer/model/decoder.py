@@ -87,7 +87,14 @@ class Decoder:
         self._rope = rotary_tables(arch, context=context, device=device)
         share = share_of(arch, group.size)
         self._layers = [
-            _Layer(share, run, parameters.under(f"decoder.layers.{index}."), kernels, block_tokens)
+            _Layer(
+                share,
+                run,
+                parameters.under(f"decoder.layers.{index}."),
+                kernels,
+                layer=index,
+                block_tokens=block_tokens,
+            )
             for index, run in enumerate(arch.each_layer())
         ]
         self._final_norm = parameters.norm("decoder.final_layernorm")
@@ -149,7 +156,7 @@ class Decoder:
 
 def cache_shapes(arch: Arch) -> list[CacheShape | StateShape | None]:
     """What each layer of a whole model keeps of a token; known before its weights are."""
-    return [_cache_shape(arch, run) for run in arch.each_layer()]
+    return [_cache_shape(arch, run, index) for index, run in enumerate(arch.each_layer())]
 
 
 class _Layer:
@@ -161,14 +168,18 @@ class _Layer:
         run: LayerRun,
         parameters: Parameters,
         kernels: Kernels,
+        *,
+        layer: int,
         block_tokens: int,
     ) -> None:
         self._residual = arch.scalars.residual
-        self.cache_shape = _cache_shape(arch, run)
+        self.cache_shape = _cache_shape(arch, run, layer)
         self._mixer: _Mixer | None = None
         if run.mixer != "none":
             make = _MIXERS[run.mixer]
-            self._mixer = make(arch, run, parameters, kernels, block_tokens=block_tokens)
+            self._mixer = make(
+                arch, run, parameters, kernels, layer=layer, block_tokens=block_tokens
+            )
         self._feed_forward: Callable[[Tensor], Tensor] | None = None
         self._shortcut = None
         if run.feed_forward in ("dense", "dense_shortcut_moe"):
@@ -217,13 +228,16 @@ def _norms(arch: Arch, parameters: Parameters, before: str, after: str) -> tuple
     )
 
 
-def _cache_shape(arch: Arch, run: LayerRun) -> CacheShape | StateShape | None:
+def _cache_shape(arch: Arch, run: LayerRun, layer: int) -> CacheShape | StateShape | None:
     if run.mixer == "attention" and arch.attention is not None:
         facts = arch.attention
         return CacheShape(facts.query_groups, facts.head_dim, facts.head_dim)
     if run.mixer == "mla" and arch.mla is not None:
-        rank = arch.mla.kv_lora_rank
-        return CacheShape(1, rank + arch.mla.qk_rope_head_dim, rank, is_one=True)
+        mla, rank = arch.mla, arch.mla.kv_lora_rank
+        width = rank + mla.qk_rope_head_dim
+        indexer = mla.indexer if mla.has_indexer(layer) else None
+        index_dim = 0 if indexer is None else indexer.head_dim
+        return CacheShape(1, width, rank, is_one=True, index_dim=index_dim)
     return state_shape(arch, run)
 
 

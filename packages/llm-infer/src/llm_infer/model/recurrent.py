@@ -39,9 +39,10 @@ class GatedDeltaNet:
         parameters: Parameters,
         kernels: Kernels,
         *,
+        layer: int,
         block_tokens: int,
     ) -> None:
-        del run, kernels, block_tokens
+        del run, kernels, layer, block_tokens
         facts = arch.gdn
         assert facts is not None, "arch.json: a gated delta net without its facts"
         self._facts, at = facts, "self_attention."
@@ -94,9 +95,10 @@ class MambaMixer:
         parameters: Parameters,
         kernels: Kernels,
         *,
+        layer: int,
         block_tokens: int,
     ) -> None:
-        del run, kernels, block_tokens
+        del run, kernels, layer, block_tokens
         facts = arch.mamba2
         assert facts is not None, "arch.json: a Mamba2 layer without its facts"
         self._facts, at = facts, "mixer."

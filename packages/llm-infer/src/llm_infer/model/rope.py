@@ -42,6 +42,15 @@ class RopeTables:
         return self._cos[rows][:, None], self._sin[rows][:, None]
 
 
+def relaid(table: Tensor, *, interleaved: bool, wanted: bool) -> Tensor:
+    """A table [..., width] of cosines or sines for channels in the other order, where wanted."""
+    if interleaved == wanted:
+        return table
+    if wanted:
+        return table[..., : table.shape[-1] // 2].repeat_interleave(2, dim=-1)
+    return torch.cat((table[..., ::2],) * 2, dim=-1)
+
+
 def is_length_dependent(arch: Arch) -> bool:
     """Whether texts beyond a length rotate otherwise."""
     return isinstance(arch.position, Rope) and isinstance(arch.position.scaling, LongRopeScaling)

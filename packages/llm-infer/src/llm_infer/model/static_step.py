@@ -59,6 +59,8 @@ class CudaGraphs:
 
 def reason_against(arch: Arch) -> str | None:
     """Why a model's steps cannot be replayed; None when they can."""
+    if arch.mla is not None and arch.mla.indexer is not None:
+        return "which keys are attended to depends on the tokens"
     for run in arch.layers:
         if run.mixer not in ("attention", "mla", "none"):
             return f"{run.mixer} layers keep states outside the cache of keys"

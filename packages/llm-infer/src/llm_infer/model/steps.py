@@ -8,6 +8,7 @@ import torch
 
 from llm_infer.model.cache import (
     CacheShape,
+    IndexedPool,
     LayerPool,
     Pool,
     Segment,
@@ -118,4 +119,7 @@ def _pool(
         return StatePool(states, empty(num_blocks, *shape.inputs), block_tokens)
     slots = num_blocks * block_tokens
     values = None if shape.is_one else empty(shape.groups, slots, shape.value_dim)
-    return Pool(empty(shape.groups, slots, shape.key_dim), values, shape.value_dim)
+    kept = Pool(empty(shape.groups, slots, shape.key_dim), values, shape.value_dim)
+    if not shape.index_dim:
+        return kept
+    return IndexedPool(kept, Pool(empty(1, slots, shape.index_dim), None, 0))

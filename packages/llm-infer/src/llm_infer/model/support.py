@@ -8,7 +8,9 @@ from llm_infer.model.sharding import reason_against_sharding
 def reason_against(arch: Arch, *, ranks: int = 1) -> str | None:
     """Why the decoder cannot run a model on so many ranks; None when it can."""
     if arch.mla is not None and arch.mla.indexer is not None:
-        return "mla.indexer chooses keys (sparse attention)"
+        for run in arch.layers:
+            if run.mixer == "mla" and run.window is not None:
+                return f"mla.indexer with a window of {run.window} tokens; want all keys before"
     return reason_against_sharding(arch, ranks)
 
 
