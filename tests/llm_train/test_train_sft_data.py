@@ -13,7 +13,7 @@ from llm_train.config_parse import parse
 from llm_train.edge.inputs import one_template, read_samples, with_boundaries
 from llm_train.edge.sample_dataset import read_sample_facts
 from llm_train.edge.token_dataset import DataError
-from llm_train.sample_order import Padding, SampleOrder
+from llm_train.sample_order import BlendedOrder, Padding, SampleOrder, Share
 from sft_data import CONTRACT, IGNORED, make_chats, tokenizer, write_packed, write_samples
 
 CASES = json.loads((CONTRACT / "broken" / "cases.json").read_text())
@@ -32,12 +32,16 @@ def test_another_task_is_refused():
         read_sample_facts(CONTRACT / "golden" / "pairwise" / "tiny")
 
 
-def run_of(*prefixes, valid=(), sft=None, **train):
+def run_of(*prefixes, valid=(), sft=None, data=None, **train):
     return parse(
         {
             "stage": "sft",
             "model": {"arch": str(ARCH)},
-            "data": {"train": list(map(str, prefixes)), "valid": list(map(str, valid))},
+            "data": {
+                "train": list(map(str, prefixes)),
+                "valid": list(map(str, valid)),
+                **(data or {}),
+            },
             "train": {"max_steps": 1, "seq_length": 16, "global_batch_size": 1, **train},
             "sft": sft or {},
             "optimizer": {"lr": 1.0},
@@ -49,13 +53,18 @@ def run_of(*prefixes, valid=(), sft=None, **train):
 
 
 def rows_of(config):
+    """The sequences that a run trains on."""
+    return splits_of(config).train
+
+
+def splits_of(config, say=lambda _text: None):
     """The sequences of a run, opened as the run opens them."""
     fork_ranks.warm()
     from llm_train.arch import parse as parse_arch
     from llm_train.edge.samples import open_samples
 
     arch = parse_arch({**json.loads(ARCH.read_text()), "vocab_size": 300}, where="test")
-    return open_samples(with_boundaries(config), arch, source=None, say=lambda _text: None).train
+    return open_samples(with_boundaries(config), arch, source=None, say=say)
 
 
 def test_packed_rows_begin_anew_where_the_dataset_says():
@@ -160,6 +169,94 @@ def test_an_epoch_is_every_row_once_and_another_order_each_time():
     assert first != second
     lengths = np.arange(50)
     assert order.total(lengths, 60) == lengths.sum() + sum(second[:10])
+
+
+def test_weights_draw_from_each_dataset_in_proportion():
+    """By hand: draws of 3/4 are due at 2/3, 2, 10/3, …, those of 1/4 at 2, 6, ….
+
+    Of draws due at once the first dataset's comes first.
+    """
+    order = BlendedOrder([2, 3], [3.0, 1.0], seed=1, is_shuffled=False)
+    wanted = [0, 1, 2, 0, 1, 0, 3, 1, 0]
+    assert [order.row(place) for place in range(9)] == wanted
+    lengths = np.array([1, 10, 100, 1000, 10000])
+    for stop in range(10):
+        assert order.total(lengths, stop) == lengths[wanted[:stop]].sum()
+    assert order.drawn(9) == [7, 2]
+
+
+def test_weighted_datasets_have_epochs_of_their_own_and_an_order_that_no_resume_changes():
+    order = BlendedOrder([40, 7], [0.3, 0.7], seed=1, is_shuffled=True)
+    found = [order.row(place) for place in range(4000)]
+    small = [row for row in found if row >= 40]
+    assert len(small) == pytest.approx(0.7 * 4000, abs=2)
+    epochs = [small[at : at + 7] for at in range(0, 70, 7)]
+    assert all(sorted(epoch) == list(range(40, 47)) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) > 5
+    # A run that begins in the middle has not looked at what comes before.
+    again = BlendedOrder([40, 7], [3.0, 7.0], seed=1, is_shuffled=True)
+    assert [again.row(place) for place in range(3999, 2900, -1)] == found[3999:2900:-1]
+
+
+def test_a_run_tells_how_often_weighted_datasets_are_gone_through(tmp_path):
+    prefixes = [
+        write_samples(tmp_path / "one", chats_of(8, 9)),
+        write_samples(tmp_path / "two", chats_of(4, 5, 6)),
+    ]
+    config = run_of(
+        *prefixes, data={"weights": [3, 1]}, max_steps=4, global_batch_size=2, micro_batch_size=1
+    )
+    said = []
+    rows = splits_of(config, said.append).train
+    assert [line.partition(": ")[2] for line in said[1:]] == [
+        f"{prefixes[0]}: 0.75 of all samples, 6 of them, its 2 sequences 3.00 times",
+        f"{prefixes[1]}: 0.25 of all samples, 2 of them, its 3 sequences 0.67 times",
+    ]
+    assert [rows.length(place) > 7 for place in range(8)].count(True) == 6
+    assert rows.tokens(0, 8) == sum(rows.length(place) for place in range(8))
+
+
+def test_a_weight_of_a_dataset_without_samples_is_refused(tmp_path):
+    one = write_samples(tmp_path / "one", chats_of(8, 9))
+    two = write_samples(tmp_path / "two", chats_of(40, 40))
+    config = run_of(one, two, data={"weights": [1, 1]}, sft={"too_long": "drop"})
+    with pytest.raises(ValueError, match=r"two: no sample is left to train on \(2 longer.*weight"):
+        rows_of(config)
+
+
+def test_a_share_of_each_dataset_is_held_out_whatever_the_seed_and_what_is_dropped(tmp_path):
+    lengths = {"one": range(4, 14), "two": [*range(24, 28)]}
+    prefixes = [write_samples(tmp_path / name, chats_of(*some)) for name, some in lengths.items()]
+    held_out = []
+    for changes in ({"seed": 1}, {"seed": 2}, {"seq_length": 26}):
+        splits = splits_of(
+            run_of(
+                *prefixes,
+                data={"valid_fraction": 0.2},
+                sft={"too_long": "drop"},
+                **{"seq_length": 32, "eval_every": 1, **changes},
+            )
+        )
+        train, valid = splits.train.lengths.tolist(), splits.valid.lengths.tolist()
+        limit = changes.get("seq_length", 32)
+        assert sorted(train + valid) == [
+            n for n in (*lengths["one"], *lengths["two"]) if n <= limit
+        ]
+        held_out.append(valid)
+    assert held_out[0] == held_out[1]
+    assert sum(n < 20 for n in held_out[0]) == 2  # of ten
+    assert sum(n > 20 for n in held_out[0]) == 1  # of four
+    assert held_out[2] == [n for n in held_out[0] if n <= 26]
+
+
+def test_a_held_out_share_leaves_a_row_on_either_side():
+    assert Share.HELD_OUT.chosen(3, 0.01).sum() == Share.REST.chosen(3, 0.99).sum() == 1
+
+
+def test_one_row_cannot_be_split(tmp_path):
+    prefix = write_samples(tmp_path / "one", chats_of(8))
+    with pytest.raises(ValueError, match=r"one: data.valid_fraction\(0.5\) of its one row leaves"):
+        rows_of(run_of(prefix, data={"valid_fraction": 0.5}))
 
 
 def test_micro_batches_that_exchange_tensors_are_padded_alike(tmp_path):

@@ -21,8 +21,6 @@ def samples(config: RunConfig) -> Iterator[str]:
     data = config.data
     alternatives = {
         "data.raw": (data.raw is not None, "llm-data preprocess --task sft makes sample datasets"),
-        "data.weights": (data.weights is not None, "rows are drawn alike; llm-data blend repeats"),
-        "data.valid_fraction": (data.valid_fraction > 0, "llm-data split makes two datasets"),
         "train.indexer_loss_coeff": (
             config.train.indexer_loss_coeff > 0,
             "indexers would learn from padding",

@@ -51,13 +51,16 @@ class DataConfig(Section):
     )
     weights: tuple[Positive, ...] | None = Field(
         default=None,
-        description="sampling weight of each train prefix; null = in proportion to its tokens",
+        description="sampling weight of each train prefix, by samples; null = in proportion to its "
+        "tokens, of sample datasets (stage: sft) every row once an epoch",
     )
     valid: tuple[Path, ...] = Field(
         default=(), description="dataset prefixes to evaluate on; empty = none, or valid_fraction"
     )
     valid_fraction: Fraction = Field(
-        default=0.0, description="share of the train documents held out when valid is empty"
+        default=0.0,
+        description="share of the train documents (stage: sft: of each dataset's rows) held out "
+        "when valid is empty",
     )
     cache_dir: Path | None = Field(
         default=None, description="folder of sample indices; null = beside each dataset"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_train.arch import Arch
+from llm_train.batches import BatchSizes
 from llm_train.config import RunConfig
 from llm_train.edge.inputs import one_template, read_samples
 from llm_train.edge.sample_dataset import BOUNDARIES, column_prefix
@@ -34,6 +35,8 @@ def open_samples(
     for name, rows in (("data.train", splits.train), ("data.valid", splits.valid)):
         if isinstance(rows, SampleRows):
             say(f"{name}: {len(rows)} sequences, {rows.lengths.sum()} tokens ({rows.told})")
+            for line in rows.blend(BatchSizes.of(config.train).consumed(config.train.max_steps)):
+                say(f"data.weights: {line}")
     return splits
 
 

@@ -15,10 +15,20 @@ from torch.utils.data import Dataset
 
 from llm_train.config import RunConfig, TooLong, Unlearned
 from llm_train.dataset import SampleFacts
-from llm_train.sample_order import IGNORED_LABEL, Padding, SampleOrder, positions
+from llm_train.sample_order import (
+    IGNORED_LABEL,
+    BlendedOrder,
+    Order,
+    Padding,
+    SampleOrder,
+    Share,
+    positions,
+)
 from llm_train.train.data import MicroBatches, Splits
 
 _SHOWN = 5
+# One to train on and one to evaluate on.
+_SPLIT_ROWS = 2
 
 Sequenced = dict[str, torch.Tensor]
 
@@ -40,16 +50,23 @@ class Files:
 class SampleRows(Dataset[Sequenced]):
     """Rows of sample datasets in the order of a run; its items are (place in the order, length).
 
-    `left_out` tells why rows were left out, and how many.
+    `weights` draw from the datasets in proportion. `left_out` tells why rows were left out, and
+    how many.
     """
 
     def __init__(
-        self, files: Sequence[Files], facts: Sequence[SampleFacts], config: RunConfig
+        self,
+        files: Sequence[Files],
+        facts: Sequence[SampleFacts],
+        config: RunConfig,
+        *,
+        share: Share = Share.ALL,
+        weights: Sequence[float] | None = None,
     ) -> None:
         self._seq_length = config.train.seq_length
         self._parts = [_Part(one, fact) for one, fact in zip(files, facts, strict=True)]
         counts: dict[str, int] = {}
-        kept = [part.kept(config, counts) for part in self._parts]
+        kept = [part.kept(config, counts, share) for part in self._parts]
         self._part_of = np.concatenate([np.full(len(r), n) for n, r in enumerate(kept)])
         self._row_of = np.concatenate(kept)
         self.left_out = counts
@@ -60,10 +77,7 @@ class SampleRows(Dataset[Sequenced]):
             [part.lengths[rows] for part, rows in zip(self._parts, kept, strict=True)]
         )
         self.lengths: np.ndarray = np.minimum(lengths, self._seq_length)
-        self.order = SampleOrder(
-            rows=len(self.lengths), seed=config.train.seed, is_shuffled=config.sft.shuffle
-        )
-        self._epoch = (-1, np.arange(0))
+        self.order: Order = self._ordered(config, list(map(len, kept)), weights)
         self._padding = padding_of(config)
 
     def __len__(self) -> int:
@@ -72,7 +86,7 @@ class SampleRows(Dataset[Sequenced]):
     def __getitem__(self, item: tuple[int, int] | int) -> Sequenced:
         """Tokens, labels, position_ids, padding [T] and loss_mask [T] fp32 of one sequence."""
         place, length = item if isinstance(item, tuple) else (item, None)
-        row = self._row(place)
+        row = self.order.row(place)
         return self._parts[self._part_of[row]].sequence(
             int(self._row_of[row]),
             count=int(self.lengths[row]),
@@ -85,7 +99,7 @@ class SampleRows(Dataset[Sequenced]):
 
     def origin(self, place: int) -> str:
         """Where the sequence at a place comes from."""
-        row = self._row(place)
+        row = self.order.row(place)
         return f"row {self._row_of[row]} of {self._parts[self._part_of[row]].files.name}"
 
     def padded(self, micro_batches: MicroBatches) -> "PaddedBatches":
@@ -100,13 +114,34 @@ class SampleRows(Dataset[Sequenced]):
 
     def length(self, place: int) -> int:
         """Tokens of the sequence at a place."""
-        return int(self.lengths[self._row(place)])
+        return int(self.lengths[self.order.row(place)])
 
-    def _row(self, place: int) -> int:
-        epoch, offset = divmod(place, self.order.rows)
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, self.order.epoch(epoch))
-        return int(self._epoch[1][offset])
+    def blend(self, samples: int) -> Sequence[str]:
+        """Of a run of so many samples, how often each dataset is gone through, in words."""
+        if not isinstance(self.order, BlendedOrder):
+            return ()
+        rows = np.bincount(self._part_of, minlength=len(self._parts))
+        return [
+            f"{part.files.name}: {share:.4g} of all samples, {drawn} of them, its {count} "
+            f"sequences {drawn / count:.2f} times"
+            for part, share, drawn, count in zip(
+                self._parts, self.order.shares, self.order.drawn(samples), rows, strict=True
+            )
+        ]
+
+    def _ordered(
+        self, config: RunConfig, rows: Sequence[int], weights: Sequence[float] | None
+    ) -> Order:
+        seed, is_shuffled = config.train.seed, config.sft.shuffle
+        if weights is None:
+            return SampleOrder(sum(rows), seed, is_shuffled)
+        for part, count in zip(self._parts, rows, strict=True):
+            if not count:
+                raise SampleError(
+                    f"{part.files.name}: no sample is left to train on ({self.told}), and "
+                    "data.weights draws from it; want it and its weight left out"
+                )
+        return BlendedOrder(rows, weights, seed=seed, is_shuffled=is_shuffled)
 
 
 class PaddedBatches:
@@ -132,15 +167,25 @@ def build_sample_splits(
 ) -> Splits:
     """The sequences of `data.train`, then those of `data.valid`, in the order of `files`.
 
-    Raises SampleError where samples are such that the config says stop.
+    With `data.valid_fraction` the latter are rows of the former that are held out. Raises
+    SampleError where samples are such that the config says stop.
     """
-    count = len(config.data.train)
-    train = SampleRows(files[:count], facts[:count], config)
-    has_valid = len(files) > count and config.train.eval_every is not None
-    return Splits(
-        train=train,
-        valid=SampleRows(files[count:], facts[count:], config) if has_valid else None,
+    count, data = len(config.data.train), config.data
+    is_split = data.valid_fraction > 0
+    train = SampleRows(
+        files[:count],
+        facts[:count],
+        config,
+        share=Share.REST if is_split else Share.ALL,
+        weights=data.weights,
     )
+    if config.train.eval_every is None or not (is_split or len(files) > count):
+        return Splits(train=train, valid=None)
+    if is_split:
+        valid = SampleRows(files, facts, config, share=Share.HELD_OUT)
+    else:
+        valid = SampleRows(files[count:], facts[count:], config)
+    return Splits(train=train, valid=valid)
 
 
 def padding_of(config: RunConfig) -> Padding:
@@ -174,10 +219,11 @@ class _Part:
             rows = np.array(ends, dtype=np.int64)
         self.lengths: np.ndarray = rows
 
-    def kept(self, config: RunConfig, counts: dict[str, int]) -> np.ndarray:
-        """Numbers of the rows to train on; what is left out is counted."""
+    def kept(self, config: RunConfig, counts: dict[str, int], share: Share) -> np.ndarray:
+        """Numbers of the rows of `share` to train on; what of them is left out is counted."""
         sft, limit = config.sft, config.train.seq_length
-        is_long = self.lengths > limit
+        chosen = self._chosen(share, config.data.valid_fraction)
+        is_long = (self.lengths > limit) & chosen
         if is_long.any() and sft.too_long is TooLong.STOP:
             raise SampleError(
                 f"{self.files.name}: {is_long.sum()} of {len(is_long)} samples are longer than "
@@ -187,10 +233,10 @@ class _Part:
             )
         if sft.too_long is TooLong.DROP:
             _count(counts, "longer than train.seq_length", is_long)
-            keep = ~is_long
+            keep = chosen & ~is_long
         else:
             _count(counts, "truncated", is_long)
-            keep = np.ones_like(is_long)
+            keep = chosen
         is_idle = (self._learned(limit) == 0) & keep
         if is_idle.any() and sft.unlearned is Unlearned.STOP:
             raise SampleError(
@@ -200,6 +246,14 @@ class _Part:
             )
         _count(counts, "without a learned token", is_idle)
         return np.flatnonzero(keep & ~is_idle)
+
+    def _chosen(self, share: Share, fraction: float) -> np.ndarray:
+        if share is not Share.ALL and len(self.lengths) < _SPLIT_ROWS:
+            raise SampleError(
+                f"{self.files.name}: data.valid_fraction({fraction}) of its one row leaves none to "
+                "train on; want data.valid"
+            )
+        return share.chosen(len(self.lengths), fraction)
 
     def sequence(self, row: int, *, count: int, length: int) -> Sequenced:
         """The first `count` tokens of a row, padded to `length`.
