@@ -90,7 +90,7 @@ def test_cuda_graphs_give_the_logits_of_ordinary_steps(tmp_path):
             arch,
             source,
             TorchKernels(),
-            make_linear=maker(device, torch.float32),
+            make_linear=maker(device),
             device=device,
             dtype=torch.float32,
             context=arch.max_position_embeddings,
