@@ -58,9 +58,15 @@ class TorchKernels:
         return "plain torch"
 
     def rms_norm(self, x: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0) -> Tensor:
-        """See `Kernels`; in float32, rounded once."""
-        gain = weight.float() + offset if offset else weight.float()
-        return F.rms_norm(x.float(), gain.shape, gain, eps).to(x.dtype)
+        """See `Kernels`; in float32, rounded once. On CPUs a weight may have further axes."""
+        gain, wide = weight.float() + offset if offset else weight.float(), x.float()
+        if x.device.type != "cpu":
+            return F.rms_norm(wide, gain.shape, gain, eps).to(x.dtype)
+        # There torch's own takes seven operators. Each of these is a sum or a product: what is
+        # both at once is fused for some numbers only.
+        inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
+        inverse.mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
+        return (wide * inverse).mul_(gain).to(x.dtype)
 
     def swiglu(self, x: Tensor) -> Tensor:
         """See `Kernels`."""

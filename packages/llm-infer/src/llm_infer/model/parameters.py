@@ -7,7 +7,7 @@ Quantization is of the large weights: linear layers, the vocabulary's table, pro
 latent. Routers, gates, norms, biases and learned positions keep their numbers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -148,11 +148,18 @@ class Parameters:
         """The model's norm under that name, of channels that every rank has."""
         facts, weight = self._arch.norm, self.whole(f"{name}.weight")
         if facts.kind == "rms":
-            offset = 1.0 if facts.zero_centered else 0.0
-            return self.rms_norm(weight, eps=facts.eps, offset=offset)
+            return self._rms_norm_of(weight)
         scale = weight + 1.0 if facts.zero_centered else weight
         bias = self.whole(f"{name}.bias") if self.has(f"{name}.bias") else None
         return lambda x: F.layer_norm(x, (x.shape[-1],), scale, bias, facts.eps)
+
+    def stacked_norm(self, names: Sequence[str]) -> Callable[[Tensor], Tensor] | None:
+        """The model's norms of [..., len(names), channels], a name's for each; None: not as one."""
+        is_torch = isinstance(self._kernels, TorchKernels) and self.device.type == "cpu"
+        if not is_torch or self._arch.norm.kind != "rms":
+            return None
+        stacked = torch.stack([self.whole(f"{name}.weight") for name in names])
+        return self._rms_norm_of(stacked) if stacked.dim() == 2 else None
 
     def norm_across(self, name: str, *, ranks: int = 1) -> Callable[[Tensor], Tensor]:
         """The model's norm of channels that are divided, each piece on `ranks` ranks."""
@@ -172,6 +179,10 @@ class Parameters:
         """An RMS norm with a weight that was read."""
         kernel = self._kernels.rms_norm
         return lambda x: kernel(x, weight, eps=eps, offset=offset)
+
+    def _rms_norm_of(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
+        facts = self._arch.norm
+        return self.rms_norm(weight, eps=facts.eps, offset=1.0 if facts.zero_centered else 0.0)
 
     def _of_group(self, group: Group) -> "Parameters":
         return self._changed(prefix=self._prefix, group=group)
