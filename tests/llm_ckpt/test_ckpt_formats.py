@@ -4,7 +4,6 @@ import argparse
 import io
 import json
 import os
-import pathlib
 import pickle
 import random
 import shutil
@@ -282,18 +281,6 @@ def test_an_enum_by_name_is_inert_and_no_other_attribute_is_given(tmp_path, monk
     torch.save({"model": {}, "args": Reaches()}, tmp_path / "other.pt")
     with pytest.raises(FormatError, match=r"names builtins\.getattr, which is not on the allow"):
         read_torch_zip(tmp_path / "other.pt")
-
-
-@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
-def test_a_path_is_inert_whichever_python_wrote_it(module, tmp_path, monkeypatch):
-    """Python 3.13 calls its module `pathlib._local`."""
-    monkeypatch.setitem(sys.modules, module, pathlib)
-    monkeypatch.setattr(pathlib.PosixPath, "__module__", module)
-    torch.save({"args": pathlib.PosixPath("/data")}, tmp_path / "x.pt")
-    assert module.encode() in (tmp_path / "x.pt").read_bytes()
-    found = read_torch_zip(tmp_path / "x.pt").value["args"]
-    assert isinstance(found, Stub)
-    assert pathlib.PurePosixPath(*found.args) == pathlib.PurePosixPath("/data")
 
 
 def test_options_of_megatron_become_inert(tmp_path):

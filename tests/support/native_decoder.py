@@ -13,14 +13,22 @@ from llm_infer.model.linear import maker
 from llm_infer.model.steps import Part, make_pools, make_step
 
 
-def open_decoder(folder, *, block_tokens=16, context=None, dtype=torch.float32, quantization=None):
+def open_decoder(
+    folder,
+    *,
+    block_tokens=16,
+    context=None,
+    dtype=torch.float32,
+    quantization=None,
+    kernels=None,
+):
     """A decoder of any format that llm-ckpt reads."""
     with open_source(folder) as source:
         arch = parse(source.arch, where=str(folder))
         return Decoder(
             arch,
             source,
-            TorchKernels(),
+            kernels or TorchKernels(),
             make_linear=maker(torch.device("cpu")),
             device=torch.device("cpu"),
             dtype=dtype,

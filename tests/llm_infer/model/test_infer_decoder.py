@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from ckpt_zoo import CASES, Case
+from llm_infer.kernels import TorchKernels
+from llm_infer.model.steps import Part
 from llm_infer.sampling import Sampling
 from native_decoder import engine_of, logits_of, open_decoder, run
 
@@ -71,6 +73,41 @@ def test_logits_are_those_of_others_in_whatever_steps(name, tmp_path):
 @pytest.mark.parametrize("name", [case.id for case in CASES if case.id not in PRIMITIVES])
 def test_logits_of_every_other_family_too(name, tmp_path):
     check_logits(BY_ID[name], tmp_path / "hf")
+
+
+class CountingKernels(TorchKernels):
+    """Plain torch, which notes of how many tokens it norms."""
+
+    def __init__(self):
+        self.counts = []
+
+    def rms_norm(self, x, weight, *, eps, offset=0.0):
+        self.counts.append(len(x))
+        return super().rms_norm(x, weight, eps=eps, offset=offset)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["qwen3-windows", "olmo2", "deepseek_v3", "longcat_flash", "qwen3_next-mixed", "bamba-biases"],
+)
+def test_the_last_layer_goes_on_with_the_wanted_tokens_alone(name, tmp_path):
+    kernels = CountingKernels()
+    decoder = open_decoder(BY_ID[name].save(tmp_path / "hf"), kernels=kernels)
+    tokens = torch.randint(0, 250, (20,), generator=torch.Generator().manual_seed(1)).tolist()
+
+    def logits(*, rows):
+        runner = decoder.runner(num_blocks=2, block_tokens=16)
+        part = Part(tokens=tokens, first=0, blocks=(0, 1), wants_logits=True)
+        return runner.run([part], rows=rows)
+
+    whole = logits(rows=range(20))
+    assert set(kernels.counts) == {20}
+    kernels.counts.clear()
+    assert torch.equal(logits(rows=(3, 19)), whole[[3, 19]])
+    # Before its feed-forward, or behind it, and at last.
+    assert kernels.counts[-2:] == [2, 2]
+    assert kernels.counts.index(2) > len(kernels.counts) / 2
+    assert logits(rows=()).shape == (0, whole.shape[1])
 
 
 def check_greedy(case, folder):

@@ -46,7 +46,6 @@ _STUB_NAMES = frozenset(
         ("numpy.core.multiarray", "_reconstruct"),
         ("numpy.core.multiarray", "scalar"),
         ("pathlib", "PosixPath"),
-        ("pathlib._local", "PosixPath"),  # written by Python 3.13
         ("signal", "Signals"),
         ("types", "SimpleNamespace"),
     }

@@ -33,6 +33,12 @@ class Carry:
     borrowed: tuple[Tensor, Tensor] | None = None
     choice: "Choice | None" = None
     shortcut: Tensor | None = None
+    rows: Tensor | None = None
+    """Those tokens that something reads beyond this layer's cache, in the last layer; None: all."""
+
+    def read(self, x_T: Tensor) -> Tensor:
+        """What of a tensor with a row a token is read on."""
+        return x_T if self.rows is None else x_T[self.rows]
 
 
 class Attention:
@@ -74,6 +80,12 @@ class Attention:
                 self._norms = {"q": q_norm, "k": parameters.norm_across(names["k"], ranks=ranks)}
             else:
                 self._norms = {part: parameters.norm(name) for part, name in names.items()}
+                joint = parameters.stacked_norm([*[names["q"]] * self._queries, names["k"]])
+                if joint is not None:
+                    self._norms["qk"] = joint
+        # A group's key lies behind its queries, so they can be normed and rotated in one.
+        has_norm = facts.qk_norm == "none" or "qk" in self._norms
+        self._is_joint = self._owns_kv and not facts.output_gate and has_norm
         sinks = None
         if facts.sinks:
             stored = parameters.tensor(at + "core_attention.softmax_offset").float()
@@ -93,23 +105,28 @@ class Attention:
         self._attend = Attend(scores, queries=self._queries, block_tokens=block_tokens)
 
     def __call__(self, x_TH: Tensor, pool: Pool, step: Step, carry: Carry) -> Tensor:
-        """[T, H] from [T, H], with the keys and values of the step put into the pool."""
+        """`carry.read` of [T, H] from [T, H]; keys and values of the step go into the pool."""
         # The rows of each group: its queries, their gates, then its key and value.
         rows = self._in(x_TH).view(len(x_TH), self._facts.query_groups, -1, self._facts.head_dim)
-        q_TGRD = self._placed(rows[:, :, : self._queries], "q", carry)
         if self._owns_kv:
             carry.borrowed = rows[:, :, -2:-1], rows[:, :, -1]
         assert carry.borrowed is not None, "arch.json: the first layer cannot borrow keys"
         k_TG1D, v_TGD = carry.borrowed
-        pool.write(step.slots, self._placed(k_TG1D, "k", carry)[:, :, 0], v_TGD)
-        out_TGRD = self._attend(q_TGRD, pool, step)
+        if self._is_joint:
+            placed_TGND = self._placed(rows[:, :, :-1], "qk", carry)
+            q_TGRD, k_TGD = placed_TGND[:, :, :-1], placed_TGND[:, :, -1]
+        else:
+            q_TGRD = self._placed(rows[:, :, : self._queries], "q", carry)
+            k_TGD = self._placed(k_TG1D, "k", carry)[:, :, 0]
+        pool.write(step.slots, k_TGD, v_TGD)
+        out_TC = carry.read(self._attend(q_TGRD, pool, step)).flatten(1)
         if self._facts.output_gate:
-            gates = rows[:, :, self._queries : 2 * self._queries].flatten(1)
-            return self._out(out_TGRD.flatten(1) * by_row(torch.sigmoid, gates))
-        return self._out(out_TGRD.flatten(1))
+            gates = carry.read(rows[:, :, self._queries : 2 * self._queries]).flatten(1)
+            return self._out(out_TC * by_row(torch.sigmoid, gates))
+        return self._out(out_TC)
 
     def _placed(self, x_TGRD: Tensor, part: str, carry: Carry) -> Tensor:
-        """Queries or keys normed and rotated, in the model's order."""
+        """Queries or keys, or both, normed and rotated, in the model's order."""
         kind = self._facts.qk_norm
         if kind == "head":
             x_TGRD = self._norms[part](x_TGRD)

@@ -138,8 +138,11 @@ class Decoder:
         if self._embedding_norm is not None:
             x_TH = self._embedding_norm(x_TH)
         for layer, pool in zip(self._layers, pools, strict=True):
+            # Of a prompt's tokens the last layer needs only keys and values.
+            if layer is self._layers[-1] and len(step.last_rows) < len(x_TH):
+                carry.rows = step.last_rows
             x_TH = layer(x_TH, pool, step, carry)
-        return self._logits(x_TH[step.last_rows])
+        return self._logits(x_TH if carry.rows is not None else x_TH[step.last_rows])
 
     def _logits(self, x_RH: Tensor) -> Tensor:
         scalars = self.arch.scalars
@@ -200,17 +203,21 @@ class _Layer:
             )
 
     def __call__(self, x_TH: Tensor, pool: LayerPool | None, step: Step, carry: Carry) -> Tensor:
+        """`carry.read` of [T, H] from [T, H]."""
         pending, carry.shortcut = carry.shortcut, None
         if self._mixer is not None and pool is not None:
             before, after = self._around_mixer
-            x_TH = self._added(x_TH, after(self._mixer(before(x_TH), pool, step, carry)))
-        if self._feed_forward is not None:
+            mixed_TH = self._mixer(before(x_TH), pool, step, carry)
+            x_TH = self._added(carry.read(x_TH), after(mixed_TH))
+        else:
+            x_TH = carry.read(x_TH)
+        if self._feed_forward is not None and len(x_TH):
             before, after = self._around_feed_forward
             seen_TH = before(x_TH)
             if self._shortcut is not None:
                 carry.shortcut = self._shortcut(seen_TH)
             x_TH = self._added(x_TH, after(self._feed_forward(seen_TH)))
-        return x_TH if pending is None else x_TH + pending
+        return x_TH if pending is None else x_TH + carry.read(pending)
 
     def _added(self, x_TH: Tensor, change_TH: Tensor) -> Tensor:
         return x_TH + (change_TH if self._residual == 1.0 else self._residual * change_TH)

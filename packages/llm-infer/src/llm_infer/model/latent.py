@@ -71,7 +71,7 @@ class LatentAttention:
             self._indexer = Indexer(arch, facts, parameters, kernels, rotates=self._rotates)
 
     def __call__(self, x_TH: Tensor, pool: Pool | IndexedPool, step: Step, carry: Carry) -> Tensor:
-        """[T, H] from [T, H], with the latents of the step put into the pool."""
+        """`carry.read` of [T, H] from [T, H]; the latents of the step go into the pool."""
         facts, tokens = self._facts, len(x_TH)
         q_latent = x_TH
         if self._q_down is not None and self._q_norm is not None:
@@ -92,8 +92,9 @@ class LatentAttention:
             mixed_THL = self._attend(q_T1HD, pool, step)[:, 0]
         else:
             mixed_THL = self._attended_to(carry.choice, q_T1HD, pool)
+        mixed_THL = carry.read(mixed_THL)
         out_HTD = multiply(mixed_THL.transpose(0, 1), self._v_up_HLD())
-        return self._out(out_HTD.transpose(0, 1).reshape(tokens, -1))
+        return self._out(out_HTD.transpose(0, 1).flatten(1))
 
     def _attended_to(self, choice: Choice, q_T1HD: Tensor, pool: Pool) -> Tensor:
         """Mixed latents [T, H, L] of queries that see what was chosen."""

@@ -55,8 +55,9 @@ class GatedDeltaNet:
         self._out = parameters.row_parallel(at + "out_proj")
 
     def __call__(self, x_TH: Tensor, pool: StatePool, step: Step, carry: Carry) -> Tensor:
-        """[T, H] from [T, H]; the state after each block's latest token goes into the pool."""
-        del carry
+        """`carry.read` of [T, H] from [T, H]; the state after each block's latest token goes into
+        the pool.
+        """
         (key, _, value), heads = self._sizes, self._facts.value_heads
         mixed, z, beta, alpha = self._in(x_TH).split([2 * key + value, value, heads, heads], -1)
         beta = by_row(torch.sigmoid, beta.float())
@@ -76,7 +77,8 @@ class GatedDeltaNet:
 
         _in_turn(mixed, pool, step, self._convolution, advance)
         gates = by_row(F.silu, z.float())
-        return self._out((self._norm(out_THV).flatten(1) * gates).to(x_TH.dtype))
+        out_TV = (self._norm(out_THV).flatten(1) * gates).to(x_TH.dtype)
+        return self._out(carry.read(out_TV))
 
     def _unit(self, x_TC: Tensor) -> Tensor:
         """[T, value heads, K] of length one: a key head's for each of its value heads."""
@@ -111,8 +113,9 @@ class MambaMixer:
         self._out = parameters.row_parallel(at + "out_proj")
 
     def __call__(self, x_TH: Tensor, pool: StatePool, step: Step, carry: Carry) -> Tensor:
-        """[T, H] from [T, H]; the state after each block's latest token goes into the pool."""
-        del carry
+        """`carry.read` of [T, H] from [T, H]; the state after each block's latest token goes into
+        the pool.
+        """
         facts, inner = self._facts, self._sizes[0]
         z, mixed, dt = self._in(x_TH).split([inner, sum(self._sizes), facts.heads], dim=-1)
         dt_TH, decay_TH = self._steps(dt)
@@ -134,7 +137,7 @@ class MambaMixer:
         if self._gain is not None:
             out_TGI = out.unflatten(-1, (facts.groups, -1))
             out = F.rms_norm(out_TGI, out_TGI.shape[-1:], None, self._eps).flatten(1) * self._gain
-        return self._out(out.to(x_TH.dtype))
+        return self._out(carry.read(out.to(x_TH.dtype)))
 
     def _of_heads(self, x_TC: Tensor) -> Tensor:
         """[T, heads, N]: a group's for each of its heads."""
