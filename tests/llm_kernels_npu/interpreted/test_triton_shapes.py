@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from llm_kernels_npu.parity import Result, compare
 from llm_kernels_npu.select import load
+from steep_decays import STEEP, steep
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NORMS = ("rms_norm", "add_rms_norm", "layer_norm")
@@ -124,6 +125,17 @@ def test_delta_rule_of_one_key_over_and_over_equals_the_reference():
     found = load("gated_delta_rule", "triton")[0](*inputs)
     wanted = load("gated_delta_rule", "reference")[0](*inputs)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, STEEP[-1]) for name in ("gated_delta_rule", "mamba2_scan")]
+    + [("gated_delta_rule", -1e4)],
+)
+def test_steep_decays_give_the_references_outputs_and_gradients(name, value):
+    result = compare(name, "triton", steep(name, value), device="cpu", dtype=torch.float32)
+    assert isinstance(result, Result), result
+    assert result.passed, result.worst
 
 
 # Rows wider than the widest tile: loops over tiles, and the weight's gradient by its own kernel.

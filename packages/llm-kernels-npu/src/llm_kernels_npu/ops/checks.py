@@ -80,6 +80,22 @@ def together(first: str, x: Tensor, second: str, y: Tensor) -> str | None:
     return f"{first} is on {x.device} but {second} on {y.device}"
 
 
+def floats_together(*named: tuple[str, Tensor | None]) -> str | None:
+    """Refuse what cannot be multiplied: integers, float64 beside others, different devices.
+
+    Where one is None, it was not given.
+    """
+    given = [(name, x) for name, x in named if x is not None]
+    first, x = given[0]
+    for name, other in given:
+        reason = floating(name, other) or together(first, x, name, other)
+        if reason is not None:
+            return reason
+        if (other.dtype is torch.float64) is not (x.dtype is torch.float64):
+            return f"{first} is {short(x.dtype)} but {name} {short(other.dtype)}: float64 is all's"
+    return None
+
+
 def alike(first: str, x: Tensor, second: str, y: Tensor) -> str | None:
     """Refuse two tensors of different dtypes or devices."""
     if x.dtype is not y.dtype:

@@ -31,15 +31,30 @@ def store_rows(tensor, place, seen, dim, first, value, DIM: tl.constexpr):
 
 @triton.jit
 def decays(log_decay, place, seen, CHUNK: tl.constexpr):
-    """Each token's d, the last, and exp(d_row - d_column) at and below the diagonal."""
+    """Exponentials of sums of log decays, as `ops/decay.py` has them.
+
+    Up to each token, of all, from behind each to the last, and from behind a column's to a row's at
+    and below the diagonal.
+    """
     order = tl.arange(0, CHUNK)
-    lower = order[:, None] >= order[None, :]
     single = tl.load(log_decay + place, mask=seen, other=0.0).to(tl.float32)
-    decay = tl.sum(tl.where(lower, single[None, :], 0.0), axis=1)
+    coarse = tl.floor(single * 256.0) * 0.00390625
+    rows, columns, coarse_total = _sums(coarse, CHUNK)
+    fine_rows, fine_columns, fine_total = _sums(single - coarse, CHUNK)
+    between = (rows[:, None] - columns[None, :]) + (fine_rows[:, None] - fine_columns[None, :])
+    between = tl.exp(tl.where(order[:, None] >= order[None, :], between, -float("inf")))
+    to_last = tl.exp((coarse_total - rows) + (fine_total - fine_rows))
+    return tl.exp(rows + fine_rows), tl.exp(coarse_total + fine_total), to_last, between
+
+
+@triton.jit
+def _sums(x, CHUNK: tl.constexpr):
+    """Sums of x [CHUNK] up to each place, for rows and for columns, and of all."""
+    order = tl.arange(0, CHUNK)
+    rows = tl.sum(tl.where(order[:, None] >= order[None, :], x[None, :], 0.0), axis=1)
     # The same sums along the other axis: a vector is not turned.
-    along = tl.sum(tl.where(order[:, None] <= order[None, :], single[:, None], 0.0), axis=0)
-    between = tl.exp(tl.where(lower, decay[:, None] - along[None, :], -float("inf")))
-    return decay, tl.sum(single, axis=0), between
+    columns = tl.sum(tl.where(order[:, None] <= order[None, :], x[:, None], 0.0), axis=0)
+    return rows, columns, tl.sum(x, axis=0)
 
 
 @triton.jit
@@ -72,16 +87,16 @@ def state_kernel(
             state_place = (pair * chunks + chunk) * key_dim + features
             store_rows(states, state_place, is_key, value_dim, column, state, VALUE)
             place = (base + token) * heads + head
-            decay, total, _ = decays(log_decay, place, seen, CHUNK)
+            _, left, to_last, _ = decays(log_decay, place, seen, CHUNK)
             new = rows_of(value, place, seen, value_dim, column, VALUE)
             if forgotten is not None:
-                left = rows_of(forgotten, place, seen, key_dim, 0, KEY)
-                new -= tl.dot(left, state, input_precision=PRECISION)
+                gone = rows_of(forgotten, place, seen, key_dim, 0, KEY)
+                new -= tl.dot(gone, state, input_precision=PRECISION)
                 store_rows(written, place, seen, value_dim, column, new, VALUE)
             key_place = (base + token) * (heads // share) + head // share
             kept = rows_of(key, key_place, seen, key_dim, 0, KEY)
-            kept *= tl.exp(total - decay)[:, None]
-            state = state * tl.exp(total)
+            kept *= to_last[:, None]
+            state = state * left
             state += tl.dot(tl.trans(kept), new, input_precision=PRECISION)
         store_rows(last, pair * key_dim + features, is_key, value_dim, column, state, VALUE)
 
@@ -103,7 +118,7 @@ def output_kernel(
         seen = token < tokens
         row = pair // heads * tokens + token
         place = row * heads + head
-        decay, _, between = decays(log_decay, place, seen, CHUNK)
+        grown, _, _, between = decays(log_decay, place, seen, CHUNK)
         key_place = row * (heads // share) + head // share
         asked = rows_of(query, key_place, seen, key_dim, 0, KEY) * scale
         held = rows_of(key, key_place, seen, key_dim, 0, KEY)
@@ -112,7 +127,7 @@ def output_kernel(
         result = tl.dot(scores, new, input_precision=PRECISION)
         state_place = task * key_dim + features
         state = rows_of(states, state_place, features < key_dim, value_dim, column, VALUE)
-        asked *= tl.exp(decay)[:, None]
+        asked *= grown[:, None]
         result += tl.dot(asked, state, input_precision=PRECISION)
         store_rows(out, place, seen, value_dim, column, result, VALUE)
 
@@ -140,22 +155,22 @@ def reverse_kernel(
             state_place = (pair * chunks + chunk) * key_dim + features
             store_rows(grad_states, state_place, is_key, value_dim, column, slope, VALUE)
             place = (base + token) * heads + head
-            decay, total, between = decays(log_decay, place, seen, CHUNK)
+            grown, left, to_last, between = decays(log_decay, place, seen, CHUNK)
             upstream = rows_of(grad, place, seen, value_dim, column, VALUE)
             key_place = (base + token) * (heads // share) + head // share
             asked = rows_of(query, key_place, seen, key_dim, 0, KEY) * scale
             held = rows_of(key, key_place, seen, key_dim, 0, KEY)
             scores = tl.dot(asked, tl.trans(held), input_precision=PRECISION) * between
             change = tl.dot(tl.trans(scores), upstream, input_precision=PRECISION)
-            held *= tl.exp(total - decay)[:, None]
+            held *= to_last[:, None]
             change += tl.dot(held, slope, input_precision=PRECISION)
             store_rows(grad_written, place, seen, value_dim, column, change, VALUE)
-            asked *= tl.exp(decay)[:, None]
-            slope = slope * tl.exp(total)
+            asked *= grown[:, None]
+            slope = slope * left
             slope += tl.dot(tl.trans(asked), upstream, input_precision=PRECISION)
             if forgotten is not None:
-                left = rows_of(forgotten, place, seen, key_dim, 0, KEY)
-                slope -= tl.dot(tl.trans(left), change, input_precision=PRECISION)
+                gone = rows_of(forgotten, place, seen, key_dim, 0, KEY)
+                slope -= tl.dot(tl.trans(gone), change, input_precision=PRECISION)
         store_rows(grad_first, ends, is_key, value_dim, column, slope, VALUE)
 
 
@@ -191,16 +206,16 @@ def gradient_kernel(
             kept_sum += tl.dot(new, tl.trans(slope), input_precision=PRECISION)
             scores += tl.dot(upstream, tl.trans(new), input_precision=PRECISION)
             flow += tl.sum(state * slope, axis=1)
-        decay, total, between = decays(log_decay, place, seen, CHUNK)
+        grown, left, to_last, between = decays(log_decay, place, seen, CHUNK)
         scores = scores * between * scale
         key_place = row * (heads // share) + head // share
         held = rows_of(key, key_place, seen, key_dim, 0, KEY)
         asked = rows_of(query, key_place, seen, key_dim, 0, KEY)
-        asked_sum = asked_sum * (tl.exp(decay) * scale)[:, None]
+        asked_sum = asked_sum * (grown * scale)[:, None]
         asked_sum += tl.dot(scores, held, input_precision=PRECISION)
         store_rows(grad_query, place, seen, key_dim, 0, asked_sum, KEY)
-        kept_sum = kept_sum * tl.exp(total - decay)[:, None]
-        end = tl.sum(tl.sum(kept_sum * held, axis=1), axis=0) + tl.exp(total) * tl.sum(flow, axis=0)
+        kept_sum = kept_sum * to_last[:, None]
+        end = tl.sum(tl.sum(kept_sum * held, axis=1), axis=0) + left * tl.sum(flow, axis=0)
         kept_sum += tl.dot(tl.trans(scores), asked, input_precision=PRECISION)
         store_rows(grad_key, place, seen, key_dim, 0, kept_sum, KEY)
         # exp(d) goes with the query, exp(-d) with the key: so do its gradients.

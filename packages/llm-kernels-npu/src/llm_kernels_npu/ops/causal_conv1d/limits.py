@@ -6,7 +6,7 @@ from types import MappingProxyType
 from torch import Tensor
 
 from llm_kernels_npu.ops.causal_conv1d.tiles import MAX_WIDTH
-from llm_kernels_npu.ops.checks import FLOATS, floating, together, triton_floating
+from llm_kernels_npu.ops.checks import NPU_FLOATS, floats_together, triton_floating
 
 _ACTIVATIONS = (None, "silu")
 
@@ -39,9 +39,21 @@ def _any_device(
         state_shape = (x_shape[0], width - 1, channels)
         if initial_state.shape != state_shape:
             return f"initial_state of shape {tuple(initial_state.shape)}, want {state_shape}"
-    if x.dtype is weight.dtype in FLOATS and x.device == weight.device:
+    device = x.device
+    if (
+        x.dtype in NPU_FLOATS
+        and weight.dtype in NPU_FLOATS
+        and weight.device == device
+        and (bias is None or (bias.dtype in NPU_FLOATS and bias.device == device))
+        and (
+            initial_state is None
+            or (initial_state.dtype in NPU_FLOATS and initial_state.device == device)
+        )
+    ):
         return None
-    return floating("x", x) or floating("weight", weight) or together("x", x, "weight", weight)
+    return floats_together(
+        ("x", x), ("weight", weight), ("bias", bias), ("initial_state", initial_state)
+    )
 
 
 def _triton(

@@ -2,10 +2,11 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llm_kernels_npu.ops.causal_conv1d.reference import with_state
+from llm_kernels_npu.ops.causal_conv1d import reference
 
 
 def causal_conv1d(
@@ -16,9 +17,15 @@ def causal_conv1d(
     *,
     activation: Literal["silu"] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See `reference.causal_conv1d`; computed in x's dtype."""
-    seen = with_state(x, weight.shape[1], initial_state)
-    taps, shift = weight[:, None].to(x.dtype), None if bias is None else bias.to(x.dtype)
-    out = functional.conv1d(seen.transpose(1, 2), taps, shift, groups=x.shape[2])
+    """See `reference.causal_conv1d`; computed in x's dtype, of float16 in float32.
+
+    In float16 sums overflow that come back, and silu is NaN of one below -65504.
+    """
+    if not x.shape[1]:  # PyTorch refuses to convolve nothing.
+        return reference.causal_conv1d(x, weight, bias, initial_state, activation=activation)
+    dtype = torch.float32 if x.dtype is torch.float16 else x.dtype
+    seen = reference.with_state(x, weight.shape[1], initial_state)
+    taps, shift = weight[:, None].to(dtype), None if bias is None else bias.to(dtype)
+    out = functional.conv1d(seen.transpose(1, 2).to(dtype), taps, shift, groups=x.shape[2])
     out = functional.silu(out) if activation == "silu" else out
-    return out.transpose(1, 2), seen[:, x.shape[1] :]
+    return out.transpose(1, 2).to(x.dtype), seen[:, x.shape[1] :]

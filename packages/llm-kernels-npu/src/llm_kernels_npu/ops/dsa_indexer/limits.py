@@ -5,7 +5,14 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import FLOATS, alike, floating, npu_half, on_npu, together
+from llm_kernels_npu.ops.checks import (
+    NPU_FLOATS,
+    alike,
+    floats_together,
+    npu_half,
+    on_npu,
+    together,
+)
 
 # npu_lightning_indexer's documented sizes: DeepSeek-V3.2's own.
 _NPU_HEADS = 64
@@ -49,11 +56,14 @@ def _any_device(
             and top_k >= 1
             and (keys >= queries or not causal)
             and batch * queries * heads * dim * keys
-            and q.dtype is k.dtype in FLOATS
+            and q.dtype is k.dtype in NPU_FLOATS
+            and weights.dtype in NPU_FLOATS
             and q.device == k.device == weights.device
         ):
             return None
-    return _shapes(q, k, weights, top_k, causal) or floating("q", q)
+    return _shapes(q, k, weights, top_k, causal) or floats_together(
+        ("q", q), ("k", k), ("weights", weights)
+    )
 
 
 def _npu(q: Tensor, k: Tensor, weights: Tensor, *, top_k: int, causal: bool = True) -> str | None:

@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import FLOATS, floating, together, triton_floating
+from llm_kernels_npu.ops.checks import NPU_FLOATS, floats_together, triton_floating
 from llm_kernels_npu.ops.recurrence_tiles import MAX_DIM
 
 
@@ -30,6 +30,8 @@ def _any_device(
     query_batch, queries, groups, key_dim = q_shape
     if query_batch != batch or queries != tokens or not tokens:
         return f"q {tuple(q_shape)} and v {tuple(v_shape)}, want the same B and T > 0"
+    if not key_dim:
+        return f"q of shape {tuple(q_shape)} has no features"
     if not groups or heads % groups:
         return f"{heads} value heads are not a multiple of {groups} key heads"
     gate_shape = (batch, tokens, heads)
@@ -41,9 +43,28 @@ def _any_device(
         state_shape = (batch, heads, key_dim, value_dim)
         if initial_state.shape != state_shape:
             return f"initial_state of shape {tuple(initial_state.shape)}, want {state_shape}"
-    if q_BTGK.dtype is v_BTHV.dtype in FLOATS and q_BTGK.device == v_BTHV.device:
+    device = q_BTGK.device
+    if (
+        q_BTGK.dtype in NPU_FLOATS
+        and k_BTGK.dtype in NPU_FLOATS
+        and v_BTHV.dtype in NPU_FLOATS
+        and log_decay_BTH.dtype in NPU_FLOATS
+        and beta_BTH.dtype in NPU_FLOATS
+        and device == k_BTGK.device == v_BTHV.device == log_decay_BTH.device == beta_BTH.device
+        and (
+            initial_state is None
+            or (initial_state.dtype in NPU_FLOATS and initial_state.device == device)
+        )
+    ):
         return None
-    return floating("q", q_BTGK) or floating("v", v_BTHV) or together("q", q_BTGK, "v", v_BTHV)
+    return floats_together(
+        ("q", q_BTGK),
+        ("k", k_BTGK),
+        ("v", v_BTHV),
+        ("log_decay", log_decay_BTH),
+        ("beta", beta_BTH),
+        ("initial_state", initial_state),
+    )
 
 
 def _triton(

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from llm_kernels_npu.ops.checks import wide
+from llm_kernels_npu.ops.decay import bounded, running
 from llm_kernels_npu.ops.gated_delta_rule.reference import first_state
 
 # Longer chunks are more work in masked halves, shorter ones more steps one after another.
@@ -37,12 +38,11 @@ def gated_delta_rule(
     )
     v, decay, beta = (
         in_chunks(one, chunk)
-        for one in (v_BTHV, log_decay_BTH.unsqueeze(-1), beta_BTH.unsqueeze(-1))
+        for one in (v_BTHV, bounded(log_decay_BTH).unsqueeze(-1), beta_BTH.unsqueeze(-1))
     )
     q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
-    decay = decay.cumsum(-2)
-    between = decays_between(decay)
-    from_start, to_end = decay.exp(), (decay[..., -1:, :] - decay).exp()
+    decay, between = running(decay)
+    from_start, to_end = decay.exp(), between[..., -1:, :].mT
     lower = (k @ k.mT * between * beta).tril(-1)
     right = torch.cat((v * beta, k * beta * from_start), dim=-1)
     solved = torch.linalg.solve_triangular(lower, right, upper=False, unitriangular=True)
@@ -69,10 +69,3 @@ def in_chunks(x_BTHD: Tensor, chunk: int) -> Tensor:
 def in_tokens(x_BHNCD: Tensor, tokens: int) -> Tensor:
     """The inverse of `in_chunks`: [B, T, H, D]."""
     return x_BHNCD.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :tokens]
-
-
-def decays_between(decay_BHNC1: Tensor) -> Tensor:
-    """[B, H, N, C, C]: what is left at a token (row) of what one up to it (column) put in."""
-    size = decay_BHNC1.shape[-2]
-    is_later = torch.ones(size, size, dtype=torch.bool, device=decay_BHNC1.device).triu(1)
-    return (decay_BHNC1 - decay_BHNC1.mT).masked_fill(is_later, float("-inf")).exp()

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from llm_kernels_npu.ops.autograd import Context
 from llm_kernels_npu.ops.checks import wide
+from llm_kernels_npu.ops.decay import bounded
 from llm_kernels_npu.ops.gated_delta_rule import triton_kernels as kernels
 from llm_kernels_npu.ops.launch import launch
 from llm_kernels_npu.ops.recurrence import Gradients, Recurrence, Written, by_group, read, write
@@ -35,7 +36,7 @@ def gated_delta_rule(
         Callable[..., tuple[Tensor, Tensor]],
         _DeltaRule.apply,  # pyright: ignore[reportUnknownMemberType]
     )
-    return run(q_BTGK, k_BTGK, v_BTHV, log_decay_BTH, beta_BTH, first, scale)
+    return run(q_BTGK, k_BTGK, v_BTHV, bounded(log_decay_BTH), beta_BTH, first, scale)
 
 
 class _DeltaContext(Context, Protocol):

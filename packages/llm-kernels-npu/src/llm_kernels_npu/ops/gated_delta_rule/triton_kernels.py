@@ -28,7 +28,7 @@ def solve_kernel(
         seen = token < tokens
         row = pair // heads * tokens + token
         place = row * heads + head
-        decay, _, between = decays(log_decay, place, seen, CHUNK)
+        grown, _, _, between = decays(log_decay, place, seen, CHUNK)
         strength = tl.load(beta + place, mask=seen, other=0.0).to(tl.float32)
         held = rows_of(key, row * (heads // share) + head // share, seen, key_dim, 0, KEY)
         lower = tl.dot(held, tl.trans(held), input_precision=PRECISION) * between
@@ -42,7 +42,7 @@ def solve_kernel(
             inverse = tl.where(order[:, None] == step, inverse - change[None, :], inverse)
         if inverses is not None:
             store_rows(inverses, task * CHUNK + order, order < CHUNK, CHUNK, 0, inverse, CHUNK)
-        held *= (strength * tl.exp(decay))[:, None]
+        held *= (strength * grown)[:, None]
         left = tl.dot(inverse, held, input_precision=PRECISION)
         store_rows(forgotten, place, seen, key_dim, 0, left, KEY)
         for column in range(0, value_dim, VALUE):
@@ -124,8 +124,7 @@ def solve_gradient_kernel(
             new = rows_of(value, place, seen, value_dim, column, TILE)
             strengths += tl.sum(right * new, axis=1)
             store_rows(grad_value, place, seen, value_dim, column, right * strength[:, None], TILE)
-        decay, _, between = decays(log_decay, place, seen, CHUNK)
-        grown = tl.exp(decay)
+        grown, _, _, between = decays(log_decay, place, seen, CHUNK)
         products = tl.zeros([CHUNK, CHUNK], tl.float32)
         for column in range(0, key_dim, TILE):
             right = rows_of(turned_forgotten, place, seen, key_dim, column, TILE)

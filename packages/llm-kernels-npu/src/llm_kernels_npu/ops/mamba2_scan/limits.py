@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import FLOATS, floating, together, triton_floating
+from llm_kernels_npu.ops.checks import NPU_FLOATS, floats_together, triton_floating
 from llm_kernels_npu.ops.recurrence_tiles import MAX_DIM
 
 
@@ -40,9 +40,30 @@ def _any_device(
         state_shape = (batch, heads, features, states)
         if initial_state.shape != state_shape:
             return f"initial_state of shape {tuple(initial_state.shape)}, want {state_shape}"
-    if x_BTHP.dtype is b_BTGN.dtype in FLOATS and x_BTHP.device == b_BTGN.device:
+    device = x_BTHP.device
+    if (
+        x_BTHP.dtype in NPU_FLOATS
+        and dt_BTH.dtype in NPU_FLOATS
+        and a_H.dtype in NPU_FLOATS
+        and b_BTGN.dtype in NPU_FLOATS
+        and c_BTGN.dtype in NPU_FLOATS
+        and device == dt_BTH.device == a_H.device == b_BTGN.device == c_BTGN.device
+        and (d_H is None or (d_H.dtype in NPU_FLOATS and d_H.device == device))
+        and (
+            initial_state is None
+            or (initial_state.dtype in NPU_FLOATS and initial_state.device == device)
+        )
+    ):
         return None
-    return floating("x", x_BTHP) or floating("b", b_BTGN) or together("x", x_BTHP, "b", b_BTGN)
+    return floats_together(
+        ("x", x_BTHP),
+        ("dt", dt_BTH),
+        ("a", a_H),
+        ("b", b_BTGN),
+        ("c", c_BTGN),
+        ("d", d_H),
+        ("initial_state", initial_state),
+    )
 
 
 def _triton(

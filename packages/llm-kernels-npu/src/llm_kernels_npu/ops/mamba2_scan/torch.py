@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from llm_kernels_npu.ops.checks import wide
-from llm_kernels_npu.ops.gated_delta_rule.torch import decays_between, in_chunks, in_tokens
+from llm_kernels_npu.ops.decay import bounded, running
+from llm_kernels_npu.ops.gated_delta_rule.torch import in_chunks, in_tokens
 from llm_kernels_npu.ops.mamba2_scan.reference import first_state
 
 # Longer chunks are more work in masked halves, shorter ones more steps one after another.
@@ -35,9 +36,9 @@ def mamba2_scan(
     )
     dt = wide(dt_BTH).unsqueeze(-1)
     x = in_chunks(wide(x_BTHP) * dt, chunk)
-    decay = in_chunks(dt * wide(a_H)[:, None], chunk).cumsum(-2)
-    out = (c @ b.mT * decays_between(decay)) @ x
-    added = x.mT @ (b * (decay[..., -1:, :] - decay).exp())
+    decay, between = running(in_chunks(bounded(dt * wide(a_H)[:, None]), chunk))
+    out = (c @ b.mT * between) @ x
+    added = x.mT @ (b * between[..., -1:, :].mT)
     state = first_state(wide(x_BTHP), b_BTGN, initial_state)
     states: list[Tensor] = []
     left = decay[..., -1:, :].exp()

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from llm_kernels_npu.ops.autograd import Context
 from llm_kernels_npu.ops.checks import wide
+from llm_kernels_npu.ops.decay import bounded
 from llm_kernels_npu.ops.recurrence import Recurrence, by_group, gradients, read, write
 
 
@@ -29,7 +30,7 @@ def mamba2_scan(
         Callable[..., tuple[Tensor, Tensor]],
         _Scan.apply,  # pyright: ignore[reportUnknownMemberType]
     )
-    out, last = run(c_BTGN, b_BTGN, x * dt.unsqueeze(-1), dt * wide(a_H), first)
+    out, last = run(c_BTGN, b_BTGN, x * dt.unsqueeze(-1), bounded(dt * wide(a_H)), first)
     out = out if d_H is None else out + wide(d_H)[:, None] * x
     return out.to(x_BTHP.dtype), last.mT
 
