@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ckpt_models import build_model
+from ckpt_zoo import CASES
 from fork_ranks import run_ranks
 from sft_data import IGNORED, make_chats, write_packed, write_samples
 from train_curves import each_run, go, train_curves, train_steps
@@ -115,6 +116,28 @@ def test_loss_and_gradients_equal_transformers(kind, document, model, tmp_path):
             torch.testing.assert_close(
                 gradient, source.read(name, (0, 1)).view_as(gradient), atol=1e-5, rtol=1e-4
             )
+
+
+@pytest.mark.parametrize("case", ["phi3-long", "llama-dynamic"])
+def test_the_length_of_a_sample_alone_says_how_fast_its_tokens_turn(case, document, tmp_path):
+    """Rotary scalings by length: neither padding nor the rest of a packed row counts for it."""
+    lengths = [len(ids) for ids, _ in CHATS["plain"]]
+    (zoo,) = (one for one in CASES if one.id == case)
+    # Some samples are longer than that, some are not.
+    limit = {"phi3-long": 16, "llama-dynamic": zoo.config["max_position_embeddings"]}[case]
+    assert min(lengths) <= limit < max(lengths)
+    zoo.save(tmp_path / "hf")
+    runs = {
+        "padded alike": document("plain", train={"micro_batch_size": 8}),
+        "packed": document("packed"),
+    }
+    runs = {name: {**run, "model": {"load": str(tmp_path / "hf")}} for name, run in runs.items()}
+    # transformers keeps the base of the longest that it has seen: short ones first.
+    wanted, _ = transformers_step(zoo.build(), sorted(CHATS["plain"], key=lambda one: len(one[0])))
+    found = train_curves(runs, 1)
+    assert {name: curve[0][0] for name, curve in found.items()} == {
+        name: pytest.approx(wanted, abs=1e-5) for name in runs
+    }
 
 
 def steps(document, **changes):

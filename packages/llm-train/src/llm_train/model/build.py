@@ -64,11 +64,13 @@ class Model(GPTModel):
         packed_seq_params: PackedRows | None = None,
         learned: LearnedTokens | None = None,
         padding_mask: torch.Tensor | None = None,
+        sequence_tokens: torch.Tensor | None = None,
         ahead: Sequence[Ahead] = (),
     ) -> torch.Tensor:
         """Hidden states for the next stage [T, B, hidden]; on the last one logits [B, T, V / tp].
 
-        Tokens of `padding_mask` [B, T] balance no experts.
+        Tokens of `padding_mask` [B, T] balance no experts. `sequence_tokens` [B, T], the length of
+        each token's sequence or document, is for `turns_by_length`; None = all of the row.
         With labels [B, T] token losses [B, T], and with what prediction layers are given
         [1 + layers, B, T], theirs behind the main one. Losses are of the `learned` tokens alone, 0
         elsewhere; None = of all.
@@ -76,6 +78,8 @@ class Model(GPTModel):
         hidden, table, *_ = self._preprocess(
             input_ids, position_ids, packed_seq_params=packed_seq_params
         )
+        if self.turns_by_length and sequence_tokens is not None:
+            table = self.rotary_pos_emb.of_tokens(position_ids, sequence_tokens)
         shared = {
             "attention_mask": attention_mask,
             "rotary_pos_emb": table,
@@ -94,6 +98,12 @@ class Model(GPTModel):
             hidden = layer(hidden, self.embedding(batch.tokens, batch.position_ids), shared)
             losses.append(self._losses(hidden, batch.labels, batch.learned))
         return torch.stack(losses)
+
+    @property
+    def turns_by_length(self) -> bool:
+        """How fast a token turns depends on the length of its sequence."""
+        rotary = getattr(self, "rotary_pos_emb", None)
+        return isinstance(rotary, Rotary) and rotary.is_by_length
 
     def _is_in_embd_group(self) -> bool:
         """No: two copies of an embedding are filled alike, by name, after they are built.

@@ -62,3 +62,11 @@ def packed_rows(position_ids: torch.Tensor) -> PackedRows:
     """The documents of whole rows [B, T], on the host: one starts wherever positions do."""
     starts = [tuple(row.nonzero().flatten().tolist()) for row in position_ids == 0]
     return PackedRows(starts=tuple(starts), tokens=position_ids.shape[1])
+
+
+def sequence_tokens(position_ids: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
+    """[B, T] int64: how many tokens the document of each has; `padding` [B, T] counts for none."""
+    numbers = (position_ids == 0).cumsum(1)
+    counted = torch.ones_like(numbers) if padding is None else (~padding).long()
+    totals = torch.zeros(numbers.shape[0], numbers.shape[1] + 1, dtype=torch.int64)
+    return totals.scatter_add_(1, numbers, counted).gather(1, numbers)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 
-from llm_train.arch import Llama3Scaling, LongRopeScaling, Rope, YarnScaling
+from llm_train.arch import LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
 from llm_train.kernels import Kernels
 
 
@@ -23,6 +23,23 @@ class Rotary(RotaryEmbedding):
         torch.nn.Module.__init__(self)
         self.rope, self.dim, self.max_positions = rope, dim, max_positions
 
+    @property
+    def is_by_length(self) -> bool:
+        """How fast tokens turn depends on the length of their sequence."""
+        scaling = self.rope.scaling
+        return isinstance(scaling, LongRopeScaling) or (
+            isinstance(scaling, LinearScaling) and scaling.kind == "dynamic"
+        )
+
+    def of_tokens(self, position_ids: torch.Tensor, sequence_tokens: torch.Tensor) -> torch.Tensor:
+        """[T, B, 1, rotary_dim] of tokens [B, T] at places of sequences of so many tokens."""
+        frequencies = inverse_frequencies(
+            self.rope, dim=self.dim, tokens=sequence_tokens, max_positions=self.max_positions
+        )
+        return self._table(position_ids.float()[..., None] * frequencies).transpose(0, 1)[
+            :, :, None
+        ]
+
     def forward(  # pyright: ignore[reportIncompatibleVariableOverride]  # not cached
         self, max_seq_len: int, offset: int = 0, packed_seq: bool = False, cp_group: object = None
     ) -> torch.Tensor:
@@ -30,10 +47,13 @@ class Rotary(RotaryEmbedding):
             self.rope, dim=self.dim, tokens=max_seq_len, max_positions=self.max_positions
         )
         positions = torch.arange(max_seq_len) + offset
-        angles = torch.outer(positions.float(), frequencies)
-        factor = attention_factor(self.rope, max_positions=self.max_positions)
-        table = torch.cat([angles.cos(), angles.sin()], dim=-1) * factor
+        table = self._table(torch.outer(positions.float(), frequencies))
         return table[:, None, None, :].to(torch.cuda.current_device())
+
+    def _table(self, angles: torch.Tensor) -> torch.Tensor:
+        """[..., rotary_dim / 2] → [..., rotary_dim]."""
+        factor = attention_factor(self.rope, max_positions=self.max_positions)
+        return torch.cat([angles.cos(), angles.sin()], dim=-1) * factor
 
 
 def at_positions(table: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
@@ -104,9 +124,15 @@ def rotary_dim(rope: Rope, head_dim: int) -> int:
     return int(head_dim * rope.fraction)
 
 
-def inverse_frequencies(rope: Rope, *, dim: int, tokens: int, max_positions: int) -> torch.Tensor:
-    """[dim / 2] fp32: radians a position, one a rotated pair, for a sequence of `tokens`."""
-    exponents = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
+def inverse_frequencies(
+    rope: Rope, *, dim: int, tokens: int | torch.Tensor, max_positions: int
+) -> torch.Tensor:
+    """[dim / 2] fp32: radians a position, one a rotated pair, for a sequence of `tokens`.
+
+    Of a tensor of them [...] one for each, [..., dim / 2], where the scaling asks for their number.
+    """
+    device = tokens.device if isinstance(tokens, torch.Tensor) else None
+    exponents = torch.arange(0, dim, 2, dtype=torch.int64, device=device).float() / dim
     frequencies = 1.0 / (rope.base**exponents)
     scaling = rope.scaling
     if scaling is None:
@@ -116,9 +142,11 @@ def inverse_frequencies(rope: Rope, *, dim: int, tokens: int, max_positions: int
     if isinstance(scaling, YarnScaling):
         return _yarn(frequencies, rope.base, scaling)
     if isinstance(scaling, LongRopeScaling):
-        is_long = tokens > scaling.original_max_position_embeddings
-        factors = scaling.long_factor if is_long else scaling.short_factor
-        return frequencies / torch.tensor(factors)
+        is_long = torch.as_tensor(tokens > scaling.original_max_position_embeddings)
+        long, short = (
+            torch.tensor(one, device=device) for one in (scaling.long_factor, scaling.short_factor)
+        )
+        return frequencies / torch.where(is_long[..., None], long, short)
     if scaling.kind == "linear":
         return frequencies / scaling.factor
     return _dynamic(rope.base, exponents, scaling.factor, dim, tokens, max_positions)
@@ -175,12 +203,17 @@ def _yarn(frequencies: torch.Tensor, base: float, scaling: YarnScaling) -> torch
 
 
 def _dynamic(
-    base: float, exponents: torch.Tensor, factor: float, dim: int, tokens: int, max_positions: int
+    base: float,
+    exponents: torch.Tensor,
+    factor: float,
+    dim: int,
+    tokens: int | torch.Tensor,
+    max_positions: int,
 ) -> torch.Tensor:
     """The base grows with the sequence once it is longer than the model's positions."""
-    longest = max(tokens, max_positions)
+    longest = torch.as_tensor(tokens).clamp(min=max_positions).float()
     growth = factor * longest / max_positions - (factor - 1)
-    return 1.0 / ((base * growth ** (dim / (dim - 2))) ** exponents)
+    return 1.0 / ((base * growth ** (dim / (dim - 2)))[..., None] ** exponents)
 
 
 __all__ = [

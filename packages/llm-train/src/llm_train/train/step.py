@@ -19,7 +19,7 @@ from llm_train.config import LossMean
 from llm_train.model.context_parallel.zigzag import take
 from llm_train.model.learned import LearnedTokens
 from llm_train.model.mtp import Ahead
-from llm_train.model.packed_rows import packed_rows
+from llm_train.model.packed_rows import packed_rows, sequence_tokens
 from llm_train.train.ahead import Batch, batches_ahead
 from llm_train.train.fsdp import ShardedModel
 from llm_train.train.indexer_loss import collect_indexer_loss
@@ -49,13 +49,17 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trainable:
-    """The pieces one step needs; `indexers` are those of the whole model that learn."""
+    """The pieces one step needs; `indexers` are those of the whole model that learn.
+
+    `turns_by_length`: rotary positions ask for the length of each sequence.
+    """
 
     chunks: Sequence[DistributedDataParallel] | Sequence[ShardedModel]
     optimizer: MegatronOptimizer
     schedule: OptimizerParamScheduler
     micro_batches: int
     is_packed: bool
+    turns_by_length: bool
     loss_mean: LossMean
     mtp_layers: int
     indexers: int
@@ -138,6 +142,9 @@ def _forward(
 ) -> Any:
     rows = next(batches)
     documents = packed_rows(rows["position_ids"]) if parts.is_packed else None
+    if parts.turns_by_length:
+        lengths = sequence_tokens(rows["position_ids"], rows.get("padding"))
+        rows = {**rows, "sequence_tokens": lengths}
     rank = parallel_state.get_context_parallel_rank()
     size = parallel_state.get_context_parallel_world_size()
     # Tokens look ahead in whole rows, before context parallel cuts them.
@@ -158,6 +165,7 @@ def _forward(
         learned=learned,
         packed_seq_params=documents,
         padding_mask=batch.get("padding"),
+        sequence_tokens=batch.get("sequence_tokens"),
         ahead=[
             Ahead(
                 tokens=one["tokens"],

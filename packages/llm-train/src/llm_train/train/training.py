@@ -192,6 +192,7 @@ class Training:
             micro_batches=layout.micro_batches,
             loss_mean=config.sft.loss_mean,
             is_packed=config.data.reset_documents,
+            turns_by_length=any(chunk.turns_by_length for chunk in chunks),
             indexers=self.arch.num_indexers if config.train.indexer_loss_coeff > 0.0 else 0,
             mtp_layers=model_config.mtp_num_layers or 0,
             mtp_loss_scale=config.train.mtp_loss_scale,
