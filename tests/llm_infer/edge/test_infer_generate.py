@@ -55,6 +55,48 @@ def test_beams_give_the_text_of_transformers_alone_and_from_a_file(models, tmp_p
     assert [answer["text"] for answer in answers] == theirs
 
 
+def _scored(folder, prompt, num_beams, num_texts):
+    """Texts and scores of transformers."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    found = AutoModelForCausalLM.from_pretrained(folder).generate(
+        ids,
+        do_sample=False,
+        max_new_tokens=12,
+        num_beams=num_beams,
+        num_return_sequences=num_texts,
+        pad_token_id=0,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    texts = tokenizer.batch_decode(found.sequences[:, ids.shape[1] :], skip_special_tokens=True)
+    return texts, found.sequences_scores.tolist()
+
+
+def test_several_texts_of_a_search_come_with_scores(models, tmp_path):
+    beams = ("--max-new-tokens", 12, "--num-beams", 4, "--num-return-sequences", 3)
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{"prompt": "def"}\n')
+    files = ("--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl")
+    assert _generate(models["qwen3"], *files, *beams).exit_code == 0
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    for answer in answers:
+        texts, scores = _scored(models["qwen3"], answer["prompt"], 4, 3)
+        assert [one["text"] for one in answer["texts"]] == texts
+        assert [one["score"] for one in answer["texts"]] == pytest.approx(scores, abs=1e-5)
+        assert (answer["text"], answer["score"]) == (texts[0], answer["texts"][0]["score"])
+    shown = _generate(models["qwen3"], "--prompt", "def", *beams)
+    assert shown.stdout == "".join(f"{text}\n" for text in texts)
+    assert shown.stderr.count("score -") == 3
+
+
+def test_more_texts_than_beams_are_wrong_usage(models):
+    found = _generate(models["qwen3"], "--prompt", PROMPT, "--num-return-sequences", 2)
+    assert found.exit_code == 2
+    assert "--num-return-sequences: found 2 with --num-beams 1" in found.stderr
+
+
 def test_a_bias_is_that_of_transformers(models):
     biases = {32: 3.0, 65: -100.0, 12: 2.5, 300: 4.0}
     words = [word for token, bias in biases.items() for word in ("--logit-bias", f"{token}={bias}")]

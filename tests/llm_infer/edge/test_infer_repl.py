@@ -57,6 +57,20 @@ def asked(monkeypatch):
     return prompts
 
 
+def test_answers_may_be_those_of_a_beam_search(models, template):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(models["qwen3"])
+    ids = tokenizer("<u>def read(\n<a>", return_tensors="pt")["input_ids"]
+    theirs = AutoModelForCausalLM.from_pretrained(models["qwen3"]).generate(
+        ids, do_sample=False, num_beams=3, max_new_tokens=4, pad_token_id=0
+    )
+    text = tokenizer.decode(theirs[0, ids.shape[1] :], skip_special_tokens=True)
+    result = _chat(models["qwen3"], "def read(\n", "--template", template, "--num-beams", 3)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == text + "\n"
+
+
 def test_each_question_brings_what_was_said_before(models, template, asked):
     result = _chat(models["qwen3"], "a\nb\n", "--template", template, "--system", "s")
     assert result.exit_code == 0, result.output

@@ -117,8 +117,9 @@ def test_each_kind_of_early_stopping_finds_the_text_it_finds_in_transformers(mod
             search.push(logits_VV[[answer[-1] for answer in search.answers]])
         settings = {"num_beams": 3, "early_stopping": theirs, "length_penalty": 2.0}
         settings |= {"end_tokens": [1], "max_new_tokens": 20, "logits_processor": [by_last_token]}
-        assert search.best == expected(models[0][1], [0], **settings)
-        texts.append(tuple(search.best))
+        best = [one.token for one in search.found[0].tokens]
+        assert best == expected(models[0][1], [0], **settings)
+        texts.append(tuple(best))
     assert len(set(texts)) == 3
 
 
@@ -172,10 +173,140 @@ def test_blocks_are_shared_between_beams(models):
     assert engine.stats.cache_blocks_held == 0
 
 
-def test_it_is_refused_where_requests_run_in_steps(models):
+def their_texts(model, *, end_tokens, **settings):
+    """Token lists, scores and the log-probability of each token, of transformers."""
+    found = model.generate(
+        torch.tensor([PROMPT]),
+        pad_token_id=0,
+        eos_token_id=list(end_tokens) or None,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **{"do_sample": False, "max_new_tokens": 28, **settings},
+    )
+    steps = model.compute_transition_scores(
+        found.sequences, found.scores, found.beam_indices, normalize_logits=False
+    )
+    texts = []
+    for tokens, logprobs in zip(found.sequences[:, len(PROMPT) :].tolist(), steps, strict=True):
+        length = next((at for at, one in enumerate(tokens) if one in end_tokens), len(tokens))
+        texts.append((tokens[:length], logprobs[:length].tolist()))
+    return texts, found.sequences_scores.tolist()
+
+
+def searched(engine, sampling):
+    """For each text of a search, its tokens, their log-probabilities, its score and its end."""
+    numbers = engine.submit_search(PROMPT, sampling)
+    events = {number: [] for number in numbers}
+    while engine.has_work:
+        for event in engine.step():
+            events.get(event.request, []).append(event)
+    return [
+        (
+            [one.token for one in each if one.token is not None],
+            [one.logprob for one in each if one.token is not None],
+            each[-1].score,
+            each[-1].end,
+        )
+        for each in events.values()
+    ]
+
+
+@pytest.mark.parametrize("drawn", [{}, {"temperature": 1.3, "top_k": 30}])
+def test_several_texts_their_scores_and_probabilities_are_those_of_transformers(models, drawn):
+    ends_seen = set()
+    for seed, (decoder, model) in enumerate(models):
+        ends = sorted({greedy(model)[6], greedy(model)[15]}) if seed else []
+        torch.manual_seed(seed)
+        theirs, scores = their_texts(
+            model,
+            end_tokens=ends,
+            num_beams=5,
+            num_return_sequences=3,
+            length_penalty=0.7,
+            **({"do_sample": True, **drawn} if drawn else {}),
+        )
+        beams = Beams(num_beams=5, num_texts=3, length_penalty=0.7)
+        sampling = Sampling(max_new_tokens=28, beams=beams, logprobs=2, seed=seed, **drawn)
+        engine = engine_of(decoder, end_tokens=ends)
+        ours = searched(engine, sampling)
+        assert [one[0] for one in ours] == [tokens for tokens, _ in theirs]
+        assert [one[2] for one in ours] == pytest.approx(scores, abs=1e-5)
+        # Theirs are of the cut distribution where tokens are drawn, ours always of the model's.
+        for (_, logprobs, _, end), (_, wanted) in zip(ours, theirs, strict=True):
+            assert drawn or logprobs == pytest.approx(wanted, abs=1e-4)
+            ends_seen.add(end)
+        assert engine.stats.cache_blocks_held == 0
+    assert ends_seen == {"end", "length"} or drawn
+
+
+def test_searches_and_other_requests_in_one_batch_are_to_the_bit_what_they_are_alone(models):
+    decoder, _ = models[0]
+    beams = Sampling(max_new_tokens=20, beams=Beams(num_beams=4, num_texts=4), logprobs=0)
+    drawn = Sampling(max_new_tokens=20, temperature=1.0, logprobs=0, seed=3)
+    alone = searched(engine_of(decoder), beams)
+    other_alone = logprobs_of(engine_of(decoder), drawn)
+    engine = engine_of(decoder)
+    first, second = engine.submit_search(PROMPT, beams), engine.submit_search(PROMPT[:7], beams)
+    other = engine.submit(PROMPT, drawn)
+    events = {number: [] for number in (*first, *second, other)}
+    shared_steps = 0
+    while engine.has_work:
+        shared_steps += engine.stats.num_running == 3
+        for event in engine.step():
+            events[event.request].append(event.logprob)
+    assert [events[number] for number in first] == [logprobs for _, logprobs, _, _ in alone]
+    assert events[other] == other_alone
+    assert shared_steps > 10
+    assert engine.stats.cache_blocks_held == 0
+
+
+def logprobs_of(engine, sampling):
+    engine.submit(PROMPT, sampling)
+    found = []
+    while engine.has_work:
+        found += [event.logprob for event in engine.step()]
+    return found
+
+
+def test_a_search_waits_for_its_blocks_and_keeps_them(models):
+    decoder, _ = models[1]
+    beams = Sampling(max_new_tokens=24, beams=Beams(num_beams=3, num_texts=2))
+    plain = Sampling(max_new_tokens=60)
+    alone = searched(engine_of(decoder), beams)
+    other_alone = run(engine_of(decoder), [(PROMPT[:5], plain)])
+    # A search takes 1 + 3 * 2 blocks, the others 5 each: not all fit into 9.
+    engine = engine_of(decoder, cache_tokens=16 * 9)
+    numbers = [engine.submit(PROMPT[:5], plain), *engine.submit_search(PROMPT, beams)]
+    numbers.append(engine.submit(PROMPT[:5], plain))
+    tokens = {number: [] for number in numbers}
+    while engine.has_work:
+        for event in engine.step():
+            if event.token is not None:
+                tokens[event.request].append(event.token)
+    assert [tokens[number] for number in numbers[1:3]] == [one[0] for one in alone]
+    assert [tokens[numbers[0]]] == [tokens[numbers[3]]] == other_alone
+    assert engine.stats.num_preempted > 0
+    assert engine.stats.cache_blocks_held == 0
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 5])
+def test_a_search_that_nobody_waits_for_gives_its_blocks_back(models, num_steps):
     engine = engine_of(models[0][0])
-    with pytest.raises(ValueError, match="does not run in steps with others"):
-        engine.submit(PROMPT, Sampling(beams=Beams(num_beams=2)))
+    numbers = engine.submit_search(PROMPT, Sampling(beams=Beams(num_beams=4, num_texts=2)))
+    for _ in range(num_steps):
+        engine.step()
+    engine.cancel(numbers[0])
+    assert engine.has_work
+    engine.cancel(numbers[1])
+    assert not engine.has_work
+    assert engine.stats.cache_blocks_held == 0
+
+
+def test_more_beams_than_run_at_once_are_refused(models):
+    engine = engine_of(models[0][0], max_running=4)
+    with pytest.raises(ValueError, match="5 texts of one search, and 4 run at once"):
+        engine.submit(PROMPT, Sampling(max_new_tokens=4, beams=Beams(num_beams=5)))
+    assert not engine.has_work
 
 
 @pytest.mark.parametrize(
@@ -183,7 +314,7 @@ def test_it_is_refused_where_requests_run_in_steps(models):
     [
         (lambda: Beams(num_beams=1), "num_beams: found 1, want at least 2"),
         (lambda: Beams(num_beams=2, length_penalty=float("inf")), "want a finite number"),
-        (lambda: Sampling(beams=Beams(num_beams=2), logprobs=1), "logprobs: found 1, want None"),
+        (lambda: Beams(num_beams=2, num_texts=3), r"num_texts: found 3, want 1 to num_beams\(2\)"),
     ],
 )
 def test_settings_out_of_range(make, said):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llm_infer.logits import cut, penalized
+from llm_infer.logits import Chosen, cut, described, penalized
 from llm_infer.sampling import Sampling
 
 # B beams, V vocabulary, K candidates of a step
@@ -18,10 +18,22 @@ _NEVER_TAKEN = -1e9
 """Worse than any text's log-probability, and still a number."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A text that a search ends with."""
+
+    tokens: Sequence[Chosen]
+    """Without an end token; with the model's own log-probabilities where they were asked for."""
+    score: float
+    """Its log-probability, penalties and drawing included, over its length to a power."""
+    is_ended: bool
+    """Whether an end token ended it, and not the limit."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Finished:
     score: float
-    answer: list[int]
+    answer: list[Chosen]
 
 
 class BeamSearch:
@@ -43,6 +55,7 @@ class BeamSearch:
         if sampling.beams is None:
             raise ValueError("sampling.beams: found None, want the number of beams")
         self.answers: list[list[int]] = [[] for _ in range(sampling.beams.num_beams)]
+        self._chosen: list[list[Chosen]] = [[] for _ in self.answers]
         self.is_done = False
         self._prompt, self._sampling, self._beams = prompt, sampling, sampling.beams
         self._end_tokens = frozenset(() if sampling.ignores_end else end_tokens)
@@ -53,10 +66,9 @@ class BeamSearch:
         self._finished: list[_Finished] = []
 
     @property
-    def best(self) -> list[int]:
-        """The answer, without an end token, once `is_done`."""
-        answer = self._finished[0].answer
-        return answer[:-1] if answer[-1] in self._end_tokens else answer
+    def found(self) -> list[Found]:
+        """As many texts as were asked for, best first, once `is_done`."""
+        return [self._told(one) for one in self._finished[: self._beams.num_texts]]
 
     def push(self, logits_BV: Tensor) -> list[int]:
         """Choose from float32 logits, one row a beam or a single one at first.
@@ -64,13 +76,15 @@ class BeamSearch:
         Returns which of the earlier `answers` each of the new ones continues.
         """
         num_beams = len(self.answers)
-        vocabulary = logits_BV.shape[1]
+        num_rows, vocabulary = logits_BV.shape
         totals_BV = self._scores(logits_BV).expand(num_beams, -1) + self._totals_B[:, None]
         totals_K, places_K = self._candidates(totals_BV.flatten())
         parents = _integers(places_K // vocabulary)
         tokens = _integers(places_K % vocabulary)
+        # All have a single row at first.
         answers = [
-            [*self.answers[parent], token] for parent, token in zip(parents, tokens, strict=True)
+            [*self._chosen[parent], self._described(logits_BV[min(parent, num_rows - 1)], token)]
+            for parent, token in zip(parents, tokens, strict=True)
         ]
         is_last = len(answers[0]) >= self.max_new_tokens
         is_over = [is_last or token in self._end_tokens for token in tokens]
@@ -79,9 +93,18 @@ class BeamSearch:
         totals_K = totals_K + _NEVER_TAKEN * torch.tensor(is_over, device=totals_K.device)
         self._totals_B, order = totals_K.topk(num_beams)
         chosen = _integers(order)
-        self.answers = [answers[index] for index in chosen]
+        self._chosen = [answers[index] for index in chosen]
+        self.answers = [[one.token for one in answer] for answer in self._chosen]
         self.is_done = is_last or self._is_decided()
         return [parents[index] for index in chosen]
+
+    def _described(self, logits_V: Tensor, token: int) -> Chosen:
+        return described(logits_V, token, self._sampling.logprobs)
+
+    def _told(self, one: _Finished) -> Found:
+        is_ended = one.answer[-1].token in self._end_tokens
+        tokens = one.answer[:-1] if is_ended else one.answer
+        return Found(tokens=tokens, score=one.score, is_ended=is_ended)
 
     def _scores(self, logits_BV: Tensor) -> Tensor:
         """Log-probabilities with penalties and, when tokens are drawn, temperature and cuts."""
@@ -106,7 +129,7 @@ class BeamSearch:
         places = torch.multinomial(totals.softmax(-1), count, generator=self._generator)
         return totals[places], places
 
-    def _finish(self, answers: list[list[int]], is_over: list[bool], totals: Tensor) -> None:
+    def _finish(self, answers: list[list[Chosen]], is_over: list[bool], totals: Tensor) -> None:
         scores = [float(score) for score in self._per_length(totals, len(answers[0])).cpu()]
         new = zip(scores, answers, is_over, strict=True)
         self._finished += [_Finished(score, answer) for score, answer, ends in new if ends]

@@ -39,6 +39,7 @@ class BlockManager:
         self._holders = [0] * num_blocks
         self._is_free = bytearray(b"\x01" * num_blocks)
         self._num_free = num_blocks
+        self._num_reserved = 0
         # Kept blocks, the one to evict first at the front.
         self._kept: OrderedDict[int, None] = OrderedDict()
         self._block_of: dict[Digest, int] = {}
@@ -47,7 +48,7 @@ class BlockManager:
     @property
     def num_available(self) -> int:
         """Blocks that `allocate` can give."""
-        return self._num_free + len(self._kept)
+        return self._num_free + len(self._kept) - self._num_reserved
 
     @property
     def num_kept(self) -> int:
@@ -86,14 +87,24 @@ class BlockManager:
         for block in blocks:
             self._holders[block] += 1
 
+    def reserve(self, count: int) -> None:
+        """Set so many blocks aside, whichever they are. OutOfBlocksError when too few are free."""
+        self._require(count)
+        self._num_reserved += count
+
+    def unreserve(self, count: int) -> None:
+        """Let so many of those go, to be allocated. ValueError where fewer were set aside."""
+        if count > self._num_reserved:
+            raise ValueError(f"{count} blocks let go, {self._num_reserved} were set aside")
+        self._num_reserved -= count
+
     def allocate(self, count: int, *, after: int | None = None) -> list[int]:
         """Take `count` blocks, in one run behind block `after` or with room behind where possible.
 
         What the cache has not used for longest is evicted when nothing else is free. Raises
         OutOfBlocksError, taking none, when too few are available.
         """
-        if count > self.num_available:
-            raise OutOfBlocksError(f"{count} blocks wanted, {self.num_available} available")
+        self._require(count)
         while self._num_free < count:
             self._evict()
         taken: list[int] = []
@@ -132,6 +143,10 @@ class BlockManager:
         """Drop all kept content."""
         while self._kept:
             self._evict()
+
+    def _require(self, count: int) -> None:
+        if count > self.num_available:
+            raise OutOfBlocksError(f"{count} blocks wanted, {self.num_available} available")
 
     def _retire(self, block: int) -> None:
         if block in self._digest_of:

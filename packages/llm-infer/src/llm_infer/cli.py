@@ -14,6 +14,7 @@ from llm_infer.edge.options import (
     SERVING,
     SERVING_NAMES,
     TEMPLATE,
+    TOLD,
     sampling_of,
     server_of,
     with_options,
@@ -43,7 +44,7 @@ def main() -> None:
 @click.option("--input", "input_", type=click.Path(path_type=Path), help="JSON lines: 'prompt'.")
 @click.option("--output", type=click.Path(path_type=Path), help="Answers to --input, JSON lines.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer to --prompt as JSON.")
-@with_options(SAMPLING, BEAMS, LOADING)
+@with_options(SAMPLING, BEAMS, TOLD, LOADING)
 def generate(
     model: Path,
     prompt: str | None,
@@ -59,11 +60,13 @@ def generate(
         raise click.UsageError("--input and --output belong together")
     if as_json and prompt is None:
         raise click.UsageError("--json is for --prompt; --output is JSON already")
+    if options["logprobs"] is not None and not (as_json or output):
+        raise click.UsageError("--logprobs: only with --json or --output")
     sampling = sampling_of(options)
     from llm_infer.edge import generate as edge
     from llm_infer.edge.opening import open_speaker
 
-    prompts = edge.read_prompts(input_) if input_ else []
+    prompts = edge.read_prompts(input_, sampling) if input_ else []
     speaker = open_speaker(model, options)
     if output is not None:
         edge.to_file(speaker, prompts, output, sampling)
@@ -83,7 +86,7 @@ def generate(
     help="JSON list of tools, as OpenAI's API takes it, that the template is told of.",
 )
 @click.option("--hide-thinking", is_flag=True, help="Leave out what stands in <think>…</think>.")
-@with_options(TEMPLATE, SAMPLING, LOADING)
+@with_options(TEMPLATE, SAMPLING, BEAMS, LOADING)
 def chat(
     model: Path,
     system: str | None,

@@ -61,6 +61,8 @@ class Event:
     """Of the prompt's tokens but the first, with the first event of a request that reads them."""
     ended_by: tuple[int, TokenLogprob] | None = None
     """The end token of such a request."""
+    score: float | None = None
+    """Of a text that a beam search found, whose events come all at once."""
 
 
 @runtime_checkable
@@ -98,6 +100,18 @@ class PromptReadingEngine(BatchEngine, Protocol):
 
     def submit_read(self, prompt: Sequence[int], sampling: Sampling) -> int:
         """As `submit`, with `Event.prompt_logprobs`; as many likely tokens as `logprobs` says."""
+        ...
+
+
+@runtime_checkable
+class SearchingEngine(BatchEngine, Protocol):
+    """An engine that has beam search."""
+
+    def submit_search(self, prompt: Sequence[int], sampling: Sampling) -> Sequence[int]:
+        """As `submit`; a number for each of `sampling.beams.num_texts` texts, best first.
+
+        Raises InferError for a search that never has room.
+        """
         ...
 
 

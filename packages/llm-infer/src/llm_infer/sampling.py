@@ -19,11 +19,15 @@ class Beams:
     length_penalty: float = 1.0
     """A text's score is its log-probability over its length to this power."""
     early_stopping: EarlyStopping = "false"
+    num_texts: int = 1
+    """How many of the texts that were found are wanted, the best ones."""
 
     def __post_init__(self) -> None:
         _require(self.num_beams >= 2, "num_beams", self.num_beams, "at least 2")
         penalty = self.length_penalty
         _require(abs(penalty) < float("inf"), "length_penalty", penalty, "a finite number")
+        wanted = f"1 to num_beams({self.num_beams})"
+        _require(1 <= self.num_texts <= self.num_beams, "num_texts", self.num_texts, wanted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +81,6 @@ class Sampling:
         _require(all(self.stop), "stop", self.stop, "strings of at least one character")
         shown = self.logprobs
         _require(shown is None or 0 <= shown <= 20, "logprobs", shown, "in [0, 20]")
-        _require(shown is None or self.beams is None, "logprobs", shown, "None with beams")
 
     @property
     def is_greedy(self) -> bool:

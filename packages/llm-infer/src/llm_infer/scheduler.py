@@ -4,6 +4,9 @@ Sequences keep the order they came in. Each step, those that only wait for their
 each; what is left of the token budget goes to prompts, oldest first, a part at a time where they
 are long. When blocks run out, the youngest gives its blocks back and later computes again what is
 no longer in the cache, so the oldest always goes on and none starves.
+
+A sequence may branch: several texts go on from it, in one step, over blocks that they share. Blocks
+for all of them are set aside when it is admitted, so it goes on to its end.
 """
 
 from collections.abc import Iterator
@@ -30,12 +33,27 @@ class Sequence:
     """Tokens found in the cache when it was last admitted."""
     first_wanted: int | None = None
     """The first token after which logits are wanted; None: the last one."""
+    num_branches: int = 1
+    """Texts that go on from it; with several it keeps its blocks until it is removed."""
+    most_blocks: int = 0
+    """Blocks that it and its branches hold at most; 0 where it has none."""
+    num_reserved: int = 0
+    """Those of them that are set aside now."""
+    branches: "list[Sequence]" = field(default_factory=list["Sequence"])
+    """The texts that go on in place of it."""
+    trunk: "Sequence | None" = None
+    """What a branch is of."""
 
     @property
     def num_reusable(self) -> int:
         """Tokens that may come from the cache: those before the first one with wanted logits."""
         last = len(self.tokens) - 1
         return last if self.first_wanted is None else min(self.first_wanted, last)
+
+    @property
+    def texts(self) -> "Seq[Sequence]":
+        """Itself, or its branches."""
+        return self.branches or (self,)
 
     @property
     def num_pending(self) -> int:
@@ -92,6 +110,10 @@ class Scheduler:
         """Queue a new sequence. ValueError when it could never fit or has no tokens."""
         if not sequence.tokens:
             raise ValueError("a sequence without tokens")
+        if sequence.num_branches > self._max_running:
+            raise ValueError(
+                f"{sequence.num_branches} texts of one search, and {self._max_running} run at once"
+            )
         if len(sequence.tokens) >= self.capacity_tokens:
             raise ValueError(
                 f"{len(sequence.tokens)} tokens and one more do not fit into a cache of "
@@ -117,14 +139,15 @@ class Scheduler:
     def schedule(self) -> list[Work]:
         """The next step; empty only when there is nothing to do."""
         num_preempted, budget, works = self.num_preempted, self._step_tokens, list[Work]()
-        decoding = [one for one in self._running if one.num_pending == 1]
-        prefilling = [one for one in self._running if one.num_pending > 1]
+        texts = [text for one in self._running for text in one.texts]
+        decoding = [one for one in texts if one.num_pending == 1]
+        prefilling = [one for one in texts if one.num_pending > 1]
         for sequence in (*decoding, *prefilling):
-            if budget and sequence in self._running and self._grow(sequence):
+            if budget and self._is_running(sequence) and self._grow(sequence):
                 works.append(_work(sequence, budget))
                 budget -= works[-1].stop - works[-1].start
         # A sequence may have lost its blocks to an older one after it was given work.
-        works = [work for work in works if work.sequence in self._running]
+        works = [work for work in works if self._is_running(work.sequence)]
         if self.num_preempted == num_preempted:
             works += self._admit(budget)
         return works
@@ -135,9 +158,70 @@ class Scheduler:
             sequence = work.sequence
             first = sequence.num_computed // self.blocks.block_tokens
             sequence.num_computed = work.stop
+            if sequence.trunk is not None:
+                continue  # what one search tries out is of no use to others
             digests = self._digests(sequence)
             for index in range(first, work.stop // self.blocks.block_tokens):
                 self.blocks.publish(sequence.blocks[index], digests[index])
+
+    def branch(
+        self, trunk: Sequence, parents: Seq[int], tokens: Seq[Seq[int]]
+    ) -> list[tuple[int, int]]:
+        """Let texts with these `tokens` go on from those of a sequence, `parents` by their places.
+
+        Returns blocks whose content must be copied before the next step, from and to.
+        """
+        before, size = trunk.texts, self.blocks.block_tokens
+        num_computed = before[0].num_computed
+        full = num_computed // size
+        for index, one in enumerate(before):
+            if index not in parents:
+                self.blocks.release(one.blocks)
+                one.blocks = []
+        self._settle(trunk, before)
+        copies: list[tuple[int, int]] = []
+        after: list[Sequence] = []
+        for index, (parent, text) in enumerate(zip(parents, tokens, strict=True)):
+            blocks = before[parent].blocks
+            # The first that goes on from a text takes its blocks over, others a copy of the last.
+            if parent in parents[:index]:
+                source, blocks = blocks, list(blocks[:full])
+                self.blocks.hold(blocks)
+                if full < len(source):
+                    blocks += self._set_aside(trunk, 1, after=blocks[-1] if blocks else None)
+                    copies.append((source[full], blocks[full]))
+            one = Sequence(
+                id=trunk.id,
+                tokens=list(text),
+                num_prompt=trunk.num_prompt,
+                num_computed=num_computed,
+                blocks=blocks,
+                variant=trunk.variant,
+                trunk=trunk,
+            )
+            after.append(one)
+        trunk.branches, trunk.blocks = after, []
+        return copies
+
+    def _settle(self, trunk: Sequence, texts: Seq[Sequence]) -> None:
+        """Set aside again what those gave back that do not go on."""
+        held = len({block for one in texts for block in one.blocks})
+        count = trunk.most_blocks - held
+        self.blocks.reserve(count - trunk.num_reserved)
+        trunk.num_reserved = count
+
+    def _set_aside(self, trunk: Sequence, count: int, *, after: int | None) -> list[int]:
+        """Blocks of those that were."""
+        self.blocks.unreserve(count)
+        trunk.num_reserved -= count
+        return self.blocks.allocate(count, after=after)
+
+    def _is_running(self, sequence: Sequence) -> bool:
+        return (sequence.trunk or sequence) in self._running
+
+    @property
+    def _num_places(self) -> int:
+        return sum(one.num_branches for one in self._running)
 
     def _grow(self, sequence: Sequence) -> bool:
         """Make room for all its tokens, taking blocks from younger ones; False if it lost its own.
@@ -145,13 +229,19 @@ class Scheduler:
         A sequence that holds blocks holds them for its whole prompt, so only new tokens need room.
         """
         wanted = -(-len(sequence.tokens) // self.blocks.block_tokens) - len(sequence.blocks)
+        last = sequence.blocks[-1] if sequence.blocks else None
+        if sequence.trunk is not None:
+            if wanted > 0:
+                sequence.blocks += self._set_aside(sequence.trunk, wanted, after=last)
+            return True
         while wanted > self.blocks.num_available:
-            youngest = max(self._running, key=lambda one: one.id)
+            youngest = max(
+                (one for one in self._running if one.num_branches == 1), key=lambda one: one.id
+            )
             self._preempt(youngest)
             if youngest is sequence:
                 return False
         if wanted > 0:
-            last = sequence.blocks[-1] if sequence.blocks else None
             sequence.blocks += self.blocks.allocate(wanted, after=last)
         return True
 
@@ -163,7 +253,7 @@ class Scheduler:
             for digest in self._digests(sequence)[self._num_full(sequence) :]
         }
         for sequence in tuple(self._waiting):
-            if not budget or len(self._running) == self._max_running:
+            if not budget or self._num_places + sequence.num_branches > self._max_running:
                 return
             digests = self._digests(sequence)
             # At least one token must be computed, or there is nothing to choose the next one from.
@@ -179,11 +269,14 @@ class Scheduler:
 
     def _take_blocks(self, sequence: Sequence, shared: Seq[Digest]) -> bool:
         wanted = -(-len(sequence.tokens) // self.blocks.block_tokens) - len(shared)
-        if wanted + self.blocks.num_needed_to_share(shared) > self.blocks.num_available:
+        num_reserved = max(0, sequence.most_blocks - len(shared) - wanted)
+        needed = wanted + num_reserved + self.blocks.num_needed_to_share(shared)
+        if needed > self.blocks.num_available:
             return False
         blocks = self.blocks.share(shared)
         blocks += self.blocks.allocate(wanted, after=blocks[-1] if blocks else None)
-        sequence.blocks = blocks
+        self.blocks.reserve(num_reserved)
+        sequence.blocks, sequence.num_reserved = blocks, num_reserved
         sequence.num_computed = sequence.num_shared = len(shared) * self.blocks.block_tokens
         self._waiting.remove(sequence)
         self._running.append(sequence)
@@ -197,8 +290,11 @@ class Scheduler:
         self.num_preempted += 1
 
     def _release(self, sequence: Sequence) -> None:
-        self.blocks.release(sequence.blocks)
-        sequence.blocks, sequence.num_computed = [], 0
+        for one in sequence.texts:
+            self.blocks.release(one.blocks)
+        self.blocks.unreserve(sequence.num_reserved)
+        sequence.blocks, sequence.branches = [], []
+        sequence.num_computed = sequence.num_reserved = 0
 
     def _enqueue(self, sequence: Sequence) -> None:
         self._waiting.append(sequence)

@@ -95,6 +95,14 @@ BEAMS = (
                  help="Of beams: end at as many ended texts as beams (true), once none can "
                  "become better (never), or once none seems to (false).  [default: false]"),
 )  # fmt: skip
+TOLD = (
+    click.option("--num-return-sequences", type=click.IntRange(min=1), default=1,
+                 show_default=True, metavar="N",
+                 help="Of beams: tell the N best texts of each prompt."),
+    click.option("--logprobs", type=click.IntRange(min=0, max=20), metavar="N",
+                 help="In --json and --output: the log-probability of each token, and of the N "
+                 "likeliest in its place."),
+)  # fmt: skip
 LOADING = (
     click.option("--engine", type=_Engine(), default="auto", show_default=True,
                  help="auto: native where it can run the model, else transformers. "
@@ -210,7 +218,7 @@ def sampling_of(options: Mapping[str, Any]) -> Sampling:
     """The settings; a number out of range is wrong usage."""
     try:
         settings = {name: options[name] for name in _SAMPLING_NAMES}
-        return Sampling(**settings, beams=_beams_of(options))
+        return Sampling(**settings, logprobs=options.get("logprobs"), beams=_beams_of(options))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 
@@ -239,8 +247,12 @@ def _beams_of(options: Mapping[str, Any]) -> Beams | None:
     num_beams = options.get("num_beams", 1)
     given = {name: options.get(name) for name in ("length_penalty", "early_stopping")}
     given = {name: value for name, value in given.items() if value is not None}
+    num_texts = options.get("num_return_sequences", 1)
+    if num_texts > num_beams:
+        found = f"found {num_texts} with --num-beams {num_beams}"
+        raise ValueError(f"--num-return-sequences: {found}, want at most as many")
     if num_beams > 1:
-        return Beams(num_beams=num_beams, **given)
+        return Beams(num_beams=num_beams, num_texts=num_texts, **given)
     if given:
         option = f"--{next(iter(given)).replace('_', '-')}"
         raise ValueError(f"{option}: found --num-beams {num_beams}, want at least 2 with it")

@@ -21,7 +21,9 @@ class GuidedEngine(NativeEngine):
         self._guides: dict[int, Guide] = {}
 
     def submit_guided(self, prompt: Sequence[int], sampling: Sampling, guide: Guide) -> int:
-        """Queue a request; see `GuidingEngine`."""
+        """Queue a request; see `GuidingEngine`. ValueError for a beam search."""
+        if sampling.beams is not None:
+            raise ValueError("beams: a search is held to no grammar")
         number = self.submit(prompt, sampling)
         self._guides[number] = guide
         return number

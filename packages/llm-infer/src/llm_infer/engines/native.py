@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Generator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +10,13 @@ from torch import Tensor
 from llm_infer.beam import BeamSearch
 from llm_infer.blocks import BlockManager
 from llm_infer.engine import EndReason, Event
-from llm_infer.engines.beam_texts import LONG, BeamTexts, searched
+from llm_infer.engines.beam_texts import (
+    LONG,
+    continued,
+    events_of,
+    make_room,
+    require_one_table,
+)
 from llm_infer.logits import Chosen, choose
 from llm_infer.model.runner import Model
 from llm_infer.model.steps import Part
@@ -57,6 +62,9 @@ class _Request:
     is_started: bool = False
     num_cached: int = 0
     """Tokens of the prompt that were in the cache when it was started."""
+    search: BeamSearch | None = None
+    numbers: Sequence[int] = ()
+    """Of the texts that a search gives, best first."""
 
     @property
     def answer(self) -> list[int]:
@@ -77,6 +85,8 @@ class _State:
     requests: dict[int, _Request] = field(default_factory=dict[int, _Request])
     # Events for those who read one request's tokens, not the engine's steps.
     inboxes: dict[int, deque[Event]] = field(default_factory=dict[int, "deque[Event]"])
+    # Numbers of texts that searches give and that are still wanted, to the request's.
+    searched: dict[int, int] = field(default_factory=dict[int, int])
     counts: _Counts = field(default_factory=_Counts)
 
 
@@ -132,19 +142,29 @@ class NativeEngine:
         )
 
     def submit(self, prompt: Sequence[int], sampling: Sampling) -> int:
-        """Queue a request; see `BatchEngine`. ValueError for a beam search."""
+        """Queue a request; see `BatchEngine`. Of a beam search it is the best text."""
         if sampling.beams is not None:
-            raise ValueError("beams: a beam search does not run in steps with others; generate()")
-        self._check(prompt, sampling)
-        number = self._state.next_number
-        text = Text(id=number, tokens=list(prompt), num_prompt=len(prompt))
-        if self._is_long(text):
-            text.variant = LONG
-        self._scheduler.add(text)
-        generator = torch.Generator(self._model.device).manual_seed(sampling.seed)
-        self._state.requests[number] = _Request(text=text, sampling=sampling, generator=generator)
-        self._state.next_number += 1
-        return number
+            return self.submit_search(prompt, sampling)[0]
+        return self._add(self._text(prompt, sampling), sampling).text.id
+
+    def submit_search(self, prompt: Sequence[int], sampling: Sampling) -> Sequence[int]:
+        """Queue a beam search; see `SearchingEngine`. ValueError without beams."""
+        text = self._text(prompt, sampling)
+        search = BeamSearch(
+            prompt,
+            sampling,
+            end_tokens=tuple(self._end_tokens),
+            max_new_tokens=min(sampling.max_new_tokens, self.context_length - len(prompt)),
+            generator=self._generator(sampling),
+        )
+        require_one_table(text, search, short_length=self._model.short_length)
+        make_room(text, search, self._scheduler)
+        request = self._add(text, sampling)
+        num_texts = 1 if sampling.beams is None else sampling.beams.num_texts
+        request.search, request.numbers = search, range(text.id, text.id + num_texts)
+        self._state.searched |= dict.fromkeys(request.numbers, text.id)
+        self._state.next_number = text.id + num_texts
+        return request.numbers
 
     def step(self) -> list[Event]:
         """Compute once; see `BatchEngine`."""
@@ -156,8 +176,13 @@ class NativeEngine:
         requests = [self._state.requests[work.sequence.id] for work in works]
         self._count(requests)
         ready = [one for one, work in zip(requests, works, strict=True) if work.is_last]
+        events = list[Event]()
+        if any(one.search is not None for one in ready):
+            events = self._searched(logits_RV, ready)
+            rows = [row for row, one in enumerate(ready) if one.search is None]
+            logits_RV, ready = logits_RV[rows], [ready[row] for row in rows]
         tokens = self._choose(logits_RV, ready)
-        events = [self._append(one, token) for one, token in zip(ready, tokens, strict=True)]
+        events += [self._append(one, token) for one, token in zip(ready, tokens, strict=True)]
         for event in events:
             if event.request in self._state.inboxes:
                 self._state.inboxes[event.request].append(event)
@@ -165,18 +190,18 @@ class NativeEngine:
 
     def cancel(self, request: int) -> None:
         """End a request at once; see `BatchEngine`."""
-        found = self._state.requests.pop(request, None)
+        trunk = self._state.searched.pop(request, request)
+        if trunk in self._state.searched.values():
+            return  # other texts of the search are wanted
+        found = self._state.requests.pop(trunk, None)
         if found is not None:
             self._scheduler.remove(found.text)
 
     def generate(self, prompt: Sequence[int], sampling: Sampling) -> Generator[int, None, None]:
         """One request's tokens as they come; others that were submitted go on with it.
 
-        A beam search runs alone and gives its tokens at the end.
+        A beam search gives those of its best text at its end.
         """
-        if sampling.beams is not None:
-            yield from self._beam_search(prompt, sampling)
-            return
         number = self.submit(prompt, sampling)
         inbox = self._state.inboxes[number] = deque()
         try:
@@ -192,18 +217,64 @@ class NativeEngine:
             del self._state.inboxes[number]
             self.cancel(number)
 
-    def _beam_search(self, prompt: Sequence[int], sampling: Sampling) -> list[int]:
+    def _text(self, prompt: Sequence[int], sampling: Sampling) -> Text:
         self._check(prompt, sampling)
-        search = BeamSearch(
-            prompt,
-            sampling,
-            end_tokens=tuple(self._end_tokens),
-            max_new_tokens=min(sampling.max_new_tokens, self.context_length - len(prompt)),
-            generator=torch.Generator(self._model.device).manual_seed(sampling.seed),
-        )
-        texts = BeamTexts(self._model, self._runner, self._blocks, step_tokens=self._step_tokens)
-        with closing(texts):
-            return searched(prompt, search, texts)
+        text = Text(id=self._state.next_number, tokens=list(prompt), num_prompt=len(prompt))
+        if self._is_long(text):
+            text.variant = LONG
+        return text
+
+    def _add(self, text: Text, sampling: Sampling) -> _Request:
+        self._scheduler.add(text)
+        request = _Request(text=text, sampling=sampling, generator=self._generator(sampling))
+        self._state.requests[text.id] = request
+        self._state.next_number = text.id + 1
+        return request
+
+    def _generator(self, sampling: Sampling) -> torch.Generator:
+        return torch.Generator(self._model.device).manual_seed(sampling.seed)
+
+    def _searched(self, logits_RV: Tensor, ready: Sequence[_Request]) -> list[Event]:
+        """Take searches on by a token; what comes of those that are over."""
+        rows_of = dict[int, list[int]]()
+        for row, one in enumerate(ready):
+            if one.search is not None:
+                rows_of.setdefault(one.text.id, []).append(row)
+        events = list[Event]()
+        for number, rows in rows_of.items():
+            request = self._state.requests[number]
+            assert request.search is not None
+            # The prompt is one text, which all beams continue.
+            is_first = not request.text.branches
+            parents = request.search.push(logits_RV[rows])
+            if request.search.is_done:
+                events += self._found(request)
+                continue
+            for source, target in self._scheduler.branch(
+                request.text,
+                [0] * len(parents) if is_first else parents,
+                continued(request.text, request.search),
+            ):
+                self._runner.copy(source, target)
+        return events
+
+    def _found(self, request: _Request) -> list[Event]:
+        assert request.search is not None
+        is_limit = request.search.max_new_tokens == request.sampling.max_new_tokens
+        events = [
+            event
+            for number, found in zip(request.numbers, request.search.found, strict=True)
+            if number in self._state.searched
+            for event in events_of(
+                found,
+                number,
+                at_length="length" if is_limit else "context",
+                num_cached=request.num_cached,
+            )
+        ]
+        for number in request.numbers:
+            self.cancel(number)
+        return events
 
     def _compute(self, works: Sequence[Work]) -> Tensor:
         """Logits [R, V] of those works after which a token is chosen."""

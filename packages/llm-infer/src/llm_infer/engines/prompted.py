@@ -31,7 +31,9 @@ class PromptedEngine(GuidedEngine):
         self._readings: dict[int, _Reading] = {}
 
     def submit_read(self, prompt: Sequence[int], sampling: Sampling) -> int:
-        """Queue a request; see `PromptReadingEngine`."""
+        """Queue a request; see `PromptReadingEngine`. ValueError for a beam search."""
+        if sampling.beams is not None:
+            raise ValueError("beams: a search tells no probabilities of its prompt")
         number = self.submit(prompt, sampling)
         self._state.requests[number].text.first_wanted = 0
         self._readings[number] = _Reading(sampling.logprobs or 0)

@@ -63,6 +63,8 @@ class Piece:
     """Of the prompt, which comes at once, before all others."""
     calls: tuple[ToolCalled, ...] = ()
     finish: PieceFinish | None = None
+    score: float | None = None
+    """Of a text that a beam search found, with its last piece."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +95,7 @@ class Collected:
     tokens: list[TokenText] = field(default_factory=list[TokenText])
     calls: list[ToolCalled] = field(default_factory=list[ToolCalled])
     finish: PieceFinish | None = None
+    score: float | None = None
 
     def add(self, piece: Piece) -> None:
         """Append what is new."""
@@ -100,6 +103,7 @@ class Collected:
         self.tokens += (*piece.prompt_tokens, *piece.tokens)
         self.calls += piece.calls
         self.finish = piece.finish or self.finish
+        self.score = piece.score if self.score is None else self.score
 
 
 class Format(Protocol):
@@ -160,6 +164,7 @@ class ChatFormat:
                 "message": _message(one),
                 "logprobs": self._logprobs(one.tokens),
                 "finish_reason": one.finish and _FINISH[one.finish],
+                **_scored(one.score),
             }
             for one in answers
         ]
@@ -167,7 +172,7 @@ class ChatFormat:
 
     def opening(self, index: int) -> Json | None:
         """Tells whose turn it is."""
-        return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
+        return self._chunk(Piece(index=index), {"role": "assistant", "content": ""}, None)
 
     def chunk(self, piece: Piece) -> Json:
         """`chat.completion.chunk`."""
@@ -175,34 +180,26 @@ class ChatFormat:
         delta: Json = {"content": piece.text} if has_text else {}
         if piece.calls:
             delta["tool_calls"] = [{"index": one.index, **one.body()} for one in piece.calls]
-        return self._chunk(piece.index, delta, self._logprobs(piece.tokens), piece.finish)
+        return self._chunk(piece, delta, self._logprobs(piece.tokens))
 
     def usage(self, usage: Usage) -> Json:
         """A chunk without choices."""
         return self.envelope.wrap("chat.completion.chunk", [], usage)
 
-    def _chunk(
-        self, index: int, delta: Json, logprobs: Json | None, finish: PieceFinish | None
-    ) -> Json:
+    def _chunk(self, piece: Piece, delta: Json, logprobs: Json | None) -> Json:
         choice: Json = {
-            "index": index,
+            "index": piece.index,
             "delta": delta,
             "logprobs": logprobs,
-            "finish_reason": finish and _FINISH[finish],
+            "finish_reason": piece.finish and _FINISH[piece.finish],
+            **_scored(piece.score),
         }
         return self.envelope.wrap("chat.completion.chunk", [choice])
 
     def _logprobs(self, tokens: Sequence[TokenText]) -> Json | None:
         if not self.envelope.has_logprobs:
             return None
-        content = [
-            {
-                **_chat_token(token.text, token.logprob),
-                "top_logprobs": [_chat_token(*one) for one in token.top],
-            }
-            for token in tokens
-        ]
-        return {"content": content, "refusal": None}
+        return {"content": token_logprobs(tokens), "refusal": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +210,7 @@ class CompletionFormat:
 
     def whole(self, answers: Sequence[Collected], usage: Usage) -> Json:
         """`text_completion`."""
-        choices = [self._choice(one.index, one.text, one.tokens, one.finish) for one in answers]
+        choices = [self._choice(one, one.tokens) for one in answers]
         return self.envelope.wrap("text_completion", choices, usage)
 
     def opening(self, index: int) -> Json | None:  # noqa: ARG002  a Format's signature
@@ -223,21 +220,19 @@ class CompletionFormat:
     def chunk(self, piece: Piece) -> Json:
         """`text_completion` too."""
         tokens = (*piece.prompt_tokens, *piece.tokens)
-        choice = self._choice(piece.index, piece.text, tokens, piece.finish)
-        return self.envelope.wrap("text_completion", [choice])
+        return self.envelope.wrap("text_completion", [self._choice(piece, tokens)])
 
     def usage(self, usage: Usage) -> Json:
         """A chunk without choices."""
         return self.envelope.wrap("text_completion", [], usage)
 
-    def _choice(
-        self, index: int, text: str, tokens: Sequence[TokenText], finish: PieceFinish | None
-    ) -> Json:
+    def _choice(self, one: Piece | Collected, tokens: Sequence[TokenText]) -> Json:
         return {
-            "index": index,
-            "text": text,
+            "index": one.index,
+            "text": one.text,
             "logprobs": self._logprobs(tokens),
-            "finish_reason": finish and _FINISH[finish],
+            "finish_reason": one.finish and _FINISH[one.finish],
+            **_scored(one.score),
         }
 
     def _logprobs(self, tokens: Sequence[TokenText]) -> Json | None:
@@ -250,6 +245,22 @@ class CompletionFormat:
             "top_logprobs": [dict(reversed(token.top)) or None for token in tokens],
             "text_offset": [token.offset for token in tokens],
         }
+
+
+def token_logprobs(tokens: Sequence[TokenText]) -> list[Json]:
+    """As chat completions have them."""
+    return [
+        {
+            **_chat_token(token.text, token.logprob),
+            "top_logprobs": [_chat_token(*one) for one in token.top],
+        }
+        for token in tokens
+    ]
+
+
+def _scored(score: float | None) -> Json:
+    """What OpenAI's API has no field for: only texts of a search have it."""
+    return {} if score is None else {"score": score}
 
 
 def _message(answer: Collected) -> Json:

@@ -7,7 +7,7 @@ from llm_infer.detokenize import Decode
 from llm_infer.guide import Guide, NewGuide
 from llm_infer.openai_api.errors import invalid, too_long
 from llm_infer.openai_api.requests import Common
-from llm_infer.sampling import Sampling
+from llm_infer.sampling import Beams, Sampling
 from llm_infer.tools.splitter import CallReading
 
 _DEFAULT_TEMPERATURE = 1.0
@@ -33,7 +33,7 @@ class Echo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One answer to compute."""
+    """One answer to compute, or those of one beam search."""
 
     prompt: Sequence[int]
     sampling: Sampling
@@ -45,6 +45,16 @@ class Job:
     """The prompt as it is told before the answer, where its tokens' probabilities are."""
     is_empty: bool = False
     """Whether the answer has no tokens: `max_tokens` 0."""
+
+    @property
+    def num_answers(self) -> int:
+        """How many it gives."""
+        return 1 if self.sampling.beams is None else self.sampling.beams.num_texts
+
+    @property
+    def num_places(self) -> int:
+        """Texts that are computed for it at once."""
+        return 1 if self.sampling.beams is None else self.sampling.beams.num_beams
 
 
 def jobs(
@@ -61,6 +71,8 @@ def jobs(
 ) -> list[Job]:
     """`n` answers a prompt, in the order of the prompts; answer i is drawn with `seed + i`.
 
+    A beam search gives all answers to its prompt; search i is drawn with `seed + i`.
+
     `seed` is used where the request brings none; `echoed` has the text of each prompt where answers
     begin with the probabilities of its tokens. Raises `ApiError` for a prompt that cannot be
     answered; `param` names the field it came in.
@@ -69,12 +81,15 @@ def jobs(
         _check_prompt(prompt, context_length=context_length, vocab_size=vocab_size, param=param)
     first = seed if request.seed is None else request.seed
     bias = _logit_bias(request.logit_bias, vocab_size=vocab_size)
+    beams = request.beams
     found: list[Job] = []
     for number, prompt in enumerate(prompts):
         room = context_length - len(prompt)
         echo = None if echoed is None else Echo(echoed[number], prompt)
-        for _ in range(request.num_choices):
-            sampling = _sampling(request, room=room, seed=first + len(found), bias=bias)
+        for _ in range(request.num_choices if beams is None else 1):
+            sampling = _sampling(
+                request, room=room, seed=first + len(found), bias=bias, beams=beams
+            )
             guide = None if new_guide is None else new_guide()
             job = Job(
                 prompt=prompt,
@@ -99,12 +114,17 @@ def _check_prompt(
         raise invalid(f"{param}: found token {strays[0]}, want 0 to {vocab_size - 1}", param=param)
 
 
-def _sampling(request: Common, *, room: int, seed: int, bias: Mapping[int, float]) -> Sampling:
+def _sampling(
+    request: Common, *, room: int, seed: int, bias: Mapping[int, float], beams: Beams | None
+) -> Sampling:
     temperature = request.temperature
+    if temperature is None:
+        # A search draws nothing unless it is told to.
+        temperature = _DEFAULT_TEMPERATURE if beams is None else 0.0
     return Sampling(
         # An answer of no tokens is one token that nobody is told.
         max_new_tokens=1 if request.token_limit == 0 else min(request.token_limit or room, room),
-        temperature=_DEFAULT_TEMPERATURE if temperature is None else temperature,
+        temperature=temperature,
         # vLLM's -1 and 0 both mean off.
         top_k=max(request.top_k or 0, 0),
         top_p=1.0 if request.top_p is None else request.top_p,
@@ -116,6 +136,7 @@ def _sampling(request: Common, *, room: int, seed: int, bias: Mapping[int, float
         seed=seed % (1 << 63),
         stop=request.stops,
         logprobs=request.num_logprobs,
+        beams=beams,
     )
 
 

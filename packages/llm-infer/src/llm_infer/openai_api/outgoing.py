@@ -83,6 +83,8 @@ def model_names(document: object) -> list[str]:
 def _body(model: str, asked: Mapping[str, object], sampling: Sampling) -> bytes:
     if sampling.beams is not None:
         raise InferError("beam search: OpenAI's API has none; the native engine does")
+    if sampling.logprobs is not None:
+        raise InferError("logprobs: not read from servers; the engines of this process tell them")
     fields: dict[str, object] = {
         "model": model,
         **asked,

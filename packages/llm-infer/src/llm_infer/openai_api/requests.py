@@ -1,7 +1,7 @@
 """Requests of OpenAI's API, checked: every field means something here or is refused by name.
 
 Fields: https://platform.openai.com/docs/api-reference/chat/create and .../completions/create.
-Beyond them, as vLLM has them: `top_k`, `min_p`, `repetition_penalty`.
+Beyond them, as vLLM has them: `top_k`, `min_p`, `repetition_penalty`, and those of beam search.
 """
 
 import json
@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from llm_infer.chat import checked_variables
 from llm_infer.engine import Message, Tool
+from llm_infer.openai_api.beam_requests import BeamFields, beams_of
 from llm_infer.openai_api.errors import ApiError, invalid
 from llm_infer.openai_api.tool_requests import (
     ToolCall,
@@ -25,6 +26,7 @@ from llm_infer.openai_api.tool_requests import (
     check_tool,
     forced_schema,
 )
+from llm_infer.sampling import Beams
 
 MAX_CHOICES = 128
 MAX_STOPS = 16
@@ -108,7 +110,7 @@ class HeldTo:
     field: str
 
 
-class Common(_Model, ABC):
+class Common(_Model, BeamFields, ABC):
     """What both kinds of request can say."""
 
     # Unknown fields are looked at one by one in `parse`: some are harmless.
@@ -137,6 +139,11 @@ class Common(_Model, ABC):
     def num_choices(self) -> int:
         """Answers wanted for a prompt."""
         return self.n or 1
+
+    @property
+    def beams(self) -> Beams | None:
+        """The beam search that answers each prompt; None where tokens are chosen one by one."""
+        return beams_of(self, num_texts=self.num_choices, best_of=None)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -237,6 +244,11 @@ class CompletionRequest(Common):
     max_tokens: int | None = Field(None, ge=0)
 
     @property
+    def beams(self) -> Beams | None:
+        """The beam search that answers each prompt; None where tokens are chosen one by one."""
+        return beams_of(self, num_texts=self.num_choices, best_of=self.best_of)
+
+    @property
     def reads_prompt(self) -> bool:
         """Whether the probabilities of the prompt's tokens are told before the answer's."""
         return bool(self.echo) and self.logprobs is not None
@@ -316,6 +328,8 @@ def _check(request: Common) -> None:
         raise invalid("response_format.json_schema: missing", param="response_format")
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options: only with stream: true", param="stream_options")
+    if request.beams is not None and request.held_to is not None:
+        raise invalid(f"{request.held_to.field}: not with beam search", param=request.held_to.field)
     if isinstance(request, ChatRequest):
         for index, message in enumerate(request.messages):
             _check_message(message, f"messages.{index}")
@@ -370,11 +384,14 @@ def _is_object(text: str) -> bool:
 
 
 def _check_completion(request: CompletionRequest) -> None:
-    if request.best_of not in (None, request.num_choices):
+    if request.beams is None and request.best_of not in (None, request.num_choices):
         found = f"found {request.best_of} with n {request.num_choices}"
         raise invalid(f"best_of: {found}; only best_of = n is supported", param="best_of")
     if request.max_tokens == 0 and not request.echo:
         raise invalid("max_tokens: found 0, want at least 1 without echo", param="max_tokens")
+    if request.beams is not None and (request.reads_prompt or request.max_tokens == 0):
+        what = "echo with logprobs" if request.reads_prompt else "max_tokens 0"
+        raise invalid(f"num_beams: no beam search with {what}", param="num_beams")
     if request.reads_prompt and request.schema_wanted is not None:
         raise invalid("response_format: not with echo and logprobs", param="response_format")
     if not request.prompts():

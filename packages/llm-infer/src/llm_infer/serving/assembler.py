@@ -4,15 +4,20 @@ import secrets
 import string
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from llm_infer.detokenize import Decode, Detokenizer
 from llm_infer.engine import Event, TokenLogprob
 from llm_infer.openai_api.answers import Piece, PieceFinish, TokenText, ToolCalled
-from llm_infer.openai_api.jobs import Echo
 from llm_infer.stopping import StopMatcher
 from llm_infer.stream import FinishReason
 from llm_infer.tools.formats import Call
 from llm_infer.tools.splitter import CallReading
+
+if TYPE_CHECKING:
+    # With pydantic, which takes a while to import.
+    from llm_infer.openai_api.jobs import Echo
 
 # Mistral's templates want nine letters or digits; the others take anything.
 _NO_LOGPROB = TokenLogprob(None)
@@ -34,7 +39,7 @@ class Assembler:
         stops: Sequence[str],
         *,
         calls: CallReading | None = None,
-        echo: Echo | None = None,
+        echo: "Echo | None" = None,
         is_empty: bool = False,
     ) -> None:
         """Text is all there is unless `calls` says how others are read.
@@ -87,7 +92,8 @@ class Assembler:
             self._untold.append((told, self._num_decoded))
         sent = self._matcher.push(text)
         self._num_sent += len(sent)
-        return self._piece(sent, "stop" if self._matcher.is_stopped else None)
+        piece = self._piece(sent, "stop" if self._matcher.is_stopped else None)
+        return replace(piece, score=event.score) if piece.finish else piece
 
     def finish(self, reason: FinishReason, event: Event | None = None) -> Piece:
         """What was held back, and why the answer ended; the end token, where the event tells it."""
@@ -103,7 +109,8 @@ class Assembler:
         if event is not None and event.ended_by is not None and reason == "end":
             told = self._token_text(*event.ended_by, self._num_sent)
             self._untold.append((told, self._num_sent))
-        return self._piece(text, reason)
+        piece = self._piece(text, reason)
+        return piece if event is None else replace(piece, score=event.score)
 
     def _token_text(self, token: int, found: TokenLogprob, offset: int) -> TokenText:
         top = tuple((self._decode([one]), value) for one, value in found.top)

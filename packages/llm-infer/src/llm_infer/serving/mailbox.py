@@ -35,11 +35,14 @@ class Mailbox:
         self.error: Exception | None = None
         """What made the computation fail; nothing follows."""
 
-    def put(self, piece: Piece) -> None:
-        """Add news, for the computing thread; the reader hears of it with `wake`."""
+    def put(self, piece: Piece, *, is_at_once: bool = False) -> None:
+        """Add news, for the computing thread; the reader hears of it with `wake`.
+
+        What comes all `is_at_once`, however fast its reader, is not held against it.
+        """
         with self._lock:
             self._pieces.append(piece)
-            self._num_unread_tokens += len(piece.tokens)
+            self._num_unread_tokens += 0 if is_at_once else len(piece.tokens)
             if self._num_unread_tokens > self.MAX_UNREAD_TOKENS:
                 raise SlowReaderError(f"{self._num_unread_tokens} tokens wait to be read")
             if len(self._pieces) >= self._join_at:
@@ -94,6 +97,7 @@ def joined(pieces: Sequence[Piece]) -> list[Piece]:
             prompt_tokens=tuple(token for piece in group for token in piece.prompt_tokens),
             calls=tuple(call for piece in group for call in piece.calls),
             finish=group[-1].finish,
+            score=group[-1].score,
         )
         for index, group in by_answer.items()
     ]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from llm_infer.detokenize import Decode
-from llm_infer.engine import BatchEngine, Event, PromptReadingEngine
+from llm_infer.engine import BatchEngine, Event, PromptReadingEngine, SearchingEngine
 from llm_infer.errors import InferError
 from llm_infer.guide import GuidingEngine
 from llm_infer.openai_api.answers import Piece, Usage
@@ -30,7 +30,7 @@ class Ticket:
     """A request under way. Close it when its response is sent or nobody reads it any more."""
 
     mailbox: Mailbox
-    num_answers: int
+    num_places: int
     num_prompt: int
     num_new: int = 0
     is_closed: bool = False
@@ -93,10 +93,11 @@ class Runner:
 
         Call it in the event loop. OverloadedError when too many are open already.
         """
-        if self.num_open + len(jobs) > self.max_open:
+        num_places = sum(job.num_places for job in jobs)
+        if self.num_open + num_places > self.max_open:
             raise OverloadedError
-        self.num_open += len(jobs)
-        ticket = Ticket(Mailbox(asyncio.get_running_loop()), len(jobs), num_prompt)
+        self.num_open += num_places
+        ticket = Ticket(Mailbox(asyncio.get_running_loop()), num_places, num_prompt)
         self._inbox.put(lambda: self._add(ticket, jobs))
         return ticket
 
@@ -105,7 +106,7 @@ class Runner:
         if ticket.is_closed:
             return
         ticket.is_closed = True
-        self.num_open -= ticket.num_answers
+        self.num_open -= ticket.num_places
         self._inbox.put(lambda: self._cancel(ticket))
 
     # What follows runs on the computing thread.
@@ -126,26 +127,32 @@ class Runner:
         if ticket.is_closed:
             return
         try:
-            for index, job in enumerate(jobs):
-                request = self._submit(job)
-                ticket.requests.add(request)
-                self._running[request] = _Running(
-                    ticket, self._assembler(index, job), id(job.prompt)
-                )
-        except ValueError as error:
-            # How an engine refuses a prompt.
+            # Answers have numbers of their own, one job after the other.
+            index = 0
+            for job in jobs:
+                for request in self._submit(job):
+                    ticket.requests.add(request)
+                    assembler = self._assembler(index, job)
+                    self._running[request] = _Running(ticket, assembler, id(job.prompt))
+                    index += 1
+        except (ValueError, InferError) as error:
+            # How an engine refuses a prompt, or a search that never has room.
             self._fail(ticket, invalid(str(error)))
         except Exception as error:  # noqa: BLE001  handed to the one who asked
             self._fail(ticket, error)
 
-    def _submit(self, job: Job) -> int:
+    def _submit(self, job: Job) -> Sequence[int]:
+        """The engine's number of each answer."""
+        if job.sampling.beams is not None:
+            assert isinstance(self._engine, SearchingEngine), "asked of engines that can"
+            return self._engine.submit_search(job.prompt, job.sampling)
         if job.echo is not None:
             assert isinstance(self._engine, PromptReadingEngine), "asked of engines that can"
-            return self._engine.submit_read(job.prompt, job.sampling)
+            return [self._engine.submit_read(job.prompt, job.sampling)]
         if job.guide is None:
-            return self._engine.submit(job.prompt, job.sampling)
+            return [self._engine.submit(job.prompt, job.sampling)]
         assert isinstance(self._engine, GuidingEngine), "guides are made for engines that take them"
-        return self._engine.submit_guided(job.prompt, job.sampling, job.guide)
+        return [self._engine.submit_guided(job.prompt, job.sampling, job.guide)]
 
     def _assembler(self, index: int, job: Job) -> Assembler:
         reading = job.reading
@@ -196,7 +203,7 @@ class Runner:
         ticket, assembler = running.ticket, running.assembler
         try:
             for piece in _pieces(event, assembler):
-                ticket.mailbox.put(piece)
+                ticket.mailbox.put(piece, is_at_once=event.score is not None)
         except SlowReaderError as error:
             self._fail(ticket, error)
             return []

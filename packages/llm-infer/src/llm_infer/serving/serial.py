@@ -5,7 +5,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from llm_infer.engine import EndReason, Engine, Event
+from llm_infer.engine import BatchEngine, EndReason, Engine, Event
 from llm_infer.sampling import Sampling
 
 
@@ -30,6 +30,11 @@ class _Current:
         if self.num_tokens >= self.sampling.max_new_tokens:
             return "length"
         return "context" if self.num_tokens >= self.room else None
+
+
+def batched(engine: Engine) -> BatchEngine:
+    """The engine itself where it takes many requests, else one that queues for it."""
+    return engine if isinstance(engine, BatchEngine) else SerialEngine(engine)
 
 
 class SerialEngine:

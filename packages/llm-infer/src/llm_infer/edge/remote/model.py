@@ -63,6 +63,8 @@ class RemoteStream:
             num_tokens=self.num_tokens,
             finish_reason=self.finish_reason,
             num_prompt_tokens=self.num_prompt_tokens,
+            first_token_s=self.first_token_s,
+            tokens_per_s=self.tokens_per_s,
         )
 
     def _piece(self, data: str) -> Iterator[str]:

@@ -20,7 +20,7 @@ from llm_infer.edge.guides import JsonGuides
 from llm_infer.edge.server.body import BodyReader
 from llm_infer.edge.server.metrics import Metrics, metrics
 from llm_infer.edge.server.reply import AnswerResponse, Watch, error_response
-from llm_infer.engine import BatchEngine, PromptReadingEngine, Tokenizer
+from llm_infer.engine import BatchEngine, PromptReadingEngine, SearchingEngine, Tokenizer
 from llm_infer.errors import InferError
 from llm_infer.openai_api.answers import ChatFormat, CompletionFormat, Envelope, Format, Usage
 from llm_infer.openai_api.errors import (
@@ -34,6 +34,7 @@ from llm_infer.openai_api.errors import (
 )
 from llm_infer.openai_api.jobs import Job, Reading, jobs
 from llm_infer.openai_api.requests import ChatRequest, Common, CompletionRequest, parse
+from llm_infer.sampling import Beams
 from llm_infer.serving.runner import OverloadedError, Runner, Ticket
 from llm_infer.thinking import LAST_TOKENS, opens_thought
 from llm_infer.tools.formats import FORCED, format_of
@@ -212,7 +213,8 @@ class Api:
             except InferError as error:
                 raise invalid(f"messages: {error}", param="messages") from None
         found = await self._jobs(request, [prompt], param="messages", reading=reading)
-        return _Asked(request, found, len(prompt), [""] * len(found), ChatFormat, "chatcmpl")
+        prefixes = [""] * request.num_choices
+        return _Asked(request, found, len(prompt), prefixes, ChatFormat, "chatcmpl")
 
     def _reading(self, request: ChatRequest, prompt: Sequence[int]) -> Reading | None:
         """How calls are found in the answer; None where there are none, or in no known format."""
@@ -266,6 +268,8 @@ class Api:
         reading: Reading | None = None,
         echoed: Sequence[str] | None = None,
     ) -> list[Job]:
+        if request.beams is not None:
+            self._check_search(request.beams, num_prompts=len(prompts))
         num_answers = len(prompts) * request.num_choices
         if num_answers > self._runner.max_open:
             raise invalid(
@@ -291,6 +295,19 @@ class Api:
             reading=reading,
             echoed=echoed,
         )
+
+    def _check_search(self, beams: Beams, *, num_prompts: int) -> None:
+        if not isinstance(self._engine, SearchingEngine):
+            raise invalid(
+                "num_beams: this engine has no beam search; the native engine does",
+                param="num_beams",
+            )
+        if (found := num_prompts * beams.num_beams) > self._runner.max_open:
+            raise invalid(
+                f"num_beams: {num_prompts} prompts * num_beams({beams.num_beams}) = {found} texts; "
+                f"this server takes {self._runner.max_open} at once",
+                param="num_beams",
+            )
 
     def _watch(self, route: str, ticket: Ticket, start_s: float) -> Watch:
         counts = self._metrics

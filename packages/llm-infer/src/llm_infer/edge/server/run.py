@@ -13,10 +13,9 @@ import uvicorn
 
 from llm_infer.edge.model_folder import Loaded
 from llm_infer.edge.server.app import Settings, create_app
-from llm_infer.engine import BatchEngine, Engine
 from llm_infer.errors import InferError
 from llm_infer.serving.runner import Runner
-from llm_infer.serving.serial import SerialEngine
+from llm_infer.serving.serial import batched
 
 _BYTES_PER_TOKEN = 16
 """No text has more a token, but for one nobody writes."""
@@ -88,11 +87,6 @@ def _stop_when_broken(
     except Exception as error:  # noqa: BLE001  raised again where the server ends
         broken.append(error)
         server.should_exit = True
-
-
-def batched(engine: Engine) -> BatchEngine:
-    """The engine itself where it takes many requests, else one that queues for it."""
-    return engine if isinstance(engine, BatchEngine) else SerialEngine(engine)
 
 
 def _listen(options: Options) -> socket.socket:
