@@ -38,7 +38,7 @@ async def leave_after(num_sends, num_turns):
     mailbox = Endless(asyncio.get_running_loop())
     watch = Watch(first_piece=lambda: None, usage=lambda usage: None, end=ends.append)
     response = AnswerResponse(
-        Ticket(mailbox=mailbox, num_answers=1, num_prompt=1),
+        Ticket(mailbox=mailbox, num_places=1, num_prompt=1),
         CompletionFormat(ENVELOPE),
         prefixes=[""],
         is_stream=True,
