@@ -72,7 +72,7 @@ def test_the_named_engine_runs(models):
     [
         (("--kernels", "nothing"), "kernels nothing: no provider of 'llm_infer.kernels'"),
         (("--engine", "transformers", "--rope-scaling", "yarn:4"), "only the native engine"),
-        (("--engine", "transformers", "--presence-penalty", "1"), "has no presence_penalty"),
+        (("--engine", "transformers", "--num-beams", "2"), "has no beam search"),
         (("--rope-scaling", "yarn:none"), "found factor 'none', want a number from 1 on"),
         (("--rope-scaling", "ntk:2"), "KIND one of linear, yarn"),
         (("--lora", "/nowhere"), "/nowhere"),

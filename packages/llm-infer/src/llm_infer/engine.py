@@ -3,9 +3,13 @@
 from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from llm_infer.sampling import Sampling
+
+if TYPE_CHECKING:
+    # With torch, which takes a while to import.
+    from llm_infer.logits import Chosen
 
 Message = Mapping[str, Any]
 """`role` (system, user, assistant, tool), `content`, and calls of tools as templates want it."""
@@ -34,6 +38,15 @@ class Engine(Protocol):
 
     def generate(self, prompt: Sequence[int], sampling: Sampling) -> Generator[int, None, None]:
         """Tokens as they come, without the end token; closing it ends the computation."""
+        ...
+
+
+@runtime_checkable
+class DescribingEngine(Engine, Protocol):
+    """An engine that tells the probabilities of what it chooses."""
+
+    def choices(self, prompt: Sequence[int], sampling: Sampling) -> "Generator[Chosen, None, None]":
+        """As `generate`, each token with the log-probabilities that `logprobs` asks for."""
         ...
 
 

@@ -1,22 +1,31 @@
 """The transformers engine: `generate` with its key-value cache, read token by token."""
 
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from queue import SimpleQueue
 from threading import Event, Thread
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from llm_infer.errors import InferError
+from llm_infer.logits import Chosen, described, penalized
 from llm_infer.sampling import Sampling
 
-_Item = int | BaseException | None
+_Item = Chosen | BaseException | None
 
 
 class TransformersEngine:
-    """A transformers model as an `Engine`."""
+    """A transformers model as a `DescribingEngine`."""
 
     def __init__(self, model: PreTrainedModel, *, end_tokens: Sequence[int]) -> None:
         self._model = model
@@ -37,6 +46,11 @@ class TransformersEngine:
 
     def generate(self, prompt: Sequence[int], sampling: Sampling) -> Generator[int, None, None]:
         """Tokens as they come, without the end token; closing it ends the computation."""
+        with closing(self.choices(prompt, sampling)) as choices:
+            yield from (chosen.token for chosen in choices)
+
+    def choices(self, prompt: Sequence[int], sampling: Sampling) -> Generator[Chosen, None, None]:
+        """See `DescribingEngine`."""
         _refuse_unsupported(sampling)
         items: SimpleQueue[_Item] = SimpleQueue()
         is_cancelled = Event()
@@ -46,7 +60,7 @@ class TransformersEngine:
             while (item := items.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
-                if item in self._end_tokens:
+                if item.token in self._end_tokens:
                     return
                 yield item
         finally:
@@ -64,6 +78,7 @@ class TransformersEngine:
         try:
             device = self._model.device
             room = self.context_length - len(prompt)
+            penalties = _Penalties(prompt, sampling)
             tokens_BT = torch.tensor([list(prompt)], device=device)
             with torch.random.fork_rng(devices=_forked(device), device_type=_kind(device)):
                 torch.manual_seed(sampling.seed)
@@ -71,7 +86,8 @@ class TransformersEngine:
                     tokens_BT,
                     attention_mask=torch.ones_like(tokens_BT),
                     generation_config=self._config(sampling, room=room),
-                    streamer=_Tokens(items),
+                    logits_processor=LogitsProcessorList([penalties]),
+                    streamer=_Tokens(items, penalties),
                     stopping_criteria=StoppingCriteriaList([_Cancelled(is_cancelled)]),
                 )
             items.put(None)
@@ -90,8 +106,6 @@ class TransformersEngine:
                 "min_p": sampling.min_p or None,
             }
         )
-        if sampling.repetition_penalty != 1.0:
-            drawn["repetition_penalty"] = sampling.repetition_penalty
         return GenerationConfig(
             max_new_tokens=min(sampling.max_new_tokens, room),
             eos_token_id=list(self._end_tokens) or None,
@@ -104,10 +118,6 @@ class TransformersEngine:
 
 def _refuse_unsupported(sampling: Sampling) -> None:
     asked = {
-        "presence_penalty": sampling.presence_penalty != 0.0,
-        "frequency_penalty": sampling.frequency_penalty != 0.0,
-        "logit_bias": bool(sampling.logit_bias),
-        "logprobs": sampling.logprobs is not None,
         "ignores_end": sampling.ignores_end,
         "beam search": sampling.beams is not None,
     }
@@ -117,17 +127,36 @@ def _refuse_unsupported(sampling: Sampling) -> None:
         )
 
 
+class _Penalties(LogitsProcessor):
+    """The native engine's, before temperature and cuts; keeps the model's own logits."""
+
+    def __init__(self, prompt: Sequence[int], sampling: Sampling) -> None:
+        self._prompt, self._sampling = prompt, sampling
+        self._logits_V = torch.empty(0)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]: transformers' types are aliases of these
+        (self._logits_V,) = scores
+        if not self._sampling.has_penalties:
+            return scores
+        answer = [int(token) for token in input_ids[0, len(self._prompt) :]]
+        return penalized(self._logits_V, self._sampling, prompt=self._prompt, answer=answer)[None]
+
+    def described(self, token: int) -> Chosen:
+        """The token that this step's logits led to."""
+        return described(self._logits_V, token, self._sampling.logprobs)
+
+
 class _Tokens(BaseStreamer):
     """Puts each new token into a queue; the first call brings the prompt, which is known."""
 
-    def __init__(self, items: "SimpleQueue[_Item]") -> None:
-        self._items = items
+    def __init__(self, items: "SimpleQueue[_Item]", penalties: _Penalties) -> None:
+        self._items, self._penalties = items, penalties
         self._is_prompt = True
 
     def put(self, value: torch.Tensor) -> None:
         if not self._is_prompt:
             for token in value.flatten().tolist():
-                self._items.put(token)
+                self._items.put(self._penalties.described(token))
         self._is_prompt = False
 
     def end(self) -> None:

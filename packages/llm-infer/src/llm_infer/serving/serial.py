@@ -4,9 +4,14 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import TYPE_CHECKING
 
-from llm_infer.engine import BatchEngine, EndReason, Engine, Event
+from llm_infer.engine import BatchEngine, DescribingEngine, EndReason, Engine, Event
 from llm_infer.sampling import Sampling
+
+if TYPE_CHECKING:
+    # With torch, which takes a while to import.
+    from llm_infer.logits import Chosen
 
 
 class AnswerError(Exception):
@@ -20,7 +25,7 @@ class AnswerError(Exception):
 @dataclass(slots=True)
 class _Current:
     request: int
-    tokens: Generator[int, None, None]
+    tokens: "Generator[int | Chosen, None, None]"
     sampling: Sampling
     room: int
     num_tokens: int = 0
@@ -86,7 +91,17 @@ class SerialEngine:
         end = "end" if token is None else current.end
         if end is not None:
             self.cancel(current.request)
-        return [Event(request=current.request, token=token, end=end)]
+        if token is None or isinstance(token, int):
+            return [Event(request=current.request, token=token, end=end)]
+        return [
+            Event(
+                request=current.request,
+                token=token.token,
+                end=end,
+                logprob=token.logprob,
+                top_logprobs=token.top_logprobs,
+            )
+        ]
 
     def cancel(self, request: int) -> None:
         """End its computation, or take it out of the queue."""
@@ -99,6 +114,8 @@ class SerialEngine:
     def _begin(self) -> _Current:
         request, prompt, sampling = self._waiting.popleft()
         room = self.context_length - len(prompt)
-        tokens = self._engine.generate(prompt, sampling)
+        is_describing = isinstance(self._engine, DescribingEngine)
+        generate = self._engine.choices if is_describing else self._engine.generate
+        tokens = generate(prompt, sampling)
         self._current = _Current(request, tokens, sampling, room)
         return self._current
