@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from llm_infer.model.fused import Singles
 
 
+# More make long prompts faster, and each token of an answer slower, as all are computed with it.
+MOST_CHUNK_TOKENS = 8
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Consecutive tokens of one text inside one block: `start` to `stop` among the step's tokens.
@@ -152,45 +156,70 @@ class IndexedPool:
 
 @dataclass(frozen=True, slots=True)
 class StateShape:
-    """What a recurrent layer keeps of a text at one token.
+    """What a recurrent layer keeps of a text.
 
-    `state`: its sizes, in float32; `inputs`: rows and channels of what the next tokens' convolution
-    reaches back to.
+    `state`: its sizes, in float32. `reach`: how many tokens its convolution looks back. `channels`:
+    a token's inputs.
     """
 
     state: tuple[int, int, int]
-    inputs: tuple[int, int]
+    reach: int
+    channels: int
 
     def bytes_of_token(self, *, element_bytes: int, block_tokens: int) -> int:
-        """A token's part of its block's state."""
-        block = 4 * math.prod(self.state) + element_bytes * math.prod(self.inputs)
+        """A token's part of what its block keeps."""
+        rows = self.rows(block_tokens)
+        block = 4 * math.prod(self.state) + element_bytes * rows * self.channels
         return -(-block // block_tokens)
+
+    def rows(self, block_tokens: int) -> int:
+        """Tokens whose inputs a block keeps: of a chunk but its last one, and those it reaches."""
+        return self.reach + chunk_tokens(block_tokens) - 1
+
+
+def chunk_tokens(block_tokens: int) -> int:
+    """Tokens of a chunk: `MOST_CHUNK_TOKENS`, or fewer where blocks do not divide into those."""
+    return math.gcd(MOST_CHUNK_TOKENS, block_tokens)
 
 
 class StatePool:
-    """States of one recurrent layer: a block's is the one after its latest token.
+    """States of one recurrent layer: a block's is the one after its latest full chunk of tokens.
 
-    So a text goes on from its last block, and one that shares full blocks from the last of them.
+    With it are the inputs of the tokens since, and of those before them that the convolution
+    reaches. So a text goes on from its last block, and one that shares full blocks from the last of
+    them.
     """
 
-    def __init__(self, states: Tensor, inputs: Tensor, block_tokens: int) -> None:
-        """`states` [blocks, *state] and `inputs` [blocks, *inputs] of a `StateShape`."""
-        self._states, self._inputs, self._block_tokens = states, inputs, block_tokens
+    def __init__(
+        self, states: Tensor, inputs: Tensor, shape: StateShape, *, block_tokens: int
+    ) -> None:
+        """`states` [blocks, numbers], at least those of a state, and `inputs` [blocks, rows, X]."""
+        self._states, self._inputs, self._shape = states, inputs, shape
+        self._block_tokens, self.chunk_tokens = block_tokens, chunk_tokens(block_tokens)
 
     def before(self, segment: Segment) -> tuple[Tensor, Tensor]:
-        """Copies of the state before a segment's first token and of the inputs before it."""
-        if segment.offset:
-            block = segment.blocks[-1]
-        elif len(segment.blocks) > 1:
-            block = segment.blocks[-2]
-        else:
-            return torch.zeros_like(self._states[0]), torch.zeros_like(self._inputs[0])
-        return self._states[block].clone(), self._inputs[block].clone()
+        """The state at the start of the chunk that a segment goes on with, which must not be
+        changed, and inputs: of that chunk's tokens before the segment, and those they reach.
+        """
+        own, reach = segment.blocks[-1], self._shape.reach
+        last = segment.blocks[-2] if len(segment.blocks) > 1 else None
+        since = segment.offset % self.chunk_tokens
+        block = own if segment.offset >= self.chunk_tokens else last
+        state = self._states.new_zeros(self._shape.state) if block is None else self._state(block)
+        block = own if segment.offset else last
+        if block is None:
+            return state, self._inputs.new_zeros(reach, self._shape.channels)
+        return state, self._inputs[block, : reach + since]
 
-    def keep(self, segment: Segment, state: Tensor, inputs: Tensor) -> None:
-        """Note what is so after a segment's last token."""
-        self._states[segment.blocks[-1]] = state
-        self._inputs[segment.blocks[-1]] = inputs
+    def keep(self, segment: Segment, state: Tensor, seen: Tensor) -> None:
+        """Note the state after the latest full chunk and the inputs `seen` up to a segment's end,
+        those that `before` told included.
+        """
+        block, stop = segment.blocks[-1], segment.offset + segment.stop - segment.start
+        if stop // self.chunk_tokens > segment.offset // self.chunk_tokens:
+            self._state(block).copy_(state)
+        kept = seen[len(seen) - self._shape.reach - stop % self.chunk_tokens :]
+        self._inputs[block, : len(kept)] = kept
 
     def copy(self, source: slice, target: slice) -> None:
         """See `Pool.copy`; of whole blocks."""
@@ -199,7 +228,10 @@ class StatePool:
         self._inputs[to] = self._inputs[of]
 
     def clear(self, first: int, stop: int) -> None:
-        """Nothing: a block's state is not read before it is written."""
+        """Nothing: what a block keeps is not read before it is written."""
+
+    def _state(self, block: int) -> Tensor:
+        return self._states[block, : math.prod(self._shape.state)].view(self._shape.state)
 
 
 LayerPool = Pool | IndexedPool | StatePool

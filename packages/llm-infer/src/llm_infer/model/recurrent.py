@@ -1,12 +1,10 @@
 """Layers that keep a state instead of keys: gated delta nets and Mamba2.
 
-A text's tokens go one after another whatever the step, and texts apart from each other: sums in
-chunks would come out otherwise where a step cuts the text. What projects and norms works on all
-tokens of a step at once. The state and the last inputs of the convolution are kept a block (see
-`StatePool`), so that texts share beginnings here as in attention.
+What projects and norms works on all tokens of a step at once, the recurrence on chunks of a text
+(see `chunks`).
 """
 
-from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -16,17 +14,15 @@ from llm_infer.arch import Arch, Gdn, LayerRun, Mamba2
 from llm_infer.kernels import Kernels
 from llm_infer.model.attention import Carry
 from llm_infer.model.cache import StatePool, StateShape, Step
+from llm_infer.model.chunks import Tokens, through_chunks
 from llm_infer.model.parameters import Parameters
 from llm_infer.model.rowwise import by_row
 
 # Under the root of the keys' and queries' lengths, as in flash-linear-attention.
 _LENGTH_EPS = 1e-6
 
-# T tokens, C channels of the convolution, W its taps, G groups of H heads, K and V channels of a
-# key and a value
-
-_Advance = Callable[[Tensor, Tensor, slice], None]
-"""Takes convolved inputs [T, C] of a step's rows and the state before them, which it changes."""
+# T tokens of the step, n of a text, C channels of the convolution, W its taps, G groups of H heads,
+# K and V channels of a key and a value, P of a head's x, N states; S tokens of a chunk
 
 
 class GatedDeltaNet:
@@ -47,7 +43,7 @@ class GatedDeltaNet:
         assert facts is not None, "arch.json: a gated delta net without its facts"
         self._facts, at = facts, "self_attention."
         self._sizes = _gdn_sizes(facts)
-        self._in = parameters.linear(at + "in_proj")
+        self._in = parameters.linear(at + "in_proj", change=self._gates_first)
         self._convolution = _Convolution(parameters, at)
         self._steps = _Steps(parameters, at)
         gain = parameters.in_float32(at + "out_norm.weight")
@@ -55,30 +51,61 @@ class GatedDeltaNet:
         self._out = parameters.row_parallel(at + "out_proj")
 
     def __call__(self, x_TH: Tensor, pool: StatePool, step: Step, carry: Carry) -> Tensor:
-        """`carry.read` of [T, H] from [T, H]; the state after each block's latest token goes into
-        the pool.
-        """
-        (key, _, value), heads = self._sizes, self._facts.value_heads
-        mixed, z, beta, alpha = self._in(x_TH).split([2 * key + value, value, heads, heads], -1)
-        beta = by_row(torch.sigmoid, beta.float())
-        _, decay = self._steps(alpha)
-        out_THV = mixed.new_empty(len(x_TH), heads, value // heads, dtype=torch.float32)
-
-        def advance(convolved_TC: Tensor, state_HKV: Tensor, rows: slice) -> None:
-            q, k, v = convolved_TC.split(self._sizes, dim=-1)
-            q, k = self._unit(q) * self._facts.key_head_dim**-0.5, self._unit(k)
-            tokens = (q, k, v.unflatten(-1, (heads, -1)), decay[rows], beta[rows], out_THV[rows])
-            for q_HK, k_HK, v_HV, decay_H, beta_H, out_HV in zip(*tokens, strict=True):
-                state_HKV *= decay_H[:, None, None]
-                held_H1V = torch.bmm(k_HK[:, None], state_HKV)
-                written_H1V = (v_HV[:, None] - held_H1V) * beta_H[:, None, None]
-                state_HKV.baddbmm_(k_HK[:, :, None], written_H1V)
-                out_HV.copy_(torch.bmm(q_HK[:, None], state_HKV)[:, 0])
-
-        _in_turn(mixed, pool, step, self._convolution, advance)
+        """`carry.read` of [T, H] from [T, H]; the pool has the state after the step."""
+        heads, value = self._facts.value_heads, self._sizes[-1]
+        z, inputs = self._in(x_TH).split([value, sum(self._sizes) + 2 * heads], dim=-1)
+        out_THV = x_TH.new_empty(len(x_TH), heads, value // heads, dtype=torch.float32)
+        through_chunks(self, inputs, pool, step, out_THV)
         gates = by_row(F.silu, z.float())
         out_TV = (self._norm(out_THV).flatten(1) * gates).to(x_TH.dtype)
         return self._out(carry.read(out_TV))
+
+    def tokens(self, seen: Tensor) -> Tokens:
+        """Keys and queries [H, n, 2, K], values [H, n, V], logarithms of decays and betas, both
+        [H, n, 1].
+        """
+        heads, reach = self._facts.value_heads, self._convolution.reach
+        mixed, rates = seen[:, : sum(self._sizes)], seen[reach:, sum(self._sizes) :]
+        q, k, v = self._convolution(mixed).split(self._sizes, dim=-1)
+        beta_nH, alpha_nH = rates.split(heads, dim=-1)
+        _, decay_nH = self._steps(alpha_nH)
+        beta_nH = by_row(torch.sigmoid, beta_nH.float())
+        q_nHK = self._unit(q) * self._facts.key_head_dim**-0.5
+        kq_nH2K = torch.stack([self._unit(k), q_nHK], dim=2)
+        per_token = kq_nH2K, v.unflatten(-1, (heads, -1)), decay_nH[..., None], beta_nH[..., None]
+        return [one.transpose(0, 1) for one in per_token]
+
+    def results(self, chunk: Tokens, state: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Recurrence`: also what each token writes [H, S, V].
+
+        Section 3.3 of the paper. With D the decay from the chunk's start and
+        L = tril(beta · k kᵀ · D_row / D_column, -1), tokens write (I + L)⁻¹ beta · (v - D · k S):
+        later ones see what earlier ones wrote.
+        """
+        kq_HS2K, v_HSV, decay_HS1, beta_HS1 = chunk
+        decay_HS1 = decay_HS1.cumsum(1)
+        kq = kq_HS2K.flatten(1, 2)
+        products = (kq @ kq_HS2K[:, :, 0].mT).view(*kq_HS2K.shape[:3], -1)
+        kk_HSS, qk_HSS = (products * _between(decay_HS1)[:, :, None]).unbind(2)
+        products = (kq @ state).view(*kq_HS2K.shape[:3], -1)
+        held_HSV, read_HSV = (products * decay_HS1.exp()[..., None]).unbind(2)
+        inverse_HSS = _unit_inverse(kk_HSS * beta_HS1)
+        written_HSV = inverse_HSS @ ((v_HSV - held_HSV) * beta_HS1)
+        return read_HSV + qk_HSS @ written_HSV, written_HSV
+
+    def state_after(self, chunk: Tokens, state: Tensor, written: Tensor) -> Tensor:
+        """See `Recurrence`."""
+        kq_HS2K, _, decay_HS1, _ = chunk
+        decay_HS1 = decay_HS1.cumsum(1)
+        last_H11 = decay_HS1[:, -1:]
+        kept_HSK = kq_HS2K[:, :, 0] * (last_H11 - decay_HS1).exp()
+        return torch.baddbmm(last_H11.exp() * state, kept_HSK.mT, written)
+
+    def _gates_first(self, weight: Tensor) -> Tensor:
+        """The rows for z before those for what is kept of a token, which then lie together."""
+        channels, value = sum(self._sizes), self._sizes[-1]
+        mixed, z, rates = weight.split([channels, value, len(weight) - channels - value])
+        return torch.cat([z, mixed, rates])
 
     def _unit(self, x_TC: Tensor) -> Tensor:
         """[T, value heads, K] of length one: a key head's for each of its value heads."""
@@ -113,31 +140,42 @@ class MambaMixer:
         self._out = parameters.row_parallel(at + "out_proj")
 
     def __call__(self, x_TH: Tensor, pool: StatePool, step: Step, carry: Carry) -> Tensor:
-        """`carry.read` of [T, H] from [T, H]; the state after each block's latest token goes into
-        the pool.
-        """
+        """`carry.read` of [T, H] from [T, H]; the pool has the state after the step."""
         facts, inner = self._facts, self._sizes[0]
-        z, mixed, dt = self._in(x_TH).split([inner, sum(self._sizes), facts.heads], dim=-1)
-        dt_TH, decay_TH = self._steps(dt)
-        out_THP = mixed.new_empty(len(x_TH), facts.heads, facts.head_dim, dtype=torch.float32)
-
-        def advance(convolved_TC: Tensor, state_HPN: Tensor, rows: slice) -> None:
-            x, b, c = convolved_TC.split(self._sizes, dim=-1)
-            x_THP = x.unflatten(-1, (facts.heads, -1))
-            b, c = (self._of_heads(one) for one in (b, c))
-            tokens = (x_THP * dt_TH[rows, :, None], b, c, decay_TH[rows], out_THP[rows])
-            for x_HP, b_HN, c_HN, decay_H, out_HP in zip(*tokens, strict=True):
-                state_HPN *= decay_H[:, None, None]
-                state_HPN += x_HP[:, :, None] * b_HN[:, None]
-                out_HP.copy_(torch.bmm(state_HPN, c_HN[:, :, None])[..., 0])
-            out_THP[rows] += self._skip_H1 * x_THP
-
-        _in_turn(mixed, pool, step, self._convolution, advance)
+        z, inputs = self._in(x_TH).split([inner, sum(self._sizes) + facts.heads], dim=-1)
+        out_THP = x_TH.new_empty(len(x_TH), facts.heads, facts.head_dim, dtype=torch.float32)
+        through_chunks(self, inputs, pool, step, out_THP)
         out = out_THP.flatten(1) * by_row(F.silu, z.float())
         if self._gain is not None:
             out_TGI = out.unflatten(-1, (facts.groups, -1))
             out = F.rms_norm(out_TGI, out_TGI.shape[-1:], None, self._eps).flatten(1) * self._gain
         return self._out(carry.read(out.to(x_TH.dtype)))
+
+    def tokens(self, seen: Tensor) -> Tokens:
+        """Of heads x and dt · x [H, n, P], B and C [H, n, N], logarithms of decays [H, n, 1]."""
+        channels, reach = sum(self._sizes), self._convolution.reach
+        x, b, c = self._convolution(seen[:, :channels]).split(self._sizes, dim=-1)
+        x_nHP = x.unflatten(-1, (self._facts.heads, -1))
+        dt_nH, decay_nH = self._steps(seen[reach:, channels:])
+        per_token = x_nHP, x_nHP * dt_nH[..., None], self._of_heads(b), self._of_heads(c)
+        return [one.transpose(0, 1) for one in (*per_token, decay_nH[..., None])]
+
+    def results(self, chunk: Tokens, state: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Recurrence`: also the logarithms of the decay from the chunk's start.
+
+        The dual form of the paper's section 6: a masked product, as attention's.
+        """
+        x_HSP, added_HSP, b_HSN, c_HSN, decay_HS1 = chunk
+        decay_HS1 = decay_HS1.cumsum(1)
+        read_HSP = decay_HS1.exp() * (c_HSN @ state.mT)
+        seen_HSS = (c_HSN @ b_HSN.mT) * _between(decay_HS1)
+        return read_HSP + seen_HSS @ added_HSP + self._skip_H1[..., None] * x_HSP, decay_HS1
+
+    def state_after(self, chunk: Tokens, state: Tensor, written: Tensor) -> Tensor:
+        """See `Recurrence`; states are [H, P, N]."""
+        last_H11 = written[:, -1:]
+        kept_HSP = chunk[1] * (last_H11 - written).exp()
+        return torch.baddbmm(last_H11.exp() * state, kept_HSP.mT, chunk[2])
 
     def _of_heads(self, x_TC: Tensor) -> Tensor:
         """[T, heads, N]: a group's for each of its heads."""
@@ -151,13 +189,15 @@ def state_shape(arch: Arch, run: LayerRun) -> StateShape | None:
         gdn = arch.gdn
         return StateShape(
             state=(gdn.value_heads, gdn.key_head_dim, gdn.value_head_dim),
-            inputs=(gdn.conv_kernel - 1, sum(_gdn_sizes(gdn))),
+            reach=gdn.conv_kernel - 1,
+            channels=sum(_gdn_sizes(gdn)) + 2 * gdn.value_heads,
         )
     if run.mixer == "mamba2" and arch.mamba2 is not None:
         mamba = arch.mamba2
         return StateShape(
             state=(mamba.heads, mamba.head_dim, mamba.state_dim),
-            inputs=(mamba.conv_kernel - 1, sum(_mamba_sizes(mamba))),
+            reach=mamba.conv_kernel - 1,
+            channels=sum(_mamba_sizes(mamba)) + mamba.heads,
         )
     return None
 
@@ -182,9 +222,14 @@ class _Convolution:
         has_bias = parameters.has(at + "conv1d.bias")
         self._bias = parameters.in_float32(at + "conv1d.bias") if has_bias else None
 
+    @property
+    def reach(self) -> int:
+        """How many tokens it looks back."""
+        return len(self._taps_WC) - 1
+
     def __call__(self, seen: Tensor) -> Tensor:
         """[T, C] of inputs [W - 1 + T, C], those before the first token included."""
-        tokens = len(seen) - len(self._taps_WC) + 1
+        tokens = len(seen) - self.reach
         seen = seen.float()
         out = seen[:tokens] * self._taps_WC[0]
         for first, tap_C in enumerate(self._taps_WC[1:], start=1):
@@ -195,25 +240,30 @@ class _Convolution:
 
 
 class _Steps:
-    """How far each head goes at a token, and what it keeps of its state then."""
+    """How far each head goes at a token, and the logarithm of what it keeps of its state then."""
 
     def __init__(self, parameters: Parameters, at: str) -> None:
         self._bias_H = parameters.in_float32(at + "dt_bias")
         self._rates_H = -parameters.in_float32(at + "A_log").exp()
 
     def __call__(self, x_TH: Tensor) -> tuple[Tensor, Tensor]:
-        """`dt = softplus(x + bias)` and `exp(-A · dt)`, both [T, H] in float32."""
+        """`dt = softplus(x + bias)` and `-A · dt`, both [T, H] in float32."""
         dt_TH = by_row(F.softplus, x_TH.float() + self._bias_H)
-        return dt_TH, by_row(torch.exp, dt_TH * self._rates_H)
+        return dt_TH, dt_TH * self._rates_H
 
 
-def _in_turn(
-    mixed_TC: Tensor, pool: StatePool, step: Step, convolution: _Convolution, advance: _Advance
-) -> None:
-    """Take each segment of the step from the state before it to the one after it."""
-    for segment in step.segments:
-        rows = slice(segment.start, segment.stop)
-        state, before = pool.before(segment)
-        seen = torch.cat([before, mixed_TC[rows]])
-        advance(convolution(seen), state, rows)
-        pool.keep(segment, state, seen[len(seen) - len(before) :])
+def _unit_inverse(lower_HSS: Tensor) -> Tensor:
+    """(I + L)⁻¹ of what is below the diagonal, cheaper than to solve for each channel of v."""
+    one = torch.eye(lower_HSS.shape[1], device=lower_HSS.device).expand(lower_HSS.shape)
+    return torch.linalg.solve_triangular(lower_HSS, one, upper=False, unitriangular=True)
+
+
+def _between(decay_HS1: Tensor) -> Tensor:
+    """[H, S, S]: what is left at a token (row) of what one up to it (column) put in."""
+    is_later = _is_later(decay_HS1.shape[1], decay_HS1.device)
+    return (decay_HS1 - decay_HS1.mT).masked_fill_(is_later, -torch.inf).exp_()
+
+
+@lru_cache(maxsize=4)
+def _is_later(size: int, device: torch.device) -> Tensor:
+    return torch.ones(size, size, dtype=torch.bool, device=device).triu(1)

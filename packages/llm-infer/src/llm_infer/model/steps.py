@@ -1,5 +1,6 @@
 """The tokens of one forward put together from parts of texts."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +21,9 @@ from llm_infer.model.cache import (
 
 if TYPE_CHECKING:
     from llm_infer.model.decoder import Decoder
+
+# float32 numbers of 64 bytes.
+_VECTOR = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +119,11 @@ def _pool(
         return torch.empty(sizes, dtype=dtype, device=decoder.device)
 
     if isinstance(shape, StateShape):
-        states = empty(num_blocks, *shape.state, dtype=torch.float32)
-        return StatePool(states, empty(num_blocks, *shape.inputs), block_tokens)
+        # Each state starts where a vector may.
+        numbers = -(-math.prod(shape.state) // _VECTOR) * _VECTOR
+        states = empty(num_blocks, numbers, dtype=torch.float32)
+        inputs = empty(num_blocks, shape.rows(block_tokens), shape.channels)
+        return StatePool(states, inputs, shape, block_tokens=block_tokens)
     slots = num_blocks * block_tokens
     values = None if shape.is_one else empty(shape.groups, slots, shape.value_dim)
     kept = Pool(empty(shape.groups, slots, shape.key_dim), values, shape.value_dim)
