@@ -57,7 +57,8 @@ def attempt(
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("wheels")
-    run(UV, "build", "--wheel", "--no-sources", "--all-packages", "--out-dir", str(folder))
+    what = ("--wheel", "--no-sources", "--all-packages", "--out-dir", str(folder))
+    run(UV, "build", "--quiet", "--python", sys.executable, *what)
     built = {path.name.split("-")[0].replace("_", "-"): path for path in folder.glob("*.whl")}
     assert set(built) == set(PACKAGES)
     return built
