@@ -1,3 +1,7 @@
+"""Who holds which block of the cache, beside a plain count; blocks named by their tokens."""
+
+import random
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -126,6 +130,29 @@ def test_sequences_that_grow_by_turns_stay_in_one_run_each():
             blocks += manager.allocate(1, after=blocks[-1])
     for blocks in sequences:
         assert blocks == list(range(blocks[0], blocks[0] + 7))
+
+
+def test_texts_lie_in_one_run_each_in_a_cache_full_of_old_ones():
+    draw, manager = random.Random(0), BlockManager(256, block_tokens=1)
+    running, digest = [], b""
+    scattered = grown = 0
+    for _ in range(3000):
+        if len(running) < 16:
+            running.append((manager.allocate(draw.randint(1, 4)), draw.randint(1, 2)))
+        blocks, more = running.pop(draw.randrange(len(running)))
+        if more:
+            blocks += manager.allocate(1, after=blocks[-1])
+            running.append((blocks, more - 1))
+            grown += 1
+            scattered += blocks[-1] - blocks[0] != len(blocks) - 1
+            continue
+        for block in blocks:
+            digest = chain(digest, [1])
+            manager.publish(block, digest)
+        manager.release(blocks)
+    assert manager.num_kept > 128
+    # Nearly all are where nothing is evicted for a gap.
+    assert scattered < 0.15 * grown
 
 
 @pytest.mark.parametrize("sizes", [(0, 1), (1, 0)])

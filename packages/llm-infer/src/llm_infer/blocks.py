@@ -16,6 +16,9 @@ Digest = bytes
 """Names the tokens of a block and of all blocks before it."""
 
 _RUNS = re.compile(b"\x01+")
+# So many blocks a text should be able to grow by in its run, if the cache has `_ROOMS` times that.
+_ROOM = 2
+_ROOMS = 16
 
 
 class OutOfBlocksError(RuntimeError):
@@ -101,8 +104,8 @@ class BlockManager:
     def allocate(self, count: int, *, after: int | None = None) -> list[int]:
         """Take `count` blocks, in one run behind block `after` or with room behind where possible.
 
-        What the cache has not used for longest is evicted when nothing else is free. Raises
-        OutOfBlocksError, taking none, when too few are available.
+        What the cache has not used for longest is evicted when nothing else is free, or no gap has
+        room. Raises OutOfBlocksError, taking none, when too few are available.
         """
         self._require(count)
         while self._num_free < count:
@@ -164,8 +167,21 @@ class BlockManager:
         self._num_free += 1
 
     def _start(self, count: int) -> int:
-        """Where a run begins: in the largest gap, leaving half of it to whoever grows into it."""
-        gap = max(_RUNS.finditer(self._is_free), key=lambda run: run.end() - run.start())
-        size = gap.end() - gap.start()
-        room = 0 if gap.start() == 0 else min(size // 2, max(0, size - count))
-        return gap.start() + room
+        """Where a run begins: in the largest gap, leaving half of what is left to who is before.
+
+        Attention reads a run where it lies and copies anything else for every token, so kept blocks
+        are evicted for a gap with room to grow: up to twice as many as the gap has.
+        """
+        wanted = count + min(max(count // 2, _ROOM), self.num_blocks // _ROOMS)
+        gap = self._largest_gap()
+        for _ in range(2 * wanted):
+            if len(gap) >= wanted or not self._kept:
+                break
+            self._evict()
+            gap = self._largest_gap()
+        is_alone = gap.start == 0 or self._holders[gap.start - 1] == 0
+        return gap.start if is_alone else gap.start + max(0, len(gap) - count) // 2
+
+    def _largest_gap(self) -> range:
+        gaps = (range(*run.span()) for run in _RUNS.finditer(self._is_free))
+        return max(gaps, key=len)
