@@ -65,6 +65,36 @@ def test_a_lone_token_comes_out_as_torch_says_and_the_same_beside_others(pool, w
 
 def test_texts_with_as_many_keys_at_even_distances_go_in_one_call():
     texts = [(blocks, length, 1) for blocks, length in zip(BLOCKS, LENGTHS, strict=True)]
-    found = fused.singles(step_of(texts), window=None, queries=QUERIES)
+    found = fused.singles(step_of(texts), window=None, queries=QUERIES, tile=8)
     # The last two go backwards, which no stride does.
     assert found.sizes == [3, 1, 1, 2, 1]
+
+
+@pytest.mark.parametrize("channels", [16, 64, 80, 128])
+def test_rows_come_out_the_same_in_tiles_of_any_number(channels):
+    tile = fused.tile_rows(channels)
+    q, k, v = (torch.randn(1, 2, rows, channels) for rows in (192, 384, 384))
+    mask = torch.zeros(192, 384).masked_fill(torch.rand(192, 384) < 0.1, -torch.inf)
+
+    def mixed(first, stop):
+        return fused.attended(q[:, :, first:stop], k, v, mask=mask[first:stop], scale=0.1)
+
+    whole = mixed(0, 192)
+    wide = [x.double() for x in (q, k, v, mask)]
+    wanted = F.scaled_dot_product_attention(*wide, scale=0.1)
+    assert torch.allclose(whole.double(), wanted, atol=1e-5)
+    for first in range(0, 192, tile):
+        for rows in (tile, 3 * tile, 192 - first):
+            stop = min(192, first + rows)
+            assert torch.equal(mixed(first, stop), whole[:, :, first:stop]), (first, stop)
+
+
+def test_a_kernel_whose_small_tiles_round_otherwise_gets_large_ones():
+    def exact(q, k, v, *, mask, scale):
+        return torch.zeros_like(q)
+
+    def rounding_otherwise(q, k, v, *, mask, scale):
+        return torch.full_like(q, 1e-7 if q.shape[2] == 4 else 0.0)
+
+    assert fused.smallest_tile(exact, 64) == 4
+    assert fused.smallest_tile(rounding_otherwise, 64) == 8

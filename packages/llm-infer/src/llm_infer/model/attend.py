@@ -56,7 +56,8 @@ class Attend:
         can_fuse = self._scores.is_plain and fused.can_fuse(pool)
         if not can_fuse:
             return self._by_segment(q_TGRD, pool, step, first=0, can_fuse=False)
-        singles = fused.singles(step, window=self._scores.window, queries=self._queries)
+        tile = fused.tile_rows(q_TGRD.shape[-1])
+        singles = fused.singles(step, window=self._scores.window, queries=self._queries, tile=tile)
         count = singles.count
         if not count:
             return self._by_segment(q_TGRD, pool, step, first=0, can_fuse=True)
@@ -93,7 +94,7 @@ class Attend:
         first, rows = segment.start * self._queries, out_GRD.shape[1]
         for row in range(0, rows, fused.MAX_ROWS):
             count = min(rows - row, fused.MAX_ROWS)
-            padded = count + (-count) % fused.TILE_ROWS
+            padded = count + (-count) % fused.tile_rows(q_GRD.shape[-1])
             mixed_1GRD = fused.attended(
                 q_GRD[None, :, first + row : first + row + padded],
                 k_1GSD,

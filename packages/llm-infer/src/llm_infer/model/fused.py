@@ -7,7 +7,9 @@ kind, and texts with as many keys whose blocks lie at even distances go in one c
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import takewhile
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,10 +18,11 @@ from torch.nn import functional as F
 from llm_infer.model import masks
 from llm_infer.model.cache import Keys, Pool, Step
 
-# It takes rows in blocks of 32 or 64 up to 767 rows. The rows of a last, smaller block come out the
-# same from 4 on.
-TILE_ROWS = 8
+# It takes rows in blocks of 32 or 64 up to 767 rows.
 MAX_ROWS = 512
+# The rows of a last, smaller block come out the same from 4 on, which `tile_rows` makes sure of.
+_SMALL_TILE, _LARGE_TILE = 4, 8
+_TRIED_KEYS, _TRIED_ROWS = (64, 320, 576, 1088), 64
 # With more keys calls are long enough to not need it.
 MAX_KEYS = masks.MOST_KEYS
 # With 6 or 10 channels its rows differ by their place in a block; with any multiple of this they
@@ -47,6 +50,39 @@ def attended(
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
         q_BGRD, k_BGSD, v_BGSD, 0.0, False, attn_mask=mask, scale=scale
     )[0]
+
+
+class Kernel(Protocol):
+    """`attended`, or what is tried in its place."""
+
+    def __call__(
+        self, q_BGRD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, *, mask: Tensor, scale: float
+    ) -> Tensor:
+        """Mixed values [B, G, R, D]."""
+        ...
+
+
+@cache
+def tile_rows(channels: int) -> int:
+    """What calls are filled up to a multiple of."""
+    return smallest_tile(attended, channels)
+
+
+def smallest_tile(kernel: Kernel, channels: int) -> int:
+    """The smaller tile if this CPU computes its rows as those of a whole block, else the larger."""
+    numbers = torch.Generator().manual_seed(0)
+    for count in _TRIED_KEYS:
+        q, k, v = (
+            torch.randn(1, 1, size, channels, generator=numbers)
+            for size in (_TRIED_ROWS, count, count)
+        )
+        whole, *parts = (
+            kernel(part, k, v, mask=torch.zeros(part.shape[2], count), scale=channels**-0.5)
+            for part in (q, *q.split(_SMALL_TILE, dim=2))
+        )
+        if not torch.equal(torch.cat(parts, dim=2), whole):
+            return _LARGE_TILE
+    return _SMALL_TILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +120,7 @@ class Singles:
     def mixed(self, q_TGRD: Tensor, pool: Pool, *, scale: float) -> Tensor:
         """Mixed values [count, G, R, D] of their queries."""
         queries = q_TGRD.shape[2]
-        q_TGRD = F.pad(q_TGRD, (0, 0, 0, -queries % TILE_ROWS))
+        q_TGRD = F.pad(q_TGRD, (0, 0, 0, self.calls[0].mask.shape[2] - queries))
         keys, values = pool.keys, pool.values
         mixed = [
             attended(q_BGRD, call.of(keys), call.of(values), mask=call.mask, scale=scale)
@@ -93,8 +129,8 @@ class Singles:
         return torch.cat(mixed)[:, :, :queries]
 
 
-def singles(step: Step, *, window: int | None, queries: int) -> Singles:
-    """Those of a step, the same object for all layers of one kind."""
+def singles(step: Step, *, window: int | None, queries: int, tile: int) -> Singles:
+    """Those of a step, the same object for all layers of one kind; of `tile_rows` rows each."""
     kind = window, queries
     if kind not in step.singles:
         lone = takewhile(
@@ -102,7 +138,7 @@ def singles(step: Step, *, window: int | None, queries: int) -> Singles:
             zip(step.segments, step.keys_of(window), strict=True),
         )
         added = masks.added(step.block_tokens, window, queries)
-        rows = queries + -queries % TILE_ROWS
+        rows = queries + -queries % tile
         found = [
             (keys, added[(row := one.offset * queries) : row + rows, -keys.count :])
             for one, keys in lone
