@@ -121,7 +121,7 @@ def serve(model: Path, **options: Any) -> None:
     """Answer OpenAI's HTTP API, and show a page to chat in."""
     from llm_infer.edge.opening import open_model, require_extra
     from llm_infer.edge.startup import starting
-    from llm_infer.edge.templates import chat_template
+    from llm_infer.edge.templates import chat_template, template_ends
 
     require_extra("serve", ("fastapi", "uvicorn", "prometheus_client"))
     name = options["template"]
@@ -131,6 +131,7 @@ def serve(model: Path, **options: Any) -> None:
         settings = run.Options(
             model_name=options["name"] or model.resolve().name,
             template=None if name is None else chat_template(name),
+            template_ends=() if name is None else template_ends(name),
             template_variables=options["chat_template_kwargs"],
             **{one: options[one] for one in SERVING_NAMES},
         )

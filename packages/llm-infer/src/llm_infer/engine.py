@@ -141,6 +141,15 @@ class Tokenizer(Protocol):
         """Tokens it knows; all are below."""
         ...
 
+    @property
+    def end_token(self) -> int | None:
+        """The token that the tokenizer calls eos_token."""
+        ...
+
+    def token(self, text: str) -> int | None:
+        """The token that is written so; None where there is none."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Tokens of a prompt, with whatever the model wants at its start."""
         ...

@@ -58,6 +58,8 @@ class Sampling:
     """Log-probabilities of the chosen token and of so many likeliest; None for none at all."""
     ignores_end: bool = False
     """Whether the model's end token is a token like any other."""
+    end_tokens: tuple[int, ...] = ()
+    """Tokens that end an answer beside the model's own."""
     beams: Beams | None = None
     """Search for the likeliest text with so many beams; None takes one token after the other."""
 

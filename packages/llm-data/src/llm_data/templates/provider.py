@@ -15,3 +15,12 @@ class ChatTemplates:
     def jinja(self, name: str) -> str:
         """Its text, for transformers' `apply_chat_template`; UsageError for no such name."""
         return library_template(name).text
+
+    def ends(self, name: str) -> Sequence[str]:
+        """The tokens that end an answer, `eos_token` for the tokenizer's own.
+
+        Not those that stand within an answer, too, after its thought.
+        """
+        source = library_template(name)
+        marks = source.marks or ()
+        return [end for end in source.ends if not any(end in mark for mark in marks)]

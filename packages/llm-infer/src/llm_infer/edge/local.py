@@ -8,6 +8,7 @@ from functools import partial
 from llm_infer.detokenize import Decode
 from llm_infer.edge.answers import Answer, answers_of
 from llm_infer.edge.model_folder import Loaded
+from llm_infer.edge.templates import ended_by
 from llm_infer.engine import NO_VARIABLES, Message, Tool
 from llm_infer.errors import InferError
 from llm_infer.prompts import Prompt
@@ -26,11 +27,15 @@ class LocalSpeaker:
         loaded: Loaded,
         *,
         template: str | None,
+        ends: Sequence[str] = (),
         tools: Sequence[Tool] | None = None,
         variables: Mapping[str, object] = NO_VARIABLES,
     ) -> None:
-        """`template` is Jinja text in place of the tokenizer's; `variables` it knows by name."""
-        self._loaded, self._template = loaded, template
+        """`template` is Jinja text in place of the tokenizer's; `variables` it knows by name.
+
+        `ends` end answers in conversations, as texts of tokens, beside what the model brings.
+        """
+        self._loaded, self._template, self._ends = loaded, template, ends
         self._tools, self._variables = tools, variables
         self._calls = self._found_reading()
 
@@ -60,7 +65,8 @@ class LocalSpeaker:
         """The next answer in a conversation."""
         marks = () if self._calls is None else self._calls.form.marks
         decode = partial(self._loaded.tokenizer.decode, keeps=marks)
-        return self._start(self._written(messages), sampling, decode)
+        ended = ended_by(sampling, self._ends, self._loaded.tokenizer)
+        return self._start(self._written(messages), ended, decode)
 
     def complete_all(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Answer]:
         """All together where the engine can; a prompt without room fails before anything runs."""

@@ -16,7 +16,7 @@ from llm_infer.edge.remote.model import RemoteModel
 from llm_infer.edge.remote.server import server_at
 from llm_infer.edge.speaker import Speaker
 from llm_infer.edge.startup import starting
-from llm_infer.edge.templates import chat_template, read_tools
+from llm_infer.edge.templates import chat_template, read_tools, template_ends
 from llm_infer.engine import NO_VARIABLES
 from llm_infer.errors import InferError
 
@@ -58,10 +58,11 @@ def open_speaker(
         return open_remote(model, engine)
     # Before the model, which takes longer.
     text = None if template is None else chat_template(template)
+    ends = () if template is None else template_ends(template)
     told = None if tools is None else read_tools(tools)
     with starting(model):
         loaded = open_model(model, options)
-        return LocalSpeaker(loaded, template=text, tools=told, variables=variables)
+        return LocalSpeaker(loaded, template=text, ends=ends, tools=told, variables=variables)
 
 
 def require_extra(extra: str, modules: Sequence[str]) -> None:

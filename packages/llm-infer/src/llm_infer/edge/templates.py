@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol, cast
 
-from llm_infer.engine import Tool
+from llm_infer.engine import Tokenizer, Tool
 from llm_infer.errors import InferError
+from llm_infer.sampling import Sampling
 
 ENTRY_POINT_GROUP = "llm_infer.chat_templates"
 
@@ -24,6 +26,10 @@ class ChatTemplates(Protocol):
         """The text of one, as transformers' `apply_chat_template` takes it."""
         ...
 
+    def ends(self, name: str) -> Sequence[str]:
+        """The tokens that end an answer, as texts; `eos_token` is the tokenizer's own."""
+        ...
+
 
 def chat_template(name_or_file: str) -> str:
     """Its Jinja text: the file where there is one, else the template of that name."""
@@ -33,13 +39,38 @@ def chat_template(name_or_file: str) -> str:
             return path.read_bytes().decode("utf-8")
         except UnicodeDecodeError as error:
             raise InferError(f"{path}: not UTF-8 text at byte {error.start}") from None
-    libraries: list[ChatTemplates] = [
-        entry.load()() for entry in entry_points(group=ENTRY_POINT_GROUP)
-    ]
+    libraries = _libraries()
     for library in libraries:
         if name_or_file in library.names():
             return library.jinja(name_or_file)
     raise InferError(f"template {name_or_file}: no such file, {_no_name(name_or_file, libraries)}")
+
+
+def template_ends(name_or_file: str) -> Sequence[str]:
+    """What ends answers, beside the text of a template of that name; nothing for a file."""
+    if Path(name_or_file).is_file():
+        return ()
+    known = (library for library in _libraries() if name_or_file in library.names())
+    return next((library.ends(name_or_file) for library in known), ())
+
+
+def ended_by(sampling: Sampling, ends: Sequence[str], tokenizer: Tokenizer) -> Sampling:
+    """Settings with which these end an answer, too.
+
+    One that the tokenizer has no token for ends it as a text, as the model was taught it then.
+    """
+    tokens, texts = list[int](), list[str]()
+    for end in ends:
+        token = tokenizer.end_token if end == "eos_token" else tokenizer.token(end)
+        if token is not None:
+            tokens.append(token)
+        elif end != "eos_token":
+            texts.append(end)
+    return replace(
+        sampling,
+        end_tokens=(*sampling.end_tokens, *tokens),
+        stop=(*sampling.stop, *texts),
+    )
 
 
 def read_tools(path: Path) -> list[Tool]:
@@ -64,6 +95,10 @@ def read_tools(path: Path) -> list[Tool]:
     except ApiError as error:
         raise InferError(f"{path}: {error}") from None
     return found_tools
+
+
+def _libraries() -> list[ChatTemplates]:
+    return [entry.load()() for entry in entry_points(group=ENTRY_POINT_GROUP)]
 
 
 def _no_name(name: str, libraries: Sequence[ChatTemplates]) -> str:

@@ -30,11 +30,6 @@ PYTHON_FAULTS = (
 class FolderTokenizer(Tokenizer, Protocol):
     """What a model folder's tokenizer tells besides."""
 
-    @property
-    def end_token(self) -> int | None:
-        """The token that the tokenizer calls eos_token."""
-        ...
-
     def serialized(self) -> str | None:
         """As tokenizer.json, added tokens included; None for a tokenizer that has no such form."""
         ...
@@ -73,9 +68,13 @@ class FileTokenizer:
 
     @property
     def end_token(self) -> int | None:
-        """See `FolderTokenizer`."""
+        """See `Tokenizer`."""
         name = self._special_tokens.get("eos_token")
         return None if name is None else self._core.token_to_id(name)
+
+    def token(self, text: str) -> int | None:
+        """See `Tokenizer`."""
+        return self._core.token_to_id(text)
 
     def serialized(self) -> str | None:
         """See `FolderTokenizer`."""
@@ -154,9 +153,13 @@ class HfTokenizer:
 
     @property
     def end_token(self) -> int | None:
-        """See `FolderTokenizer`."""
+        """See `Tokenizer`."""
         found = self._tokenizer.eos_token_id
         return found if isinstance(found, int) else None
+
+    def token(self, text: str) -> int | None:
+        """See `Tokenizer`."""
+        return self._tokenizer.get_vocab().get(text)
 
     def serialized(self) -> str | None:
         """See `FolderTokenizer`."""

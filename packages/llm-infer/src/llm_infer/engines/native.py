@@ -153,7 +153,7 @@ class NativeEngine:
         search = BeamSearch(
             prompt,
             sampling,
-            end_tokens=tuple(self._end_tokens),
+            end_tokens=tuple(self._end_tokens.union(sampling.end_tokens)),
             max_new_tokens=min(sampling.max_new_tokens, self.context_length - len(prompt)),
             generator=self._generator(sampling),
         )
@@ -317,7 +317,8 @@ class NativeEngine:
     def _append(self, request: _Request, chosen: Chosen) -> Event:
         """The chosen token joins its text, and may end it."""
         text, sampling = request.text, request.sampling
-        if chosen.token in self._end_tokens and not sampling.ignores_end:
+        is_end = chosen.token in self._end_tokens or chosen.token in sampling.end_tokens
+        if is_end and not sampling.ignores_end:
             self.cancel(text.id)
             return Event(request=text.id, token=None, end="end", num_cached=request.num_cached)
         text.tokens.append(chosen.token)

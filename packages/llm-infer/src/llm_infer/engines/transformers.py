@@ -52,6 +52,7 @@ class TransformersEngine:
     def choices(self, prompt: Sequence[int], sampling: Sampling) -> Generator[Chosen, None, None]:
         """See `DescribingEngine`."""
         _refuse_unsupported(sampling)
+        end_tokens = frozenset((*self._end_tokens, *sampling.end_tokens))
         items: SimpleQueue[_Item] = SimpleQueue()
         is_cancelled = Event()
         worker = Thread(target=self._work, args=(prompt, sampling, items, is_cancelled))
@@ -60,7 +61,7 @@ class TransformersEngine:
             while (item := items.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
-                if item.token in self._end_tokens:
+                if item.token in end_tokens:
                     return
                 yield item
         finally:
@@ -108,7 +109,7 @@ class TransformersEngine:
         )
         return GenerationConfig(
             max_new_tokens=min(sampling.max_new_tokens, room),
-            eos_token_id=list(self._end_tokens) or None,
+            eos_token_id=[*self._end_tokens, *sampling.end_tokens] or None,
             # Never used in a batch of one, but transformers warns when it is missing.
             pad_token_id=self._end_tokens[0] if self._end_tokens else 0,
             use_cache=True,

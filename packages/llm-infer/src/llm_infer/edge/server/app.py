@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hmac import compare_digest
 from importlib.resources import files
@@ -20,6 +20,7 @@ from llm_infer.edge.guides import JsonGuides
 from llm_infer.edge.server.body import BodyReader
 from llm_infer.edge.server.metrics import Metrics, metrics
 from llm_infer.edge.server.reply import AnswerResponse, Watch, error_response
+from llm_infer.edge.templates import ended_by
 from llm_infer.engine import BatchEngine, PromptReadingEngine, SearchingEngine, Tokenizer
 from llm_infer.errors import InferError
 from llm_infer.openai_api.answers import ChatFormat, CompletionFormat, Envelope, Format, Usage
@@ -61,6 +62,8 @@ class Settings:
     """Jinja text in place of the tokenizer's chat template."""
     template_variables: Mapping[str, object]
     """What chat templates are told, unless a request says otherwise."""
+    template_ends: Sequence[str] = ()
+    """Tokens that end an answer in a chat beside the model's own, as texts."""
     max_body_bytes: int
     send_timeout_s: float
     """A client that reads nothing for so long is given up."""
@@ -213,6 +216,10 @@ class Api:
             except InferError as error:
                 raise invalid(f"messages: {error}", param="messages") from None
         found = await self._jobs(request, [prompt], param="messages", reading=reading)
+        ends = self._settings.template_ends
+        found = [
+            replace(job, sampling=ended_by(job.sampling, ends, self._tokenizer)) for job in found
+        ]
         prefixes = [""] * request.num_choices
         return _Asked(request, found, len(prompt), prefixes, ChatFormat, "chatcmpl")
 

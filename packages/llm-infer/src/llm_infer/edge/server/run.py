@@ -4,7 +4,7 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -33,6 +33,7 @@ class Options:
     api_key: str | None
     template: str | None
     template_variables: Mapping[str, object]
+    template_ends: Sequence[str] = ()
     max_open: int
     grace_s: int
     """After SIGTERM or Ctrl-C, answers under way may take so long."""
@@ -50,6 +51,7 @@ def serve(loaded: Loaded, options: Options) -> None:
         api_key=options.api_key,
         template=options.template,
         template_variables=options.template_variables,
+        template_ends=options.template_ends,
         max_body_bytes=max(_MIN_BODY_BYTES, _BYTES_PER_TOKEN * engine.context_length),
         send_timeout_s=options.send_timeout_s,
     )
