@@ -73,6 +73,7 @@ def logits_of(decoder, tokens, *, cuts=(), block_tokens=16, is_long=False):
                 blocks=blocks[row],
                 wants_logits=True,
                 is_long=is_long,
+                num_prompt=length,
             )
             for row in range(batch)
         ]

@@ -74,7 +74,7 @@ def test_the_named_engine_runs(models):
         (("--engine", "transformers", "--rope-scaling", "yarn:4"), "only the native engine"),
         (("--engine", "transformers", "--num-beams", "2"), "has no beam search"),
         (("--rope-scaling", "yarn:none"), "found factor 'none', want a number from 1 on"),
-        (("--rope-scaling", "ntk:2"), "KIND one of linear, yarn"),
+        (("--rope-scaling", "ntk:2"), "KIND one of dynamic, linear, yarn"),
         (("--lora", "/nowhere"), "/nowhere"),
         (("--engine", "transformers", "--tp", "2"), "--tp: only the native engine"),
         (("--tp", "3"), "attention.heads(4) % tp(3) = 1, want 0"),
@@ -133,6 +133,31 @@ def test_yarn_on_a_model_without_it_is_transformers_yarn(models, tmp_path):
     found = generate(models["llama"], "--rope-scaling", "yarn:4", *long)
     assert found.exit_code == 0, found.output
     assert found.stdout == generate(folder, "--engine", "transformers", *long).stdout
+
+
+def test_dynamic_scaling_on_a_model_without_it_is_transformers_dynamic(models, tmp_path):
+    folder = shutil.copytree(models["llama"], tmp_path / "m")
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    edit_json(folder / "config.json", rope_parameters=rope)
+    long = ("--prompt", PROMPT * 12)
+    found = generate(models["llama"], "--rope-scaling", "dynamic:4", *long)
+    assert found.exit_code == 0, found.output
+    assert found.stdout == generate(folder, *long).stdout
+    assert found.stdout == with_transformers(folder, PROMPT * 12, new_tokens=20)
+    refused = generate(models["llama"], *long)
+    assert refused.exit_code == 1
+    assert "context of 64 leaves no room for an answer" in refused.stderr
+
+
+def with_transformers(folder, prompt, *, new_tokens):
+    """The text of the library itself: our engine of that name stops at the trained length."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokens = tokenizer(prompt, return_tensors="pt").input_ids
+    whole = model.generate(tokens, do_sample=False, max_new_tokens=new_tokens)
+    return tokenizer.decode(whole[0, tokens.shape[1] :], skip_special_tokens=True) + "\n"
 
 
 def test_a_file_of_prompts_is_answered_as_one_by_one(models, tmp_path):

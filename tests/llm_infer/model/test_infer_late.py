@@ -30,7 +30,7 @@ def test_requests_are_taken_at_once_and_answered_when_the_weights_are_there(deco
         return decoder
 
     model = late(decoder, make)
-    for fact in ("context", "short_length", "cache_shapes", "place"):
+    for fact in ("context", "short_length", "grows_from", "cache_shapes", "place"):
         assert getattr(model, fact) == getattr(decoder, fact)
     engine = engine_of(model)
     thread = threading.Thread(target=lambda: answers.extend(run(engine, REQUESTS)))

@@ -26,15 +26,21 @@ def with_rope_scaling(document: Mapping[str, object], text: str) -> dict[str, ob
         found = position.get("scaling") or f"position.kind {position.get('kind')}"
         raise InferError(f"rope scaling {text}: want a model with plain rope, found {found}")
     trained = cast(int, document["max_position_embeddings"])
+    # Dynamic scaling is told by the trained length, and makes the context longer by itself.
+    longest = trained if kind == "dynamic" else int(trained * factor)
     return {
         **document,
-        "max_position_embeddings": int(trained * factor),
+        "max_position_embeddings": longest,
         "position": {**position, "scaling": _SCALINGS[kind](factor, trained)},
     }
 
 
 def _linear(factor: float, _: int) -> dict[str, object]:
     return {"kind": "linear", "factor": factor}
+
+
+def _dynamic(factor: float, _: int) -> dict[str, object]:
+    return {"kind": "dynamic", "factor": factor}
 
 
 def _yarn(factor: float, trained: int) -> dict[str, object]:
@@ -52,6 +58,6 @@ def _yarn(factor: float, trained: int) -> dict[str, object]:
 
 
 _SCALINGS: Mapping[str, Callable[[float, int], dict[str, object]]] = MappingProxyType(
-    {"linear": _linear, "yarn": _yarn}
+    {"dynamic": _dynamic, "linear": _linear, "yarn": _yarn}
 )
 _CHOICES = ", ".join(_SCALINGS)

@@ -16,6 +16,7 @@ from llm_infer.model.decoder import Decoder
 from llm_infer.model.group import ALONE, Group
 from llm_infer.model.int8 import reason_against as reason_against_int8
 from llm_infer.model.linear import maker
+from llm_infer.model.rope import context_of
 from llm_infer.model.static_step import CudaGraphs, Recorder
 from llm_infer.model.static_step import reason_against as reason_against_replay
 from llm_infer.rope_override import with_rope_scaling
@@ -47,7 +48,7 @@ class DecoderPlan:
                 make_linear=maker(self.device),
                 device=self.device,
                 dtype=self.dtype,
-                context=self.arch.max_position_embeddings,
+                context=context_of(self.arch),
                 block_tokens=BLOCK_TOKENS,
                 quantization=self.quantization,
                 recorder=self.recorder,

@@ -119,7 +119,7 @@ LOADING = (
     click.option("--lora", type=click.Path(path_type=Path), metavar="FOLDER",
                  help="LoRA adapter to merge into the weights."),
     click.option("--rope-scaling", metavar="KIND:FACTOR",
-                 help="A longer context: yarn:4 or linear:2."),
+                 help="A longer context: yarn:4, linear:2 or dynamic:4."),
     click.option("--cuda-graphs/--no-cuda-graphs", default=True, show_default=True,
                  help="Native engine on CUDA: replay steps of one token a text, but for models "
                  "with experts or recurrent layers."),

@@ -106,7 +106,9 @@ class NativeScorer:
                 "one of them starts every text that is scored (tokenizer_config.json)"
             )
         self._opened, self._tokenizer = opened, tokenizer
-        self._prefix, self._max_length = int(prefix), max_length or context
+        # As lm-eval: what dynamic rope scaling adds to the trained length is not taken by itself.
+        trained = min(context, opened.model.arch.max_position_embeddings)
+        self._prefix, self._max_length = int(prefix), max_length or trained
         self._prefix_text = str(tokenizer.decode([self._prefix]))
         self._encode = lru_cache(_KEPT_TEXTS)(self._encoded)
 

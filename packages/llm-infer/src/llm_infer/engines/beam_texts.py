@@ -8,9 +8,6 @@ from llm_infer.errors import InferError
 from llm_infer.scheduler import Scheduler
 from llm_infer.scheduler import Sequence as Text
 
-LONG = b"long"
-"""The variant of texts that use the rope table for long ones."""
-
 
 def make_room(text: Text, search: BeamSearch, scheduler: Scheduler) -> None:
     """Let the scheduler know what a search wants; InferError where the cache never has it."""

@@ -11,12 +11,12 @@ from llm_infer.beam import BeamSearch
 from llm_infer.blocks import BlockManager
 from llm_infer.engine import EndReason, Event
 from llm_infer.engines.beam_texts import (
-    LONG,
     continued,
     events_of,
     make_room,
     require_one_table,
 )
+from llm_infer.engines.rope_variants import LONG, is_long, variant_of
 from llm_infer.logits import Chosen, choose
 from llm_infer.model.runner import Model
 from llm_infer.model.steps import Part
@@ -219,10 +219,12 @@ class NativeEngine:
 
     def _text(self, prompt: Sequence[int], sampling: Sampling) -> Text:
         self._check(prompt, sampling)
-        text = Text(id=self._state.next_number, tokens=list(prompt), num_prompt=len(prompt))
-        if self._is_long(text):
-            text.variant = LONG
-        return text
+        return Text(
+            id=self._state.next_number,
+            tokens=list(prompt),
+            num_prompt=len(prompt),
+            variant=variant_of(self._model, len(prompt)),
+        )
 
     def _add(self, text: Text, sampling: Sampling) -> _Request:
         self._scheduler.add(text)
@@ -288,6 +290,7 @@ class NativeEngine:
                 blocks=work.sequence.blocks,
                 wants_logits=work.is_last,
                 is_long=work.sequence.variant == LONG,
+                num_prompt=work.sequence.num_prompt,
             )
             for work in works
         ]
@@ -325,7 +328,7 @@ class NativeEngine:
         end = self._end_of(request)
         if end is not None:
             self.cancel(text.id)
-        elif text.variant != LONG and self._is_long(text):
+        elif text.variant != LONG and is_long(self._model, len(text.tokens)):
             self._scheduler.restart(text, variant=LONG)
         return Event(
             request=text.id,
@@ -349,10 +352,6 @@ class NativeEngine:
                 self._state.counts.prompt_tokens += request.text.num_prompt
                 request.num_cached = request.text.num_shared
                 self._state.counts.shared_tokens += request.num_cached
-
-    def _is_long(self, text: Text) -> bool:
-        short = self._model.short_length
-        return short is not None and len(text.tokens) > short
 
     def _check(self, prompt: Sequence[int], sampling: Sampling) -> None:
         vocabulary = self._model.arch.vocab_size

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from llm_infer.blocks import BlockManager
-from llm_infer.engines.beam_texts import LONG
 from llm_infer.engines.native import Limits
+from llm_infer.engines.rope_variants import LONG, variant_of
 from llm_infer.model.runner import Model
 from llm_infer.model.steps import Part
 from llm_infer.scheduler import Scheduler, Work
@@ -122,15 +122,14 @@ class Reader:
                 blocks=work.sequence.blocks,
                 wants_logits=False,
                 is_long=work.sequence.variant == LONG,
+                num_prompt=work.sequence.num_prompt,
             )
             for work in works
         ]
         return self._runner.run(parts, rows=rows)
 
     def _text(self, number: int, tokens: Tokens) -> Text:
-        short = self._model.short_length
-        is_long = short is not None and len(tokens) > short
-        variant = LONG if is_long else b""
+        variant = variant_of(self._model, len(tokens))
         return Text(id=number, tokens=list(tokens), num_prompt=len(tokens), variant=variant)
 
     def _check(self, reading: Reading) -> None:

@@ -70,6 +70,7 @@ class SharedModel:
         self._num_runners, self.num_ranks = 0, others.size
         self.arch, self.device, self.dtype = decoder.arch, decoder.device, decoder.dtype
         self.context, self.short_length = decoder.context, decoder.short_length
+        self.grows_from = decoder.grows_from
         self.cache_shapes = decoder.cache_shapes
 
     @property

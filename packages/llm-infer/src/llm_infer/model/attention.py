@@ -13,7 +13,7 @@ from llm_infer.kernels import Kernels
 from llm_infer.model.attend import Attend, Scores
 from llm_infer.model.cache import Pool, Step
 from llm_infer.model.parameters import Parameters
-from llm_infer.model.rope import RopeTables
+from llm_infer.model.rope import GrowingRope, RopeTables, Rotation, grows_from
 from llm_infer.model.rowwise import by_row
 
 if TYPE_CHECKING:
@@ -148,12 +148,13 @@ def rotary_width(arch: Arch) -> int | None:
     return int(arch.attention.head_dim * arch.position.fraction) if arch.attention else None
 
 
-def rotary_tables(arch: Arch, *, context: int, device: torch.device) -> RopeTables | None:
-    """Tables for the model's rotating channels; None where nothing rotates."""
+def rotary_tables(arch: Arch, *, context: int, device: torch.device) -> Rotation | None:
+    """What the model's rotating channels turn by; None where nothing rotates."""
     width = rotary_width(arch)
     if not width:
         return None
-    return RopeTables(arch, width=width, context=context, device=device)
+    make = RopeTables if grows_from(arch) is None else GrowingRope
+    return make(arch, width=width, context=context, device=device)
 
 
 def alibi_slopes(heads: int) -> Tensor:

@@ -43,7 +43,8 @@ class Step:
     positions: Tensor
     slots: Tensor
     variants: Tensor | None
-    """Which rope table a token's text uses; None where there is one."""
+    """Which rope table a token's text uses, or under dynamic scaling how long its prompt was; None
+    where there is one."""
     segments: tuple[Segment, ...]
     last_rows: Tensor
     """Rows whose logits are wanted."""

@@ -19,7 +19,7 @@ from llm_infer.model.latent import LatentAttention
 from llm_infer.model.linear import MakeLinear
 from llm_infer.model.parameters import Parameters
 from llm_infer.model.recurrent import GatedDeltaNet, MambaMixer, state_shape
-from llm_infer.model.rope import short_length
+from llm_infer.model.rope import grows_from, short_length
 from llm_infer.model.rowwise import by_row
 from llm_infer.model.runner import LocalRunner
 from llm_infer.model.sharding import share_of
@@ -78,7 +78,7 @@ class Decoder:
         self.context, self._group, self._quantization = context, group, quantization
         self._block_tokens = block_tokens
         self._recorder = recorder
-        self.short_length = short_length(arch)
+        self.short_length, self.grows_from = short_length(arch), grows_from(arch)
         self._embedding = Embedding(parameters.table("embedding.word_embeddings.weight"), group)
         self._positions = None
         if arch.position.kind == "learned":

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llm_infer.arch import Arch
 from llm_infer.model.decoder import cache_shapes
-from llm_infer.model.rope import short_length
+from llm_infer.model.rope import context_of, grows_from, short_length
 from llm_infer.model.runner import Model, ModelRunner
 from llm_infer.model.steps import Part
 
@@ -22,8 +22,8 @@ class LateModel:
     ) -> None:
         """The facts are those of the model that `make` returns."""
         self.arch, self.device, self.dtype = arch, device, dtype
-        self.context, self.place = arch.max_position_embeddings, str(device)
-        self.short_length = short_length(arch)
+        self.context, self.place = context_of(arch), str(device)
+        self.short_length, self.grows_from = short_length(arch), grows_from(arch)
         self.cache_shapes = cache_shapes(arch)
         self._made: Future[Model] = Future()
         threading.Thread(target=self._fill, args=(make,), name="weights", daemon=True).start()

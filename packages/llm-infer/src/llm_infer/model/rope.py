@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,9 +17,50 @@ from llm_infer.arch import (
     RopeScaling,
     YarnScaling,
 )
+from llm_infer.model.rowwise import by_row
 
 Frequencies = tuple[Tensor, float]
 """Inverse frequencies [width / 2] and what cosines and sines are multiplied by."""
+
+
+class Rotation(Protocol):
+    """Cosines and sines of positions, which may be others in texts of other lengths."""
+
+    def at(self, positions_T: Tensor, variants_T: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Both tables [T, 1, width] at positions, of texts that rotate by a variant each."""
+        ...
+
+
+class GrowingRope:
+    """Dynamic scaling: with a text's length its rotary base grows, as in transformers.
+
+    All tokens of a prompt turn by the base for its length, each later token by the one for the
+    length that the text has with it. What lies in the cache is not turned again.
+    """
+
+    def __init__(self, arch: Arch, *, width: int, context: int, device: torch.device) -> None:
+        assert isinstance(arch.position, Rope)
+        assert isinstance(arch.position.scaling, LinearScaling)
+        self._interleaved, self._trained = arch.position.interleaved, arch.max_position_embeddings
+        factor, base = arch.position.scaling.factor, arch.position.base
+        lengths_L = torch.arange(self._trained, max(context, self._trained) + 1)
+        growth_L = factor * lengths_L / self._trained - (factor - 1)
+        bases_L1 = base * growth_L[:, None] ** (width / (width - 2))
+        # [lengths from the trained one on, width / 2]
+        self._inverse = (1.0 / bases_L1 ** (torch.arange(0, width, 2).float() / width)).to(device)
+
+    def at(self, positions_T: Tensor, variants_T: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `Rotation`; variants are the lengths of prompts."""
+        lengths_T = positions_T + 1
+        if variants_T is not None:
+            lengths_T = torch.maximum(lengths_T, variants_T)
+        grown_T = (lengths_T - self._trained).clamp(min=0)
+        angles = positions_T.float()[:, None] * self._inverse[grown_T]
+        cos, sin = (
+            _laid_out(by_row(turn, angles), interleaved=self._interleaved)
+            for turn in (torch.cos, torch.sin)
+        )
+        return cos[:, None], sin[:, None]
 
 
 class RopeTables:
@@ -63,16 +105,37 @@ def short_length(arch: Arch) -> int | None:
     return None
 
 
-def frequencies(arch: Arch, *, width: int, is_long: bool) -> Frequencies:
-    """Frequencies of `width` rotating channels under the model's scaling.
+def grows_from(arch: Arch) -> int | None:
+    """The longest prompt whose tokens turn as those of every shorter one; None where all do."""
+    if not isinstance(arch.position, Rope) or arch.position.scaling is None:
+        return None
+    return arch.max_position_embeddings if arch.position.scaling.kind == "dynamic" else None
 
-    Dynamic scaling changes them beyond `max_position_embeddings` only, where no text goes here.
+
+def context_of(arch: Arch) -> int:
+    """Positions that a text may have: those it was trained for, by its factor under dynamic
+    scaling, which is for longer texts alone.
+    """
+    trained = arch.max_position_embeddings
+    if grows_from(arch) is None:
+        return trained
+    assert isinstance(arch.position, Rope)
+    assert isinstance(arch.position.scaling, LinearScaling)
+    return max(trained, int(trained * arch.position.scaling.factor))
+
+
+def frequencies(arch: Arch, *, width: int, is_long: bool) -> Frequencies:
+    """Frequencies of `width` rotating channels under the model's scaling; see also `GrowingRope`.
+
+    TypeError for a model that has no such rope.
     """
     if not isinstance(arch.position, Rope):
         raise TypeError(f"position.kind {arch.position.kind}: nothing rotates")
     base, scaling = arch.position.base, arch.position.scaling
-    if scaling is None or scaling.kind == "dynamic":
+    if scaling is None:
         return _plain(base, width), 1.0
+    if scaling.kind == "dynamic":
+        raise TypeError("position.scaling dynamic: frequencies depend on the length of the text")
     if isinstance(scaling, LongRopeScaling):
         return _longrope(scaling, base, width, arch.max_position_embeddings, is_long=is_long)
     return _SCALINGS[scaling.kind](scaling, base, width)
@@ -82,8 +145,13 @@ def _tables(
     inverse: Tensor, factor: float, context: int, *, interleaved: bool
 ) -> tuple[Tensor, Tensor]:
     angles = torch.arange(context).float()[:, None] * inverse
-    angles = angles.repeat_interleave(2, dim=-1) if interleaved else torch.cat((angles,) * 2, -1)
+    angles = _laid_out(angles, interleaved=interleaved)
     return angles.cos() * factor, angles.sin() * factor
+
+
+def _laid_out(x: Tensor, *, interleaved: bool) -> Tensor:
+    """[T, width] of one number for each pair of channels."""
+    return x.repeat_interleave(2, dim=-1) if interleaved else torch.cat((x, x), dim=-1)
 
 
 def _plain(base: float, width: int) -> Tensor:

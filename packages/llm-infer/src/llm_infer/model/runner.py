@@ -59,6 +59,11 @@ class Model(Protocol):
         ...
 
     @property
+    def grows_from(self) -> int | None:
+        """The longest prompt that turns as shorter ones do; None where length changes nothing."""
+        ...
+
+    @property
     def cache_shapes(self) -> Sequence[CacheShape | StateShape | None]:
         """What each layer keeps of a text, on this device."""
         ...

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llm_infer.arch import Arch
 from llm_infer.model.cache import LayerPool, Step
-from llm_infer.model.steps import Part
+from llm_infer.model.steps import Part, has_variants, variant
 
 if TYPE_CHECKING:
     from llm_infer.model.decoder import Decoder
@@ -108,7 +108,7 @@ class StaticSteps:
             tokens=numbers(texts),
             positions=numbers(texts),
             slots=numbers(texts),
-            variants=None if self.decoder.short_length is None else numbers(texts),
+            variants=numbers(texts) if has_variants(self.decoder) else None,
             segments=(),
             last_rows=torch.arange(texts, device=self.decoder.device),
             block_tokens=self.block_tokens,
@@ -128,7 +128,7 @@ class StaticSteps:
         _put(step.slots, slots + [spare * size] * missing)
         _put(step.tables, tables + [[spare] * width] * missing)
         if step.variants is not None:
-            _put(step.variants, [int(one.is_long) for one in parts] + [0] * missing)
+            _put(step.variants, [variant(one, self.decoder) for one in parts] + [0] * missing)
 
 
 def _put(target: Tensor, values: Sequence[object]) -> None:

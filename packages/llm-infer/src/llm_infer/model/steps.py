@@ -36,6 +36,8 @@ class Part:
     wants_logits: bool
     is_long: bool = False
     """Whether the text uses the rope table for long ones."""
+    num_prompt: int = 0
+    """Tokens that the text began with, by which dynamic rope scaling turns it."""
 
 
 def make_step(
@@ -58,7 +60,7 @@ def make_step(
         for position in range(part.first, stop):
             block, offset = divmod(position, block_tokens)
             slots.append(part.blocks[block] * block_tokens + offset)
-        variants += [int(part.is_long)] * len(part.tokens)
+        variants += [variant(part, decoder)] * len(part.tokens)
         last_row[index] = len(tokens) - 1
     if rows is None:
         rows = [last_row[index] for index, part in enumerate(parts) if part.wants_logits]
@@ -70,11 +72,21 @@ def make_step(
         tokens=on_device(tokens),
         positions=on_device(positions),
         slots=on_device(slots),
-        variants=on_device(variants) if decoder.short_length is not None else None,
+        variants=on_device(variants) if has_variants(decoder) else None,
         segments=tuple(cut),
         last_rows=on_device(rows),
         block_tokens=block_tokens,
     )
+
+
+def has_variants(decoder: "Decoder") -> bool:
+    """Whether texts of other lengths rotate otherwise."""
+    return decoder.short_length is not None or decoder.grows_from is not None
+
+
+def variant(part: Part, decoder: "Decoder") -> int:
+    """Which rotation a part has, see `Step.variants`."""
+    return int(part.is_long) if decoder.grows_from is None else part.num_prompt
 
 
 def _order(parts: Sequence[Part]) -> list[int]:
