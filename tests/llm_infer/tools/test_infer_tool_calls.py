@@ -1,22 +1,25 @@
 """Calls in texts that models write; the texts are those of the models' own chat templates."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_infer.tools.formats import FORCED, FORMATS, Call, format_of
+from llm_infer.tools.calls import Call
+from llm_infer.tools.formats import FORCED, FORMATS, format_of
 from llm_infer.tools.splitter import CallSplitter
 
 FORM = {form.name: form for form in FORMATS} | {"forced": FORCED}
 ADD, NOW = ("add", {"a": 1, "b": [2.5, "é"]}), ("now", {})
+SIGNATURES = {"add": {"a": {"type": "integer"}, "b": {"type": "array"}}, "now": {}}
 ADD_JSON = '{"a": 1, "b": [2.5, "é"]}'
 
 
 def split(form, pieces, *, is_open=False):
     """Text, and calls with their arguments as values."""
-    splitter = CallSplitter(FORM[form], {"add", "now"}, is_open=is_open)
+    splitter = CallSplitter(FORM[form], SIGNATURES, is_open=is_open)
     parts = [part for piece in pieces for part in splitter.push(piece)] + list(splitter.flush())
     assert all(parts)
     text = "".join(part for part in parts if isinstance(part, str))
@@ -46,6 +49,35 @@ CALLS = {
         f"{ADD_JSON}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
     ),
     "llama-factory": ("react", f"Action: add\nAction Input: {ADD_JSON}"),
+    "glm-4.5": (
+        "glm",
+        "<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n"
+        '<arg_key>b</arg_key>\n<arg_value>[2.5, "é"]</arg_value>\n</tool_call>',
+    ),
+    "glm-4.7": (
+        "glm",
+        "<tool_call>add<arg_key>a</arg_key><arg_value>1</arg_value>"
+        '<arg_key>b</arg_key><arg_value>[2.5, "é"]</arg_value></tool_call>',
+    ),
+    "qwen3-coder": (
+        "qwen-coder",
+        "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n"
+        '<parameter=b>\n[2.5, "é"]\n</parameter>\n</function>\n</tool_call>',
+    ),
+    "deepseek-v3.2": (
+        "dsml",
+        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="add">\n'
+        '<｜DSML｜parameter name="a" string="false">1</｜DSML｜parameter>\n'
+        '<｜DSML｜parameter name="b" string="false">[2.5, "é"]</｜DSML｜parameter>\n'
+        "</｜DSML｜invoke>\n</｜DSML｜function_calls>",
+    ),
+    "deepseek-v4": (
+        "dsml",
+        '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="add">\n'
+        '<｜DSML｜parameter name="a" string="false">1</｜DSML｜parameter>\n'
+        '<｜DSML｜parameter name="b" string="false">[2.5, "é"]</｜DSML｜parameter>\n'
+        "</｜DSML｜invoke>\n</｜DSML｜tool_calls>",
+    ),
     "forced": ("forced", f'{{"name": "add", "arguments": {ADD_JSON}}}'),
 }
 SEVERAL = {
@@ -78,6 +110,19 @@ SEVERAL = {
     "llama-factory": (
         "react",
         f"Action: add\nAction Input: {ADD_JSON}\nAction: now\nAction Input: {{}}",
+    ),
+    "glm-4.5": ("glm", CALLS["glm-4.5"][1] + "\n<tool_call>now\n</tool_call>"),
+    "glm-4.5-cut": ("glm", CALLS["glm-4.5"][1] + "\n<tool_call>now\n"),
+    "qwen3-coder": (
+        "qwen-coder",
+        CALLS["qwen3-coder"][1] + "\n<tool_call>\n<function=now>\n</function>\n</tool_call>",
+    ),
+    "deepseek-v3.2": (
+        "dsml",
+        CALLS["deepseek-v3.2"][1].replace(
+            "</｜DSML｜function_calls>",
+            '<｜DSML｜invoke name="now">\n</｜DSML｜invoke>\n</｜DSML｜function_calls>',
+        ),
     ),
 }
 
@@ -128,6 +173,23 @@ def test_words_after_a_call_stay_where_a_call_has_an_end():
         ("mistral", '[TOOL_CALLS] {"name": "add", "arguments": {}}'),
         ("mistral", '[TOOL_CALLS] [{"name": "add", "arguments": {}}] done'),
         ("mistral", "[TOOL_CALLS]"),
+        ("glm", "<tool_call>add\n<arg_key>a</arg_key></tool_call>"),
+        ("glm", "<tool_call>add\n<arg_value>a</arg_value></tool_call>"),
+        ("glm", "<tool_call>sub</tool_call>"),
+        ("qwen-coder", "<tool_call>\n<function=add>\n<parameter=a>1</function></tool_call>"),
+        ("qwen-coder", "<tool_call>\n<function=add>\n1\n</function></tool_call>"),
+        ("qwen-coder", "<tool_call></tool_call>"),
+        (
+            "dsml",
+            '<｜DSML｜tool_calls><｜DSML｜invoke name="add">1</｜DSML｜invoke>'
+            "</｜DSML｜tool_calls>",
+        ),
+        (
+            "dsml",
+            '<｜DSML｜tool_calls><｜DSML｜invoke name="add">'
+            '<｜DSML｜parameter name="a" string="false">x</｜DSML｜parameter>'
+            "</｜DSML｜invoke></｜DSML｜tool_calls>",
+        ),
         ("deepseek", "<｜tool▁calls▁begin｜>add<｜tool▁calls▁end｜>"),
         ("react", "Action: none needed."),
         ("react", "Action: add\nAction Input: 3"),
@@ -169,6 +231,9 @@ def test_parts_do_not_depend_on_how_the_text_was_cut(pieces):
     ("template", "form"),
     [
         ("within <tool_call></tool_call> XML tags:", "hermes"),
+        ("<tool_call>{function-name}\n<arg_key>{arg-key-1}</arg_key>", "glm"),
+        ("<tool_call>\n<function=example_function_name>", "qwen-coder"),
+        ("{%- set mark = '｜DSML｜' -%}", "dsml"),
         ("'[TOOL_CALLS] ['", "mistral"),
         ('\'Respond in the format {"name": function name, "parameters": dictionary', "llama"),
         ("'<|python_tag|>' + tool_call.name", "llama"),
@@ -180,3 +245,19 @@ def test_parts_do_not_depend_on_how_the_text_was_cut(pieces):
 def test_the_template_says_which_format(template, form):
     found = format_of(template)
     assert (found and found.name) == form
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        ("glm", "<tool_call>add<arg_key>" + "<arg_key>" * 30_000 + "</tool_call>"),
+        ("glm", "<tool_call>add<arg_key>a</arg_key>" + " " * 200_000 + "</tool_call>"),
+        ("qwen-coder", "<tool_call><function=add>" + " " * 200_000 + "</tool_call>"),
+        ("qwen-coder", "<tool_call>" + "<function=add>" * 30_000 + "</tool_call>"),
+        ("dsml", '<｜DSML｜tool_calls><｜DSML｜invoke name="add">' + "\n" * 200_000),
+    ],
+)
+def test_what_never_becomes_a_call_is_read_in_the_time_its_length_takes(form, text):
+    start = time.process_time()
+    assert split(form, [text]) == (text, [])
+    assert time.process_time() - start < 1.0

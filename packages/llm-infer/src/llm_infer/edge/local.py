@@ -16,7 +16,7 @@ from llm_infer.sampling import Sampling
 from llm_infer.stream import TextStream
 from llm_infer.thinking import LAST_TOKENS, opens_thought
 from llm_infer.tools.formats import format_of
-from llm_infer.tools.splitter import CallReading, tool_names
+from llm_infer.tools.splitter import CallReading, signatures
 
 
 class LocalSpeaker:
@@ -95,7 +95,7 @@ class LocalSpeaker:
         if self._tools is None or not (self._template or self._loaded.tokenizer.has_chat_template):
             return None
         form = format_of(self._loaded.tokenizer.chat_template(self._template, has_tools=True))
-        return None if form is None else CallReading(form=form, tools=tool_names(self._tools))
+        return None if form is None else CallReading(form=form, tools=signatures(self._tools))
 
     def _start(self, prompt: Sequence[int], sampling: Sampling, decode: Decode) -> TextStream:
         self._check_room(prompt)

@@ -16,7 +16,7 @@ from llm_infer.engine import Message
 from llm_infer.errors import InferError
 from llm_infer.sampling import Sampling
 from llm_infer.thinking import Kind, Part, ThoughtSplitter
-from llm_infer.tools.formats import Call
+from llm_infer.tools.calls import Call
 from llm_infer.tools.splitter import CallReading
 from llm_infer.unicode_text import require_text
 

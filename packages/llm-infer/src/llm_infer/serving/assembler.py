@@ -12,7 +12,7 @@ from llm_infer.engine import Event, TokenLogprob
 from llm_infer.openai_api.answers import Piece, PieceFinish, TokenText, ToolCalled
 from llm_infer.stopping import StopMatcher
 from llm_infer.stream import FinishReason
-from llm_infer.tools.formats import Call
+from llm_infer.tools.calls import Call
 from llm_infer.tools.splitter import CallReading
 
 if TYPE_CHECKING:

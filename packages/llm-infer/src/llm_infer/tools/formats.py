@@ -1,26 +1,12 @@
-"""How models write calls of tools: one row a format, chosen by what the chat template says.
+"""How models write calls of tools: one row a format, chosen by what the chat template says."""
 
-A reader takes a block of an answer, its marks included, and gives the calls in it, or None where it
-is not wholly calls.
-"""
-
-import json
-import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """A function's name and its arguments, a JSON object as text."""
-
-    name: str
-    arguments: str
-
-
-Reader = Callable[[str], list[Call] | None]
+from llm_infer.tools.calls import Call, Reader, Signatures, calls_of, json_values
+from llm_infer.tools.xml_formats import read_dsml, read_glm, read_qwen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +18,8 @@ class CallFormat:
     """A chat template that has one of these asks for this format."""
     openings: tuple[str, ...]
     """What a block of calls begins with."""
-    closing: str | None
-    """What it ends with; None: with the answer."""
+    closings: tuple[str, ...] = ()
+    """What it ends with; nothing: with the answer."""
     opens_answer: bool = False
     """Whether only the beginning of the answer may be a block."""
     marks: tuple[str, ...] = ()
@@ -46,27 +32,27 @@ def format_of(template: str) -> CallFormat | None:
     return next((one for one in FORMATS if any(sign in template for sign in one.signs)), None)
 
 
-def _tagged(block: str) -> list[Call] | None:
+def _tagged(block: str, _: Signatures) -> list[Call] | None:
     """`<tool_call>{"name": …, "arguments": {…}}</tool_call>`; the model's end may stand for the
     last tag.
     """
-    return _calls(_values(block.removeprefix("<tool_call>").removesuffix("</tool_call>")))
+    return calls_of(json_values(block.removeprefix("<tool_call>").removesuffix("</tool_call>")))
 
 
-def _bare(block: str) -> list[Call] | None:
+def _bare(block: str, _: Signatures) -> list[Call] | None:
     """`{"name": …, "parameters": {…}}`, several with `;` between."""
-    return _calls(_values(block.removeprefix("<|python_tag|>"), between=";"))
+    return calls_of(json_values(block.removeprefix("<|python_tag|>"), between=";"))
 
 
-def _listed(block: str) -> list[Call] | None:
+def _listed(block: str, _: Signatures) -> list[Call] | None:
     """`[TOOL_CALLS] [{…}, …]`, or since Mistral's tokenizer v11 `[TOOL_CALLS]NAME[ARGS]{…}` for
     each.
     """
     parts = block.split("[TOOL_CALLS]")[1:]
     if "[ARGS]" not in block:
-        values = _values(parts[0]) if len(parts) == 1 else None
+        values = json_values(parts[0]) if len(parts) == 1 else None
         is_list = values is not None and len(values) == 1 and isinstance(values[0], list)
-        return _calls(cast("list[object]", values[0])) if is_list and values else None
+        return calls_of(cast("list[object]", values[0])) if is_list and values else None
     named = (part.partition("[ARGS]") for part in parts)
     return _named((name.partition("[CALL_ID]")[0], text) for name, _, text in named)
 
@@ -80,7 +66,7 @@ _DEEPSEEK_CALL = re.compile(
 )
 
 
-def _fenced(block: str) -> list[Call] | None:
+def _fenced(block: str, _: Signatures) -> list[Call] | None:
     """DeepSeek's marks: V3 and R1 fence the arguments, V3.1 has name and arguments alone."""
     body = block.removeprefix("<｜tool▁calls▁begin｜>").removesuffix("<｜tool▁calls▁end｜>").strip()
     found = list(_DEEPSEEK_CALL.finditer(body))
@@ -92,18 +78,46 @@ def _fenced(block: str) -> list[Call] | None:
 _ACTION = re.compile(r"Action:[ \t]*(?P<name>[^\n]+?)[ \t]*\nAction Input:")
 
 
-def _acted(block: str) -> list[Call] | None:
+def _acted(block: str, _: Signatures) -> list[Call] | None:
     """`Action: NAME`, and in the next line `Action Input: {…}`."""
     before, *parts = _ACTION.split(block)
     return None if before else _named(zip(parts[::2], parts[1::2], strict=True))
 
 
+_GLM_MARKS = tuple(
+    f"<{slash}{tag}>" for tag in ("tool_call", "arg_key", "arg_value") for slash in ("", "/")
+)
+
 FORMATS = (
+    CallFormat(
+        name="dsml",
+        signs=("｜DSML｜",),
+        openings=("<｜DSML｜function_calls>", "<｜DSML｜tool_calls>"),
+        closings=("</｜DSML｜function_calls>", "</｜DSML｜tool_calls>"),
+        marks=("｜DSML｜",),
+        read=read_dsml,
+    ),
+    CallFormat(
+        name="glm",
+        signs=("<arg_key>",),
+        openings=("<tool_call>",),
+        closings=("</tool_call>",),
+        marks=_GLM_MARKS,
+        read=read_glm,
+    ),
+    CallFormat(
+        name="qwen-coder",
+        signs=("<function=",),
+        openings=("<tool_call>",),
+        closings=("</tool_call>",),
+        marks=("<tool_call>", "</tool_call>"),
+        read=read_qwen,
+    ),
     CallFormat(
         name="deepseek",
         signs=("<｜tool▁calls▁begin｜>",),
         openings=("<｜tool▁calls▁begin｜>",),
-        closing="<｜tool▁calls▁end｜>",
+        closings=("<｜tool▁calls▁end｜>",),
         marks=(
             "<｜tool▁calls▁begin｜>",
             "<｜tool▁calls▁end｜>",
@@ -117,7 +131,6 @@ FORMATS = (
         name="mistral",
         signs=("[TOOL_CALLS]",),
         openings=("[TOOL_CALLS]",),
-        closing=None,
         marks=("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"),
         read=_listed,
     ),
@@ -125,7 +138,7 @@ FORMATS = (
         name="hermes",
         signs=("<tool_call>",),
         openings=("<tool_call>",),
-        closing="</tool_call>",
+        closings=("</tool_call>",),
         marks=("<tool_call>", "</tool_call>"),
         read=_tagged,
     ),
@@ -133,7 +146,6 @@ FORMATS = (
         name="llama",
         signs=("<|python_tag|>", '{"name": function name, "parameters"'),
         openings=("<|python_tag|>", "{"),
-        closing=None,
         opens_answer=True,
         marks=("<|python_tag|>",),
         read=_bare,
@@ -142,63 +154,21 @@ FORMATS = (
         name="react",
         signs=("Action Input:",),
         openings=("Action:",),
-        closing=None,
         read=_acted,
     ),
 )
 """Rows whose signs are rarer stand first."""
 
-FORCED = CallFormat(
-    name="forced", signs=(), openings=("{",), closing=None, opens_answer=True, read=_bare
-)
+FORCED = CallFormat(name="forced", signs=(), openings=("{",), opens_answer=True, read=_bare)
 """An answer that a JSON schema holds to one call: `{"name": …, "arguments": {…}}`."""
-
-
-def _calls(values: Sequence[object] | None) -> list[Call] | None:
-    """Objects with a name and arguments, which Llama names parameters."""
-    if not values:
-        return None
-    found: list[Call] = []
-    for value in values:
-        fields = cast("dict[str, object]", value if isinstance(value, dict) else {})
-        name, arguments = fields.get("name"), fields.get("arguments", fields.get("parameters"))
-        if not isinstance(name, str) or not isinstance(arguments, dict):
-            return None
-        found.append(Call(name=name, arguments=json.dumps(arguments, ensure_ascii=False)))
-    return found
 
 
 def _named(pairs: Iterable[tuple[str, str]]) -> list[Call] | None:
     """Names, and arguments as JSON."""
     fields: list[object] = []
     for name, text in pairs:
-        values = _values(text)
+        values = json_values(text)
         if values is None or len(values) != 1:
             return None
         fields.append({"name": name.strip(), "arguments": values[0]})
-    return _calls(fields)
-
-
-def _values(text: str, *, between: str = "") -> list[object] | None:
-    """The JSON values that are all of a text, apart from white space; None for any other text."""
-    found: list[object] = []
-    text = text.strip()
-    try:
-        while text:
-            value, end = _DECODER.raw_decode(text)
-            found.append(value)
-            text = text[end:].lstrip().removeprefix(between).lstrip()
-    # Brackets within brackets, thousands deep.
-    except (ValueError, RecursionError):
-        return None
-    return found
-
-
-def _finite(text: str) -> float:
-    """JSON has no infinity to write it down with."""
-    if not math.isfinite(number := float(text)):
-        raise ValueError(text)
-    return number
-
-
-_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+    return calls_of(fields)

@@ -3,10 +3,12 @@
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import cast
 
 from llm_infer.engine import Tool
 from llm_infer.thinking import CLOSE, OPEN
-from llm_infer.tools.formats import Call, CallFormat
+from llm_infer.tools.calls import Call, Properties, Signatures
+from llm_infer.tools.formats import CallFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,8 +16,8 @@ class CallReading:
     """How the calls of one answer are read."""
 
     form: CallFormat
-    tools: frozenset[str]
-    """Names of the tools there are; a call of another is text."""
+    tools: Signatures
+    """The tools there are; a call of another is text."""
     is_open: bool = False
     """Whether the prompt ends within a thought, in which nothing is a call."""
     is_single: bool = False
@@ -29,6 +31,19 @@ class CallReading:
 def tool_names(tools: Iterable[Tool]) -> frozenset[str]:
     """What the functions are called."""
     return frozenset(tool["function"]["name"] for tool in tools)
+
+
+def signatures(tools: Iterable[Tool]) -> Signatures:
+    """The functions, with what their arguments are."""
+    return {tool["function"]["name"]: _properties(tool) for tool in tools}
+
+
+def _properties(tool: Tool) -> Properties:
+    parameters: object = tool["function"].get("parameters")
+    if not isinstance(parameters, dict):
+        return {}
+    found = cast("dict[str, object]", parameters).get("properties")
+    return cast("dict[str, object]", found) if isinstance(found, dict) else {}
 
 
 class _At(Enum):
@@ -47,7 +62,7 @@ class CallSplitter:
     the answer, its marks included, is text.
     """
 
-    def __init__(self, form: CallFormat, tools: Collection[str], *, is_open: bool = False) -> None:
+    def __init__(self, form: CallFormat, tools: Signatures, *, is_open: bool = False) -> None:
         self._form, self._tools = form, tools
         self._at = _At.THOUGHT if is_open else _At.START
         self._held = ""
@@ -128,17 +143,19 @@ class CallSplitter:
 
     def _end(self) -> int | None:
         """Where the block ends, once it does."""
-        closing = self._form.closing
-        if closing is None:
+        closings = self._form.closings
+        if not closings:
             return None
-        end = self._held.find(closing, self._sought)
+        ends = [(self._held.find(one, self._sought), one) for one in closings]
+        end, closing = min((one for one in ends if one[0] >= 0), default=(-1, ""))
         if end < 0:
-            self._sought = max(self._sought, len(self._held) - len(closing) + 1)
+            longest = max(map(len, closings))
+            self._sought = max(self._sought, len(self._held) - longest + 1)
             return None
         return end + len(closing)
 
     def _block(self, end: int) -> Iterator[str | Call]:
-        calls = self._form.read(self._held[self._begin : end].rstrip())
+        calls = self._form.read(self._held[self._begin : end].rstrip(), self._tools)
         self._at = _At.TEXT
         if calls and all(call.name in self._tools for call in calls):
             self._held, self._skips_space = self._held[end:], True

@@ -39,7 +39,7 @@ from llm_infer.sampling import Beams
 from llm_infer.serving.runner import OverloadedError, Runner, Ticket
 from llm_infer.thinking import LAST_TOKENS, opens_thought
 from llm_infer.tools.formats import FORCED, format_of
-from llm_infer.tools.splitter import CallReading, tool_names
+from llm_infer.tools.splitter import CallReading, signatures
 
 _RETRY_AFTER_S = 2
 _PAGE_HEADERS = {
@@ -236,7 +236,7 @@ class Api:
         end = self._tokenizer.decode(prompt[-LAST_TOKENS:])
         calls = CallReading(
             form=form,
-            tools=tool_names(tools),
+            tools=signatures(tools),
             is_open=not is_forced and opens_thought(end),
             is_single=request.parallel_tool_calls is False,
         )
