@@ -21,7 +21,7 @@ def _any_device(
 ) -> str | None:
     del scale
     q_shape, v_shape = q_BTGK.shape, v_BTHV.shape
-    if not len(q_shape) == len(v_shape) == 4 or k_BTGK.shape != q_shape:
+    if len(q_shape) != 4 or len(v_shape) != 4 or k_BTGK.shape != q_shape:
         return (
             f"q {tuple(q_shape)}, k {tuple(k_BTGK.shape)}, v {tuple(v_shape)}, "
             "want [B, T, G, K], the same, [B, T, H, V]"
@@ -43,17 +43,29 @@ def _any_device(
         state_shape = (batch, heads, key_dim, value_dim)
         if initial_state.shape != state_shape:
             return f"initial_state of shape {tuple(initial_state.shape)}, want {state_shape}"
-    device = q_BTGK.device
     if (
         q_BTGK.dtype in NPU_FLOATS
         and k_BTGK.dtype in NPU_FLOATS
         and v_BTHV.dtype in NPU_FLOATS
         and log_decay_BTH.dtype in NPU_FLOATS
         and beta_BTH.dtype in NPU_FLOATS
-        and device == k_BTGK.device == v_BTHV.device == log_decay_BTH.device == beta_BTH.device
+        and (
+            (
+                q_BTGK.is_cpu
+                and k_BTGK.is_cpu
+                and v_BTHV.is_cpu
+                and log_decay_BTH.is_cpu
+                and beta_BTH.is_cpu
+            )
+            or q_BTGK.device
+            == k_BTGK.device
+            == v_BTHV.device
+            == log_decay_BTH.device
+            == beta_BTH.device
+        )
         and (
             initial_state is None
-            or (initial_state.dtype in NPU_FLOATS and initial_state.device == device)
+            or (initial_state.dtype in NPU_FLOATS and initial_state.device == q_BTGK.device)
         )
     ):
         return None

@@ -40,18 +40,20 @@ def _any_device(
         state_shape = (batch, heads, features, states)
         if initial_state.shape != state_shape:
             return f"initial_state of shape {tuple(initial_state.shape)}, want {state_shape}"
-    device = x_BTHP.device
     if (
         x_BTHP.dtype in NPU_FLOATS
         and dt_BTH.dtype in NPU_FLOATS
         and a_H.dtype in NPU_FLOATS
         and b_BTGN.dtype in NPU_FLOATS
         and c_BTGN.dtype in NPU_FLOATS
-        and device == dt_BTH.device == a_H.device == b_BTGN.device == c_BTGN.device
-        and (d_H is None or (d_H.dtype in NPU_FLOATS and d_H.device == device))
+        and (
+            (x_BTHP.is_cpu and dt_BTH.is_cpu and a_H.is_cpu and b_BTGN.is_cpu and c_BTGN.is_cpu)
+            or x_BTHP.device == dt_BTH.device == a_H.device == b_BTGN.device == c_BTGN.device
+        )
+        and (d_H is None or (d_H.dtype in NPU_FLOATS and d_H.device == x_BTHP.device))
         and (
             initial_state is None
-            or (initial_state.dtype in NPU_FLOATS and initial_state.device == device)
+            or (initial_state.dtype in NPU_FLOATS and initial_state.device == x_BTHP.device)
         )
     ):
         return None
