@@ -12,6 +12,7 @@ from llm_kernels_npu.ops.attention.tiles import MAX_DIM
 from llm_kernels_npu.ops.checks import (
     alike,
     floating,
+    floats_together,
     npu_floating,
     on_npu,
     short,
@@ -175,7 +176,9 @@ def _shapes(
             f"q {tuple(q_shape)}, k {tuple(k_shape)}, v {tuple(v_shape)}, "
             "want [B, T, H, D], [B, S, G, D], [B, S, G, E]"
         )
-    if heads % groups:
+    if not head_dim:
+        return f"q of shape {tuple(q_shape)} has no features"
+    if not groups or heads % groups:
         return f"{heads} query heads are not a multiple of {groups} key heads"
     if keys == 0:
         return f"k of shape {tuple(k_shape)} has no keys"
@@ -188,7 +191,7 @@ def _shapes(
 def _sinks(q: Tensor, sinks: Tensor) -> str | None:
     if sinks.shape != q.shape[2:3]:
         return f"sinks of shape {tuple(sinks.shape)}, want ({q.shape[2]},): one a query head"
-    return floating("sinks", sinks) or together("q", q, "sinks", sinks)
+    return floats_together(("q", q), ("sinks", sinks))
 
 
 def _mask(q: Tensor, k: Tensor, mask: Tensor) -> str | None:
@@ -199,8 +202,9 @@ def _mask(q: Tensor, k: Tensor, mask: Tensor) -> str | None:
     if not fits or mask.dim() not in (2, 4):
         full = (batch, heads, queries, k.shape[1])
         return f"mask of shape {tuple(mask.shape)}, want {full[2:]} or {full} or 1 for B and H"
-    reason = None if mask.dtype is torch.bool else floating("mask", mask)
-    return reason or together("q", q, "mask", mask)
+    if mask.dtype is torch.bool:
+        return together("q", q, "mask", mask)
+    return floats_together(("q", q), ("mask", mask))
 
 
 def _documents(

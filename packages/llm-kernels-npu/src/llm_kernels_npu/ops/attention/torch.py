@@ -65,6 +65,9 @@ def _dense(
         mask = q.new_zeros(mask.shape).masked_fill(~mask, float("-inf"))
     joint = _joint(mask, seen)
     factor: float = q.shape[-1] ** -0.5 if scale is None else scale
+    if factor <= 0:
+        # PyTorch's kernels scale what is hidden, -inf, too.
+        q, factor = q * factor, 1.0
     if sinks is not None:
         q, k, v = _with_sink_key(q, k, v, sinks, scale=factor)
         joint = None if joint is None else functional.pad(joint, (1, 0), value=_open(joint))
@@ -97,10 +100,13 @@ def _with_sink_key(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One more key in front with a value of zero, which every query scores with its head's sink.
 
-    A further feature holds `sink / scale` in each query, 1 in that key and 0 in all others.
+    A further feature holds `sink / scale` in each query, 1 in that key and 0 in all others: a
+    finite number, as an infinite one times 0 is NaN.
     """
     batch, queries, heads, dim = q.shape
-    lane = functional.pad((wide(sinks) / scale).to(q.dtype)[:, None], (0, _SINK_FEATURES - 1))
+    most = torch.finfo(q.dtype).max
+    scaled = (wide(sinks) / scale).clamp(-most, most).to(q.dtype)
+    lane = functional.pad(scaled[:, None], (0, _SINK_FEATURES - 1))
     wider_q = torch.cat((q, lane.expand(batch, queries, heads, _SINK_FEATURES)), dim=-1)
     in_front = (0, 0, 1, 0)
     is_sink = torch.zeros(k.shape[1] + 1, 1, dim + _SINK_FEATURES, dtype=k.dtype, device=k.device)

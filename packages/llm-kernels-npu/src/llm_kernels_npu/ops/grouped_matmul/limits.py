@@ -19,6 +19,8 @@ def _shapes(x: Tensor, weight: Tensor, group_sizes: Tensor | Sequence[int]) -> s
             f"x of shape {tuple(x_shape)} and weight {tuple(weight_shape)}, "
             "want [M, K] and [E, K, N]"
         )
+    if not weight_shape[0]:
+        return f"weight of shape {tuple(weight_shape)} has no groups"
     if x.dtype is not weight.dtype or x.device != weight.device:
         return alike("x", x, "weight", weight)
     return _sizes(group_sizes, weight_shape[0], x_shape[0])

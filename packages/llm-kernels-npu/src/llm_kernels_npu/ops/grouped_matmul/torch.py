@@ -16,7 +16,7 @@ def grouped_matmul(x: Tensor, weight: Tensor, group_sizes: Tensor | Sequence[int
     """See `reference.grouped_matmul`; the products are made in x's dtype."""
     if _is_grouped_by_torch(x, weight):
         ends = ends_of(group_sizes, device=x.device, dtype=torch.int32)
-        return grouped(_TORCH, x, weight, ends)
+        return grouped(_TORCH, _aligned(x), _aligned(weight), ends)
     parts = x.split(host_sizes(group_sizes))
     return torch.cat([part @ matrix for part, matrix in zip(parts, weight.unbind(), strict=True)])
 
@@ -28,6 +28,13 @@ def _is_grouped_by_torch(x: Tensor, weight: Tensor) -> bool:
         and x.device.type in ("cpu", "cuda")
         and not any(count % _ALIGNMENT_BYTES for count in row_bytes)
     )
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """`x`, copied where PyTorch's grouped product refuses how its rows or columns lie."""
+    strides, block = x.stride(), _ALIGNMENT_BYTES // x.element_size()
+    is_read = 1 in strides[-2:] and all(step == 1 or step % block == 0 for step in strides)
+    return x if is_read and x.data_ptr() % _ALIGNMENT_BYTES == 0 else x.contiguous()
 
 
 def _rows(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:

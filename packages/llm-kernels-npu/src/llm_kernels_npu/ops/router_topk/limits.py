@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from llm_kernels_npu.ops.checks import floating, npu_floating, on_npu, together
+from llm_kernels_npu.ops.checks import floats_together, npu_floating, on_npu
 from llm_kernels_npu.ops.router_topk.reference import GROUP_SCORES
 
 _SCORES = ("softmax", "sigmoid")
@@ -37,10 +37,8 @@ def _any_device(
     experts = shape[1]
     if bias is not None and bias.shape != (experts,):
         return f"bias of shape {tuple(bias.shape)}, want ({experts},)"
-    return (
-        _groups(experts, top_k, groups, top_groups, group_score)
-        or (None if bias is None else together("logits", logits, "bias", bias))
-        or floating("logits", logits)
+    return _groups(experts, top_k, groups, top_groups, group_score) or floats_together(
+        ("logits", logits), ("bias", bias)
     )
 
 
