@@ -4,7 +4,13 @@ import pytest
 
 from llm_kernels_npu.ops import tiles
 from llm_kernels_npu.ops.causal_conv1d.tiles import conv_tile
-from llm_kernels_npu.ops.recurrence_tiles import MAX_DIM, recurrence_tile
+from llm_kernels_npu.ops.recurrence_tiles import (
+    MAX_DIM,
+    RECURRENCE_COST,
+    RecurrenceTile,
+    recurrence_tile,
+    unified_buffer_bytes,
+)
 
 
 @pytest.mark.parametrize("itemsize", [2, 4])
@@ -47,3 +53,21 @@ def test_tile_of_a_recurrence_holds_a_key_and_no_more_tokens_than_there_are():
     wanted = {"CHUNK": 16, "KEY": 16, "VALUE": 16}
     assert recurrence_tile(1, 4, 4, target="cuda").constants() == wanted
     assert recurrence_tile(4096, MAX_DIM, MAX_DIM, target="npu").key == MAX_DIM
+
+
+@pytest.mark.parametrize(("key", "value"), [(16, 32), (64, 32), (128, 32), (256, 16)])
+def test_npu_tile_of_a_recurrence_fits_and_one_of_twice_the_tokens_does_not(key, value):
+    tile = recurrence_tile(4096, key, 256, target="npu")
+    assert tile == RecurrenceTile(chunk=16, key=key, value=value)
+    longer = RecurrenceTile(chunk=32, key=key, value=value)
+    needs, more = (
+        max(unified_buffer_bytes(kernel, one) for kernel in RECURRENCE_COST)
+        for one in (tile, longer)
+    )
+    assert needs <= 196_608 < more
+
+
+def test_keys_wider_than_any_tile_are_refused_with_the_bytes_they_take():
+    # 142 * 16 * 16 + 29.5 * 16 * 512.
+    with pytest.raises(ValueError, match=r"512 features take 278016 bytes .* 196608 are there"):
+        recurrence_tile(4096, 512, 64, target="npu")

@@ -7,6 +7,11 @@ import torch
 
 from llm_kernels_npu.ops import tiles
 from llm_kernels_npu.ops.causal_conv1d.tiles import TAP_BYTES, UNIFIED_BUFFER_950_BYTES
+from llm_kernels_npu.ops.recurrence_tiles import (
+    RECURRENCE_COST,
+    RecurrenceTile,
+    unified_buffer_bytes,
+)
 from triton_aot import ascend, calls
 
 OVERSIZE = 65_536
@@ -69,6 +74,47 @@ def test_budget_of_rope_is_what_the_compiler_counts(dtype, tmp_path):
         wanted.append(outcome.overflow[1] / (OVERSIZE // 2))
     assert 0.9 * tiles.ROPE_PAIR_BYTES < max(wanted) <= tiles.ROPE_PAIR_BYTES, wanted
     assert tiles.rope_tile(1 << 20, half=64, passing=0) * 64 * max(wanted) <= 196_608
+
+
+OVERSIZE_RECURRENCES = (
+    ("solve_kernel", 32, 64, 32),
+    ("solve_kernel", 32, 128, 32),
+    ("solve_kernel", 32, 256, 16),
+    ("gradient_kernel", 32, 128, 32),
+    ("gradient_kernel", 32, 256, 16),
+    ("gradient_kernel", 16, 512, 16),
+    ("gradient_kernel", 16, 256, 64),
+)
+"""Twice the tokens or more features than a tile of a recurrence has, for the kernel it is over."""
+
+
+def oversize_recurrences():
+    """The default tests take the first; the others, two minutes, last ran on 2026-11-27."""
+    for dtype in (torch.float32, torch.bfloat16):
+        for kernel, *sizes in OVERSIZE_RECURRENCES:
+            quick = (kernel, *sizes) == OVERSIZE_RECURRENCES[0] and dtype is torch.float32
+            label = f"{kernel}-{'x'.join(map(str, sizes))}-{dtype}"
+            marks = () if quick else pytest.mark.slow
+            yield pytest.param(kernel, sizes, dtype, id=label, marks=marks)
+
+
+@pytest.mark.parametrize(("kernel", "sizes", "dtype"), list(oversize_recurrences()))
+def test_tile_of_a_recurrence_over_the_budget_is_over_the_compilers(kernel, sizes, dtype, tmp_path):
+    assert kernel in RECURRENCE_COST
+    tile = RecurrenceTile(**dict(zip(("chunk", "key", "value"), sizes, strict=True)))
+    budget = unified_buffer_bytes(kernel, tile)
+    assert budget > tiles.UNIFIED_BUFFER_BYTES
+    launch = next(
+        one for one in calls.launches("gated_delta_rule", dtype) if one.kernel.fn.__name__ == kernel
+    )
+    constants = tuple((name, tile.constants().get(name, value)) for name, value in launch.constants)
+    linalg = ascend.lower(dataclasses.replace(launch, constants=constants))
+    outcome = ascend.compile_hivm(linalg, "Ascend910B3", tmp_path)
+    assert outcome.overflow is not None, outcome.messages
+    memory, counted = outcome.overflow
+    assert memory == "ub"
+    # The compiler plans by dtype, and not by these sizes alone.
+    assert 0.7 * budget < counted <= budget
 
 
 # A minute: before it gives up, the compiler looks for another plan. Last run 2026-11-27.
