@@ -46,8 +46,20 @@ def test_each_kernel_compiles_to_a_cubin(name, capability):
         compiles(launch, capability)
 
 
-# Two minutes and a half; last run 2026-11-27.
+@pytest.mark.parametrize("key", [128, 256])
+@pytest.mark.parametrize("capability", sorted(cuda.SHARED_BYTES))
+def test_outputs_of_a_recurrence_of_wide_keys_compile_to_a_cubin(capability, key):
+    launch = next(
+        one
+        for one in calls.launches("gated_delta_rule", torch.bfloat16)
+        if one.kernel.fn.__name__ == "output_kernel" and dict(one.constants)["KEY"] == key
+    )
+    compiles(launch, capability)
+
+
+# Twenty minutes beside other work, all but three of them the recurrences; last run 2026-11-27.
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("capability", sorted(cuda.SHARED_BYTES))
 @pytest.mark.parametrize("name", calls.CALLS)
 def test_every_tile_compiles_to_a_cubin(name, capability):
