@@ -76,25 +76,26 @@ def test_budget_of_rope_is_what_the_compiler_counts(dtype, tmp_path):
     assert tiles.rope_tile(1 << 20, half=64, passing=0) * 64 * max(wanted) <= 196_608
 
 
+BOTH = (torch.float32, torch.bfloat16)
 OVERSIZE_RECURRENCES = (
-    ("solve_kernel", 32, 64, 32),
-    ("solve_kernel", 32, 128, 32),
-    ("solve_kernel", 32, 256, 16),
-    ("gradient_kernel", 32, 128, 32),
-    ("gradient_kernel", 32, 256, 16),
-    ("gradient_kernel", 16, 512, 16),
-    ("gradient_kernel", 16, 256, 64),
+    ("solve_kernel", (32, 64, 32), BOTH),
+    ("solve_kernel", (32, 128, 32), BOTH),
+    ("solve_kernel", (32, 256, 16), BOTH),
+    ("gradient_kernel", (32, 128, 32), BOTH),
+    ("gradient_kernel", (32, 256, 16), BOTH),
+    ("gradient_kernel", (16, 512, 16), BOTH),
+    # In bfloat16 the compiler finds another plan, without double buffers.
+    ("gradient_kernel", (16, 256, 64), (torch.float32,)),
 )
 """Twice the tokens or more features than a tile of a recurrence has, for the kernel it is over."""
 
 
 def oversize_recurrences():
-    """The default tests take the first; the others, two minutes, last ran on 2026-11-27."""
-    for dtype in (torch.float32, torch.bfloat16):
-        for kernel, *sizes in OVERSIZE_RECURRENCES:
-            quick = (kernel, *sizes) == OVERSIZE_RECURRENCES[0] and dtype is torch.float32
+    """The default tests take the first; the others, three minutes, last ran on 2026-11-27."""
+    for index, (kernel, sizes, dtypes) in enumerate(OVERSIZE_RECURRENCES):
+        for dtype in dtypes:
+            marks = () if index == 0 and dtype is torch.float32 else pytest.mark.slow
             label = f"{kernel}-{'x'.join(map(str, sizes))}-{dtype}"
-            marks = () if quick else pytest.mark.slow
             yield pytest.param(kernel, sizes, dtype, id=label, marks=marks)
 
 
