@@ -17,6 +17,7 @@ from llm_ckpt.formats.peft import Adapter, LowRank
 from llm_ckpt.formats.slab import Files
 from llm_ckpt.layout import FULL, Shape, Shard, cut, whole
 from llm_ckpt.lora import adapted
+from llm_ckpt.rules import Transposed
 from llm_ckpt.table import Entry, Part, Table
 from llm_ckpt.tensors import Tensors
 
@@ -68,8 +69,9 @@ class PeftChange:
     """A PEFT adapter, on the Hugging Face tensors that parameters are made of."""
 
     def __init__(self, adapter: Adapter, table: Table) -> None:
+        adapter = adapter.on(table.hf_parts())
         self._adapter, self._arch, self._files = adapter, table.arch, Files()
-        parts = {part.name: part for part in table.hf_parts()}
+        parts = {part.key: part for part in table.hf_parts()}
         _check_names(adapter, parts)
         for name, low_rank in adapter.low_rank.items():
             _check_low_rank(adapter, parts[name], low_rank)
@@ -78,35 +80,41 @@ class PeftChange:
 
     def touches(self, entry: Entry) -> bool:
         """Whether any of its tensors is adapted or replaced."""
-        return any(part.name in self._adapter.names() for part in entry.parts)
+        return any(part.key in self._adapter.names() for part in entry.parts)
 
     def changed(self, entry: Entry, weight: Tensor) -> Tensor:
         """Split, change each tensor, merge."""
         tensors = entry.rule.split(weight, self._arch)
-        return entry.rule.merge(list(map(self._adapted, entry.parts, tensors)), self._arch)
+        is_transposed = isinstance(entry.rule, Transposed)
+        changed = [
+            self._adapted(part, one, is_transposed=is_transposed)
+            for part, one in zip(entry.parts, tensors, strict=True)
+        ]
+        return entry.rule.merge(changed, self._arch)
 
     def close(self) -> None:
         """Close files."""
         self._files.close()
 
-    def _adapted(self, part: Part, weight: Tensor) -> Tensor:
-        if part.name in self._adapter.replaced:
-            slab = self._adapter.replaced[part.name]
+    def _adapted(self, part: Part, weight: Tensor, *, is_transposed: bool) -> Tensor:
+        if part.key in self._adapter.replaced:
+            slab = self._adapter.replaced[part.key]
             saved = torch.empty(slab.shape, dtype=slab.dtype)
             self._files.read(slab, whole(slab.shape), saved)
             weight = saved.to(weight.dtype)
-        low_rank = self._adapter.low_rank.get(part.name)
+        low_rank = self._adapter.low_rank.get(part.key)
         if low_rank is None:
             return weight
         a, b, magnitude = low_rank.read(self._files)
-        config = self._adapter.config
         return adapted(
             weight,
             a,
             b,
-            scaling=config.scaling(part.name.removesuffix(".weight"), a.shape[0]),
+            scaling=self._adapter.scaling(part.key),
             magnitude=magnitude,
-            is_transposed=config.fan_in_fan_out and not low_rank.is_embedding,
+            is_transposed=is_transposed
+            if low_rank.which is not None
+            else self._adapter.config.fan_in_fan_out and not low_rank.is_embedding,
         )
 
 
@@ -162,11 +170,17 @@ def _check_names(adapter: Adapter, known: Mapping[str, Part]) -> None:
 
 
 def _check_low_rank(adapter: Adapter, part: Part, low_rank: LowRank) -> None:
-    a, b = low_rank.a.shape, low_rank.b.shape
-    found = (a[1], b[0]) if low_rank.is_embedding else (b[0], a[1])
+    found = low_rank.shape
     if adapter.config.fan_in_fan_out and not low_rank.is_embedding:
         found = found[::-1]
-    _check_shape(adapter, part, found)
+    if low_rank.which is None:
+        _check_shape(adapter, part, found)
+    # Files have them as [out, in] or [in, out].
+    elif found not in (part.shape, part.shape[::-1]):
+        raise CheckpointError(
+            f"{adapter.folder}: {part.key}: the adapter is for {list(found)}, the base has "
+            f"{list(part.shape)}"
+        )
 
 
 def _check_shape(adapter: Adapter, part: Part, found: Shape) -> None:

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
@@ -20,6 +20,8 @@ from llm_ckpt.errors import FormatError
 from llm_ckpt.layout import Shape
 from llm_ckpt.rules import Rule
 
+_T = TypeVar("_T")
+
 # Values of fields that would change the weights in a way this module does not compute.
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
@@ -27,7 +29,6 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "lora_bias": (False, None),
     "megatron_config": (None,),
     "trainable_token_indices": (None,),
-    "target_parameters": (None, [], ()),
     "use_bdlora": (None, False),
     "use_qalora": (False, None),
     "alora_invocation_tokens": (None,),
@@ -48,15 +49,23 @@ class AdapterConfig(BaseModel):
     use_dora: bool = False
     fan_in_fan_out: bool = False
     alpha_pattern: dict[str, float] = {}
+    rank_pattern: dict[str, PositiveInt] = {}
+    target_parameters: tuple[str, ...] | None = None
+
+    def rank(self, module: str) -> int:
+        """The rank of a module, as PEFT finds it."""
+        return _by_pattern(self.rank_pattern, module, self.r)
 
     def scaling(self, module: str, rank: int) -> float:
         """The factor of B·A for a module, whose rank is that of its tensors."""
-        alpha = self.lora_alpha
-        for pattern, value in self.alpha_pattern.items():
-            if re.fullmatch(rf"(.*\.)?({pattern})", module):
-                alpha = value
-                break
+        alpha = _by_pattern(self.alpha_pattern, module, self.lora_alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def _by_pattern(patterns: Mapping[str, _T], module: str, default: _T) -> _T:
+    """The value of the first pattern that is, or ends, a module's name."""
+    found = (v for one, v in patterns.items() if re.fullmatch(rf"(.*\.)?({one})", module))
+    return next(found, default)
 
 
 def parse_adapter_config(document: Mapping[str, Any], *, where: str) -> AdapterConfig:

@@ -28,6 +28,11 @@ class Part:
     count: int | None = None
 
     @property
+    def key(self) -> str:
+        """The name, of an entry with its number: no two parts share one."""
+        return self.name if self.index is None else f"{self.name}[{self.index}]"
+
+    @property
     def stored_shape(self) -> Shape:
         """Shape of the tensor under this name."""
         return self.shape if self.count is None else (self.count, *self.shape)

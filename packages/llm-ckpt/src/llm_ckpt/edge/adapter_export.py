@@ -1,20 +1,26 @@
 """Adapters of a training run as PEFT folders: what `llm_train.adapters` names."""
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from llm_ckpt.arch import parse_arch
 from llm_ckpt.edge.adapters import modules_of
 from llm_ckpt.errors import CheckpointError
 from llm_ckpt.families import family_named
-from llm_ckpt.formats.peft import ModuleFactors, WrittenConfig, write_adapter
+from llm_ckpt.formats.peft import ModuleFactors, Together, WrittenConfig, write_adapter
+from llm_ckpt.lora import of_rank
 from llm_ckpt.rules import Transposed
+from llm_ckpt.stacked_experts import FAMILIES, Stacked, is_taken_for_experts, join, stacked
 from llm_ckpt.table import Table
 
 _SUFFIX = ".weight"
+_EXPERTS = ".experts."
 _EMBEDDING = "embedding.word_embeddings.weight"
 
 Factors = tuple[Tensor, Tensor, Tensor | None]
@@ -39,19 +45,72 @@ def export_adapter(
     """
     model = parse_arch(dict(arch), where="arch.json")
     table = family_named(model.family, where="arch.json").table(model)
+    stacks = {name: where for name in factors if (where := _stack(table, name)) is not None}
     modules = {
         module: one
         for name, parts in factors.items()
+        if name not in stacks
         for module, one in _modules(table, name, parts, rank=rank).items()
     }
+    together = _together(table, factors, stacks)
     temporary = output.with_name(f".writing_{output.name}")
     if temporary.exists():
         shutil.rmtree(temporary)
-    config = WrittenConfig(alpha=alpha, use_rslora=use_rslora, dropout=dropout, base=base)
-    write_adapter(temporary, modules, config, modules=modules_of(table))
+    is_dora = any(lengths is not None for _, _, lengths in factors.values())
+    plain = {
+        module
+        for module in modules
+        if model.family in FAMILIES and is_taken_for_experts(module) and not is_dora
+    }
+    config = WrittenConfig(
+        alpha=alpha,
+        use_rslora=use_rslora,
+        # peft has no dropout of parameters; it is for training alone.
+        dropout=0.0 if together or plain else dropout,
+        base=base,
+    )
+    if use_rslora and any(_EXPERTS in name for name in factors):
+        # peft joins gate and up of experts to twice the rank and alpha, which is right without.
+        config = replace(config, alpha=alpha * math.sqrt(rank), use_rslora=False)
+    together_by = Together(
+        factors=together, experts=0 if model.moe is None else model.moe.experts, plain=plain
+    )
+    write_adapter(
+        temporary, modules, config, modules=modules_of(table), rank=rank, parameters=together_by
+    )
     if output.exists():
         shutil.rmtree(output)
     temporary.rename(output)
+
+
+def _stack(table: Table, name: str) -> Stacked | None:
+    """Which expert of a parameter of transformers a weight is; None when it is of none."""
+    part = table.entries[name].parts[0]
+    is_stack = part.index is not None or table.arch.family in FAMILIES
+    return stacked(part) if is_stack else None
+
+
+def _together(
+    table: Table, factors: Mapping[str, Factors], stacks: Mapping[str, Stacked]
+) -> Mapping[str, ModuleFactors]:
+    """The adapters of the parameters of transformers that hold whole layers' experts."""
+    found: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
+    for name, where in stacks.items():
+        rule, (a, b, _) = table.entries[name].rule, factors[name]
+        # Rows of B are those of an [out, in] tensor, whichever way it lies.
+        rows = (rule.rule if isinstance(rule, Transposed) else rule).split(b, table.arch)
+        found.setdefault(where.parameter, {})[where.expert] = a, torch.cat(rows)
+    joined = {
+        name: join(_of_one_rank([own[expert] for expert in sorted(own)]))
+        for name, own in sorted(found.items())
+    }
+    return {name: ModuleFactors(a=a.contiguous(), b=b) for name, (a, b) in joined.items()}
+
+
+def _of_one_rank(experts: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Where gate and up have an A each, its rank is theirs together."""
+    rank = max(a.shape[0] for a, _ in experts)
+    return [of_rank(a, b, rank) for a, b in experts]
 
 
 def _modules(table: Table, name: str, factors: Factors, *, rank: int) -> dict[str, ModuleFactors]:

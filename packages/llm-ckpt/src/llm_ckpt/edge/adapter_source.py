@@ -55,13 +55,13 @@ class StoredAdapter:
         return [
             name
             for name, entry in self.table.entries.items()
-            if any(part.name in adapted for part in entry.parts)
+            if any(part.key in adapted for part in entry.parts)
         ]
 
     def read(self, name: str) -> StoredFactors:
         """What the folder has for one of them."""
         entry, files = self.table.entries[name], Files()
-        found = [self.adapter.low_rank.get(part.name) for part in entry.parts]
+        found = [self.adapter.low_rank.get(part.key) for part in entry.parts]
         parts = [None if one is None else one.read(files) for one in found]
         files.close()
         given = [one for one in parts if one is not None]
@@ -71,7 +71,9 @@ class StoredAdapter:
                 f"{self.adapter.folder}: DoRA of {len(given)} of the {len(parts)} modules that "
                 f"{name} is made of; want all of them, or none"
             )
-        merge, arch = entry.rule.merge, self.table.arch
+        rule, arch = entry.rule, self.table.arch
+        # Rows of B are those of an [out, in] tensor, whichever way it lies.
+        merge = (rule.rule if isinstance(rule, Transposed) else rule).merge
         vectors = [one[2][:, None] for one in given if one[2] is not None]
         lengths = merge(vectors, arch)[:, 0] if vectors else None
         if is_whole and all(torch.equal(one[0], given[0][0]) for one in given):
@@ -89,22 +91,20 @@ def open_adapter(folder: Path, *, arch: Mapping[str, object]) -> StoredAdapter:
     Raises CheckpointError where it adapts what the model does not have, in several ranks or
     scalings, or replaces weights whole.
     """
-    adapter, model = read_adapter(folder), parse_arch(dict(arch), where="arch.json")
+    model = parse_arch(dict(arch), where="arch.json")
     table = family_named(model.family, where="arch.json").table(model)
+    adapter = read_adapter(folder).on(table.hf_parts())
     if adapter.replaced or adapter.config.fan_in_fan_out:
         what = sorted(adapter.replaced)[:1] or ["fan_in_fan_out"]
         raise CheckpointError(f"{folder}: {what[0]}: only adapters of linears can be gone on with")
-    rules = {part.name: entry.rule for entry in table.entries.values() for part in entry.parts}
+    rules = {part.key: entry.rule for entry in table.entries.values() for part in entry.parts}
     for name in sorted(adapter.low_rank):
         if name not in rules:
             raise CheckpointError(f"{folder}: {name} is not in the model ({model.family})")
-        if isinstance(rules[name], Transposed):
+        if isinstance(rules[name], Transposed) and adapter.low_rank[name].which is None:
             raise CheckpointError(f"{folder}: {name} lies transposed, which is not built")
-    ranks = {one.a.shape[0] for one in adapter.low_rank.values()}
-    scalings = {
-        adapter.config.scaling(name.removesuffix(_SUFFIX), one.a.shape[0])
-        for name, one in adapter.low_rank.items()
-    }
+    ranks = {one.rank for one in adapter.low_rank.values()}
+    scalings = {adapter.scaling(name) for name in adapter.low_rank}
     for what, values in (("rank", ranks), ("scaling", scalings)):
         if len(values) > 1:
             raise CheckpointError(f"{folder}: has {what}s {sorted(values)}; want one")

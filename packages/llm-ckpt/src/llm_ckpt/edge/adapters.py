@@ -96,16 +96,21 @@ def _part_factors(table: Table, name: str, adapter: MegatronAdapter) -> tuple[Te
 
 def _megatron_adapter(adapter: Adapter, table: Table) -> MegatronAdapter:
     """All factors in one rank and one scaling: what differs is folded into B."""
-    config = adapter.config
+    adapter, config = adapter.on(table.hf_parts()), adapter.config
     if config.use_dora or adapter.replaced or config.fan_in_fan_out:
         what = "DoRA" if config.use_dora else "replaced weights or transposed layers"
         raise CheckpointError(f"{adapter.folder}: {what} have no form in Megatron; merge instead")
-    known = {part.name for part in table.hf_parts()}
+    known = {part.key for part in table.hf_parts()}
     if unknown := sorted(adapter.low_rank.keys() - known):
         raise CheckpointError(f"{adapter.folder}: {unknown[0]} is not in the base")
     files, factors = Files(), dict[str, tuple[Tensor, Tensor]]()
     for name, entry in table.entries.items():
-        if any(part.name in adapter.low_rank for part in entry.parts):
+        if any(part.key in adapter.low_rank for part in entry.parts):
+            if isinstance(entry.rule, Transposed):
+                raise CheckpointError(
+                    f"{adapter.folder}: {entry.parts[0].key} lies transposed, which has no form in "
+                    "Megatron; merge instead"
+                )
             factors[name] = _merged(entry, adapter, table, files)
     files.close()
     rank = max(a.shape[0] for a, _ in factors.values())
@@ -116,13 +121,12 @@ def _megatron_adapter(adapter: Adapter, table: Table) -> MegatronAdapter:
 def _merged(entry: Entry, adapter: Adapter, table: Table, files: Files) -> tuple[Tensor, Tensor]:
     parts: list[PartFactors | None] = []
     for part in entry.parts:
-        low_rank = adapter.low_rank.get(part.name)
+        low_rank = adapter.low_rank.get(part.key)
         if low_rank is None:
             parts.append(None)
             continue
         a, b, _ = low_rank.read(files)
-        scaling = adapter.config.scaling(part.name.removesuffix(_SUFFIX), a.shape[0])
-        parts.append(PartFactors(a, b, scaling))
+        parts.append(PartFactors(a, b, adapter.scaling(part.key)))
     shapes = [part.shape for part in entry.parts]
     return merged_factors(entry.rule, parts, shapes, table.arch)
 

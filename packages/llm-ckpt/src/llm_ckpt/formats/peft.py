@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,8 @@ from llm_ckpt.formats.slab import Files, Slab
 from llm_ckpt.formats.stream import NewFile, write_file
 from llm_ckpt.layout import whole
 from llm_ckpt.lora import AdapterConfig, parse_adapter_config
+from llm_ckpt.stacked_experts import MATRICES, Stacked, cut, stacked
+from llm_ckpt.table import Part
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -27,16 +29,36 @@ _PART = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """The adapter of one weight; `is_embedding` ones lie transposed."""
+    """The adapter of one weight; `is_embedding` ones lie transposed.
+
+    Of a weight that is one of `experts` that PEFT adapts together, `a` and `b` are those of all,
+    and `which` says which it is.
+    """
 
     a: Slab
     b: Slab
-    magnitude: Slab | None
-    is_embedding: bool
+    magnitude: Slab | None = None
+    is_embedding: bool = False
+    which: Stacked | None = None
+    experts: int = 1
+
+    @property
+    def rank(self) -> int:
+        """Rows of A."""
+        return self.a.shape[0] // self.experts
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[out, in] of the weight, [in, out] of an embedding."""
+        halves = 1 if self.which is None or self.which.half is None else 2
+        out, inputs = self.b.shape[0] // halves, self.a.shape[1]
+        return (inputs, out) if self.is_embedding else (out, inputs)
 
     def read(self, files: Files) -> tuple[Tensor, Tensor, Tensor | None]:
         """A [rank, in], B [out, rank] and the lengths of DoRA [out]."""
         a, b = _read(files, self.a), _read(files, self.b)
+        if self.which is not None:
+            a, b = cut(a, b, self.which, experts=self.experts)
         if self.is_embedding:
             a, b = b.T, a.T
         magnitude = None if self.magnitude is None else _read(files, self.magnitude).flatten()
@@ -45,12 +67,49 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter folder: by Hugging Face weight name, what is added and what is replaced."""
+    """An adapter folder: by Hugging Face weight name, what is added and what is replaced.
+
+    `together` are parameters of transformers that hold a layer's experts; `on` takes them apart.
+    """
 
     folder: Path
     config: AdapterConfig
     low_rank: Mapping[str, LowRank]
     replaced: Mapping[str, Slab]
+    together: Mapping[str, LowRank]
+
+    def on(self, parts: Iterable[Part]) -> "Adapter":
+        """The same of a model made of `parts`, every expert of its own, under its part's key.
+
+        Raises FormatError for a parameter that the model does not have.
+        """
+        found = [(part.key, where) for part in parts if (where := stacked(part)) is not None]
+        low_rank, left = dict(self.low_rank), set(self.together)
+        for key, where in found:
+            if (one := self.together.get(where.parameter)) is not None:
+                low_rank[key] = self._of_expert(one, where)
+                left.discard(where.parameter)
+        if left:
+            raise FormatError(
+                f"{self.folder}: {sorted(left)[0]}: no experts of the model are held so; its "
+                f"parameters are {first_few(sorted({where.parameter for _, where in found}))}"
+            )
+        return replace(self, low_rank=low_rank, together={})
+
+    def scaling(self, key: str) -> float:
+        """The factor of B·A of a weight, by its key."""
+        one = self.low_rank[key]
+        module = key.removesuffix(".weight") if one.which is None else one.which.parameter
+        return self.config.scaling(module, one.rank)
+
+    def _of_expert(self, one: LowRank, where: Stacked) -> LowRank:
+        rank, rows = self.config.rank(where.parameter), one.a.shape[0]
+        if rows % rank or where.expert >= rows // rank:
+            raise FormatError(
+                f"{self.folder}: {where.parameter}: A has {rows} rows, which at rank {rank} are no "
+                f"whole number of experts that holds number {where.expert}"
+            )
+        return replace(one, which=where, experts=rows // rank)
 
     def names(self) -> set[str]:
         """Hugging Face names of the weights that it changes."""
@@ -76,13 +135,18 @@ def read_adapter(folder: Path) -> Adapter:
             # Of embeddings peft saves the base beside the adapter: their rows may have grown.
             module = match["module"].removesuffix(".base_layer")
             replaced[f"{module}.{match['saved'] or match['plain']}"] = slab
-    low_rank = {
-        f"{module}.weight": _low_rank(module, parts, config, where=str(folder / WEIGHTS))
+    inside = str(folder / WEIGHTS)
+    of_parameters = _parameters(modules, config, where=inside)
+    found = {
+        of_parameters.get(module, f"{module}.weight"): _low_rank(
+            module, parts, config, where=inside
+        )
         for module, parts in modules.items()
     }
-    if not low_rank and not replaced:
+    if not found and not replaced:
         raise FormatError(f"{folder / WEIGHTS}: holds no tensors")
-    return Adapter(folder, config, low_rank, replaced)
+    together = {name: found.pop(name) for name in of_parameters.values()}
+    return Adapter(folder, config, found, replaced, together)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +168,11 @@ class ModuleFactors:
     magnitude: Tensor | None = None
     is_embedding: bool = False
 
+    @property
+    def rank(self) -> int:
+        """Rows of A."""
+        return self.a.shape[0]
+
     def tensors(self, module: str) -> dict[str, Tensor]:
         """By the names that PEFT has for them; of embeddings they lie transposed."""
         if self.is_embedding:
@@ -114,37 +183,74 @@ class ModuleFactors:
         return named
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Together:
+    """Adapters that PEFT has of parameters (`target_parameters`), not of modules.
+
+    `factors` are by parameter of transformers that holds the `experts` of a layer; `plain` are
+    modules whose weight alone is adapted so.
+    """
+
+    factors: Mapping[str, ModuleFactors]
+    experts: int
+    plain: Set[str]
+
+    def document(self, rank: int, alpha: float) -> dict[str, object]:
+        """What adapter_config.json says of them, beside a rank and an alpha of all others."""
+        names = sorted({*self.factors, *(f"{module}.weight" for module in self.plain)})
+        ranks = {name: one.rank // self.experts for name, one in self.factors.items()}
+        other = {name: found for name, found in ranks.items() if found != rank}
+        if not other:
+            return {"target_parameters": names} if names else {}
+        return {
+            "target_parameters": names,
+            "rank_pattern": {re.escape(name): found for name, found in other.items()},
+            "alpha_pattern": {
+                re.escape(name): alpha * found / rank for name, found in other.items()
+            },
+        }
+
+
+_NO_PARAMETERS = Together(factors={}, experts=0, plain=frozenset())
+
+
 def write_adapter(
     folder: Path,
     factors: Mapping[str, ModuleFactors],
     config: WrittenConfig,
     *,
     modules: set[str],
+    rank: int | None = None,
+    parameters: Together = _NO_PARAMETERS,
 ) -> None:
-    """Write a folder that peft loads; `factors` are by Hugging Face module.
+    """Write a folder that peft loads; `factors` are by Hugging Face module, of one rank.
 
     `modules` are all modules of the model: where names of the last part alone would adapt more of
-    them, the whole names are written.
+    them, the whole names are written. `rank` is theirs where it is not that of the first.
     """
-    first = next(iter(factors.values()))
-    last = {name.rsplit(".", 1)[-1] for name in factors}
+    first = next(iter((factors or parameters.factors).values()))
+    rank = rank or first.rank
+    whole_names = factors.keys() - parameters.plain
+    last = {name.rsplit(".", 1)[-1] for name in whole_names}
     meant = {name for name in modules if name.rsplit(".", 1)[-1] in last}
+    targets = sorted(last if meant == whole_names else whole_names)
     document = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": config.base,
         "inference_mode": True,
-        "r": first.a.shape[0],
+        "r": rank,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
         "use_rslora": config.use_rslora,
         "use_dora": first.magnitude is not None,
         "bias": "none",
-        "target_modules": sorted(last if meant == factors.keys() else factors),
+        "target_modules": targets or None,
+        **parameters.document(rank, config.alpha),
     }
     tensors = [
         (f"{_PREFIX}{name}", tensor)
-        for module, one in factors.items()
+        for module, one in {**factors, **_nested(parameters.factors)}.items()
         for name, tensor in one.tensors(module).items()
     ]
     folder.mkdir(parents=True, exist_ok=True)
@@ -154,6 +260,40 @@ def write_adapter(
             file.write_tensor(tensor.contiguous(), tensor.dtype)
         file.commit()
     write_file(folder / CONFIG, (json.dumps(document, indent=2) + "\n").encode())
+
+
+def _nested(together: Mapping[str, ModuleFactors]) -> Mapping[str, ModuleFactors]:
+    """By the module that PEFT makes of each parameter (`_parameters`)."""
+    found: dict[str, ModuleFactors] = {}
+    for module in dict.fromkeys(name.rpartition(".")[0] for name in together):
+        own = [name for m in MATRICES if (name := f"{module}.{m}") in together]
+        for depth, name in enumerate(reversed(own)):
+            found[module + ".base_layer" * depth] = together[name]
+    return found
+
+
+def _parameters(modules: Iterable[str], config: AdapterConfig, *, where: str) -> Mapping[str, str]:
+    """Which modules of the file are adapters of parameters, and of which.
+
+    Of several in one module PEFT nests them, the first of the module inmost (`base_layer`).
+    """
+    nested: dict[str, list[str]] = {}
+    for name in sorted(modules, key=len, reverse=True):
+        nested.setdefault(re.sub(r"(\.base_layer)+$", "", name), []).append(name)
+    found: dict[str, str] = {}
+    for module, names in nested.items():
+        wanted = [
+            f"{module}.{matrix}"
+            for matrix in MATRICES
+            if any(f".{module}.{matrix}".endswith(f".{t}") for t in config.target_parameters or ())
+        ]
+        if len(names) != len(wanted) and (wanted or names[0] != module):
+            raise FormatError(
+                f"{where}: {module} has {len(names)} adapters, of its parameters "
+                f"{', '.join(MATRICES)} target_parameters names {len(wanted)}"
+            )
+        found |= dict(zip(names, wanted, strict=True)) if wanted else {}
+    return found
 
 
 def _low_rank(
