@@ -30,7 +30,7 @@ class CharTokenizer:
         return self.encode(messages[-1]["content"] + (variables or {}).get("end", ""))
 
     def chat_template(self, given, *, has_tools):
-        return "<tool_call>"
+        return given or "<tool_call>"
 
     def decode(self, tokens, *, keeps=()):
         return "".join(map(chr, tokens))
@@ -112,6 +112,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--slow", type=float, default=0.0)
     parser.add_argument("--api-key")
+    parser.add_argument("--template")
     parser.add_argument("--max-open", type=int, default=64)
     parser.add_argument("--grace", type=int, default=5)
     parser.add_argument("--send-timeout", type=float, default=30.0)
@@ -125,7 +126,7 @@ def main():
             port=found.port,
             model_name="echo",
             api_key=found.api_key,
-            template=None,
+            template=found.template,
             template_variables={"end": "", "unused": 1},
             max_open=found.max_open,
             grace_s=found.grace,

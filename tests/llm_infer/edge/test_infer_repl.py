@@ -189,14 +189,14 @@ def test_templates_have_names_too(models, asked):
     assert "no template of that name: did you mean chatml?" in result.stderr
 
 
-def _echo_chat(lines, *, tools=None, **options):
+def _echo_chat(lines, *, tools=None, template=None, **options):
     """What a chat prints whose model repeats the question."""
     loaded = Loaded(engine=EchoEngine(), tokenizer=CharTokenizer())
     options = {"hides_thoughts": False, "history": Path("unused")} | options
     command = click.Command(
         "chat",
         callback=lambda: repl.chat(
-            LocalSpeaker(loaded, template=None, tools=tools),
+            LocalSpeaker(loaded, template=template, tools=tools),
             Conversation(system=None, max_turns=4),
             Sampling(max_new_tokens=len(lines[0])),
             repl.ChatOptions(**options),
@@ -212,6 +212,22 @@ def test_thoughts_are_dimmed_or_hidden():
         f"{dim}hm{reset}\n\nyes\n"
     )
     assert _echo_chat([question], hides_thoughts=True) == "yes\n"
+
+
+def test_thoughts_in_channels_are_dimmed_and_their_calls_shown():
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    bold, dim, reset = "\x1b[1m", "\x1b[2m", "\x1b[0m"
+    thinks = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
+    words = thinks + "<|channel|>final<|message|>yes"
+    call = thinks + '<|channel|>commentary to=functions.add json<|message|>{"a": 1}'
+
+    def shown(question, **options):
+        said = _echo_chat([question], template="<|channel|>", **options)
+        return re.sub(rf"{re.escape(reset)}{re.escape(dim)}", "", said)
+
+    assert shown(words) == f"{dim}hm{reset}\n\nyes\n"
+    assert shown(words, hides_thoughts=True) == "yes\n"
+    assert shown(call, tools=tools) == f'{dim}hm{reset}\n\n{bold}→ add {{"a": 1}}{reset}\n'
 
 
 def test_calls_of_tools_stand_on_lines_of_their_own():

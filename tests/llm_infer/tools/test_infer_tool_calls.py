@@ -11,7 +11,7 @@ from llm_infer.tools.calls import Call
 from llm_infer.tools.formats import FORCED, FORMATS, format_of
 from llm_infer.tools.splitter import CallSplitter
 
-FORM = {form.name: form for form in FORMATS} | {"forced": FORCED}
+FORM = {form.name: form for form in FORMATS if not form.has_channels} | {"forced": FORCED}
 ADD, NOW = ("add", {"a": 1, "b": [2.5, "é"]}), ("now", {})
 SIGNATURES = {"add": {"a": {"type": "integer"}, "b": {"type": "array"}}, "now": {}}
 ADD_JSON = '{"a": 1, "b": [2.5, "é"]}'
@@ -139,7 +139,7 @@ def test_several_calls_stay_in_order(form, text):
 
 
 @pytest.mark.parametrize(
-    "form", [form for form in FORM if not FORM[form].opens_answer and form != "react"]
+    "form", [form for form in FORM if not FORM[form].opens_answer and FORM[form].closings]
 )
 def test_words_before_a_call_stay_and_space_between_goes(form):
     text = next(text for name, text in CALLS.values() if name == form)
@@ -234,6 +234,7 @@ def test_parts_do_not_depend_on_how_the_text_was_cut(pieces):
         ("<tool_call>{function-name}\n<arg_key>{arg-key-1}</arg_key>", "glm"),
         ("<tool_call>\n<function=example_function_name>", "qwen-coder"),
         ("{%- set mark = '｜DSML｜' -%}", "dsml"),
+        ("{{ '<|start|>assistant<|channel|>final<|message|>' }}", "harmony"),
         ("'[TOOL_CALLS] ['", "mistral"),
         ('\'Respond in the format {"name": function name, "parameters": dictionary', "llama"),
         ("'<|python_tag|>' + tool_call.name", "llama"),

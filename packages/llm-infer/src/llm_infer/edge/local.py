@@ -52,9 +52,13 @@ class LocalSpeaker:
         tokens = self._written(messages)
         return opens_thought(self._loaded.tokenizer.decode(tokens[-LAST_TOKENS:]))
 
-    def call_reading(self) -> CallReading | None:
+    def call_reading(self, messages: Sequence[Message]) -> CallReading | None:
         """In the format that the template asks for."""
-        return self._calls
+        if self._calls is None or not self._calls.form.has_channels:
+            return self._calls
+        end = self._written(messages)[-LAST_TOKENS:]
+        marks = self._calls.form.marks
+        return replace(self._calls, prompt_end=self._loaded.tokenizer.decode(end, keeps=marks))
 
     def complete(self, prompt: str, sampling: Sampling) -> TextStream:
         """What follows a text."""
@@ -92,10 +96,13 @@ class LocalSpeaker:
         return tokens
 
     def _found_reading(self) -> CallReading | None:
-        if self._tools is None or not (self._template or self._loaded.tokenizer.has_chat_template):
+        if not (self._template or self._loaded.tokenizer.has_chat_template):
             return None
-        form = format_of(self._loaded.tokenizer.chat_template(self._template, has_tools=True))
-        return None if form is None else CallReading(form=form, tools=signatures(self._tools))
+        has_tools = self._tools is not None
+        form = format_of(self._loaded.tokenizer.chat_template(self._template, has_tools=has_tools))
+        if form is None or not (has_tools or form.has_channels):
+            return None
+        return CallReading(form=form, tools=signatures(self._tools or ()))
 
     def _start(self, prompt: Sequence[int], sampling: Sampling, decode: Decode) -> TextStream:
         self._check_room(prompt)

@@ -17,6 +17,7 @@ from llm_infer.errors import InferError
 from llm_infer.sampling import Sampling
 from llm_infer.thinking import Kind, Part, ThoughtSplitter
 from llm_infer.tools.calls import Call
+from llm_infer.tools.harmony import Thought
 from llm_infer.tools.splitter import CallReading
 from llm_infer.unicode_text import require_text
 
@@ -74,14 +75,13 @@ def _answer(state: _Chat, question: str) -> None:
 
 def _ask(state: _Chat, messages: Sequence[Message], sampling: Sampling) -> str:
     """Show the answer as it comes, and return it without its thoughts, which are not told back."""
+    reading = state.speaker.call_reading(messages)
     is_open = state.speaker.opens_thought(messages)
-    splitter = ThoughtSplitter(is_open=is_open)
-    shown = _Shown(state.options, state.speaker.call_reading())
+    shown = _Shown(state.options, reading, is_open=is_open)
     stream = state.speaker.converse(messages, sampling)
     try:
         for piece in stream:
-            shown.add(splitter.push(piece))
-        shown.add(splitter.flush())
+            shown.push(piece)
         shown.end()
     except KeyboardInterrupt:
         click.echo()
@@ -95,45 +95,74 @@ class _Shown:
     tools each on a line of its own.
     """
 
-    def __init__(self, options: ChatOptions, calls: CallReading | None) -> None:
+    def __init__(self, options: ChatOptions, calls: CallReading | None, *, is_open: bool) -> None:
+        """`is_open`: whether the prompt ends within a thought."""
         self.answer = ""
-        """As the model wrote it, calls too."""
+        """As the model wrote it, calls too, but for those in channels."""
+        self._has_channels = calls is not None and calls.form.has_channels
+        self._thoughts = ThoughtSplitter(is_open=is_open)
         self._calls = None if calls is None else calls.splitter()
         self._is_within_line, self._has_said = True, False
         self._hides_thoughts = options.hides_thoughts
-        self._has_thought = False
+        self._has_thought = self._has_answered = False
 
-    def add(self, parts: Iterable[Part]) -> None:
-        """Print more of it."""
-        for part in parts:
-            if part.kind is Kind.THOUGHT:
-                if not self._hides_thoughts:
-                    click.secho(part.text, dim=True, nl=False)
-                    self._has_thought = True
-            else:
-                if self._has_thought and not self.answer:
-                    click.echo("\n")
-                self.answer += part.text
-                self._say([part.text] if self._calls is None else self._calls.push(part.text))
+    def push(self, piece: str) -> None:
+        """Print what is certain of it now."""
+        if self._has_channels and self._calls is not None:
+            self._add_channels(self._calls.push(piece))
+        else:
+            self._add(self._thoughts.push(piece))
         sys.stdout.flush()
 
     def end(self) -> None:
         """Print what was held back, and end the line."""
+        if not self._has_channels:
+            self._add(self._thoughts.flush())
         if self._calls is not None:
-            self._say(self._calls.flush())
+            self._add_channels(self._calls.flush())
         if self._is_within_line:
             click.echo()
 
-    def _say(self, parts: Iterable[str | Call]) -> None:
+    def _add(self, parts: Iterable[Part]) -> None:
         for part in parts:
-            if isinstance(part, str):
-                click.echo(part, nl=False)
-                self._is_within_line = True
+            if part.kind is Kind.THOUGHT:
+                self._think(part.text)
             else:
-                start = "\n" if self._is_within_line and self._has_said else ""
-                click.secho(f"{start}→ {part.name} {part.arguments}", bold=True)
-                self._is_within_line = False
-            self._has_said = True
+                self._begin_answer()
+                self.answer += part.text
+                self._add_channels(
+                    [part.text] if self._calls is None else self._calls.push(part.text)
+                )
+
+    def _add_channels(self, parts: Iterable[str | Thought | Call]) -> None:
+        for part in parts:
+            if isinstance(part, Thought):
+                self._think(part.text)
+                continue
+            if self._has_channels:
+                self._begin_answer()
+                self.answer += part if isinstance(part, str) else ""
+            self._say(part)
+
+    def _think(self, text: str) -> None:
+        if not self._hides_thoughts:
+            click.secho(text, dim=True, nl=False)
+            self._has_thought = True
+
+    def _begin_answer(self) -> None:
+        if self._has_thought and not self._has_answered:
+            click.echo("\n")
+        self._has_answered = True
+
+    def _say(self, part: str | Call) -> None:
+        if isinstance(part, str):
+            click.echo(part, nl=False)
+            self._is_within_line = True
+        else:
+            start = "\n" if self._is_within_line and self._has_said else ""
+            click.secho(f"{start}→ {part.name} {part.arguments}", bold=True)
+            self._is_within_line = False
+        self._has_said = True
 
 
 def _obey(conversation: Conversation, name: str, argument: str) -> Conversation:

@@ -55,8 +55,8 @@ class Speaker(Protocol):
         """Whether the answer to a conversation begins within a thought."""
         ...
 
-    def call_reading(self) -> CallReading | None:
-        """How calls of tools are found in answers of conversations; None where there are none."""
+    def call_reading(self, messages: Sequence[Message]) -> CallReading | None:
+        """How calls, and channels, are found in the answer to a conversation; None for neither."""
         ...
 
     def complete(self, prompt: str, sampling: Sampling) -> AnswerStream:

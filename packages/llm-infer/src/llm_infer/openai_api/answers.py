@@ -58,6 +58,8 @@ class Piece:
 
     index: int
     text: str = ""
+    reasoning: str = ""
+    """What the model thinks, where its format tells that from its words."""
     tokens: tuple[TokenText, ...] = ()
     prompt_tokens: tuple[TokenText, ...] = ()
     """Of the prompt, which comes at once, before all others."""
@@ -92,6 +94,7 @@ class Collected:
 
     index: int
     text: str = ""
+    reasoning: str = ""
     tokens: list[TokenText] = field(default_factory=list[TokenText])
     calls: list[ToolCalled] = field(default_factory=list[ToolCalled])
     finish: PieceFinish | None = None
@@ -100,6 +103,7 @@ class Collected:
     def add(self, piece: Piece) -> None:
         """Append what is new."""
         self.text += piece.text
+        self.reasoning += piece.reasoning
         self.tokens += (*piece.prompt_tokens, *piece.tokens)
         self.calls += piece.calls
         self.finish = piece.finish or self.finish
@@ -176,8 +180,10 @@ class ChatFormat:
 
     def chunk(self, piece: Piece) -> Json:
         """`chat.completion.chunk`."""
-        has_text = piece.text or (piece.tokens and not piece.calls)
+        has_text = piece.text or (piece.tokens and not (piece.calls or piece.reasoning))
         delta: Json = {"content": piece.text} if has_text else {}
+        if piece.reasoning:
+            delta["reasoning_content"] = piece.reasoning
         if piece.calls:
             delta["tool_calls"] = [{"index": one.index, **one.body()} for one in piece.calls]
         return self._chunk(piece, delta, self._logprobs(piece.tokens))
@@ -268,6 +274,8 @@ def _message(answer: Collected) -> Json:
     # OpenAI's content beside calls is null where there is none.
     content = answer.text or None if calls else answer.text
     message: Json = {"role": "assistant", "content": content, "refusal": None}
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
     return message | ({"tool_calls": calls} if calls else {})
 
 

@@ -62,6 +62,7 @@ class ChatMessage(_Model):
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
     refusal: None = None
     """As our answers have it, which clients send back."""
 
@@ -74,6 +75,8 @@ class ChatMessage(_Model):
         found: dict[str, Any] = {"role": role, "content": text}
         if self.tool_calls:
             found["tool_calls"] = [call.plain() for call in self.tool_calls]
+        if self.reasoning_content:
+            found["reasoning_content"] = self.reasoning_content
         if self.role == "tool":
             found |= {"tool_call_id": self.tool_call_id, "name": self.name}
         return {key: value for key, value in found.items() if value is not None}

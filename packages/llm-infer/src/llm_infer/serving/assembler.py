@@ -13,6 +13,7 @@ from llm_infer.openai_api.answers import Piece, PieceFinish, TokenText, ToolCall
 from llm_infer.stopping import StopMatcher
 from llm_infer.stream import FinishReason
 from llm_infer.tools.calls import Call
+from llm_infer.tools.harmony import Thought
 from llm_infer.tools.splitter import CallReading
 
 if TYPE_CHECKING:
@@ -126,7 +127,15 @@ class Assembler:
         if self._num_calls and (reason in ("end", "stop") or self.is_stopped):
             finish = "calls"
         text = "".join(part for part in parts if isinstance(part, str))
-        return Piece(index=self._index, text=text, tokens=tokens, calls=calls, finish=finish)
+        reasoning = "".join(part.text for part in parts if isinstance(part, Thought))
+        return Piece(
+            index=self._index,
+            text=text,
+            reasoning=reasoning,
+            tokens=tokens,
+            calls=calls,
+            finish=finish,
+        )
 
     def _called(self, calls: Iterable[Call]) -> tuple[ToolCalled, ...]:
         found: list[ToolCalled] = []

@@ -93,6 +93,7 @@ def joined(pieces: Sequence[Piece]) -> list[Piece]:
         Piece(
             index=index,
             text="".join(piece.text for piece in group),
+            reasoning="".join(piece.reasoning for piece in group),
             tokens=tuple(token for piece in group for token in piece.tokens),
             prompt_tokens=tuple(token for piece in group for token in piece.prompt_tokens),
             calls=tuple(call for piece in group for call in piece.calls),

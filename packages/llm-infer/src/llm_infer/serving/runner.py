@@ -233,7 +233,7 @@ def _pieces(event: Event, assembler: Assembler) -> Iterator[Piece]:
         yield echoed
     if event.token is not None:
         piece = assembler.push(event.token, event)
-        if piece.text or piece.tokens or piece.calls or piece.finish:
+        if piece.text or piece.reasoning or piece.tokens or piece.calls or piece.finish:
             yield piece
     if event.end is not None and not assembler.is_stopped:
         yield assembler.finish(event.end, event)

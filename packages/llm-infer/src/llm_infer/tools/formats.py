@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from llm_infer.tools.calls import Call, Reader, Signatures, calls_of, json_values
+from llm_infer.tools.harmony import MARKS
 from llm_infer.tools.xml_formats import read_dsml, read_glm, read_qwen
 
 
@@ -22,6 +23,8 @@ class CallFormat:
     """What it ends with; nothing: with the answer."""
     opens_answer: bool = False
     """Whether only the beginning of the answer may be a block."""
+    has_channels: bool = False
+    """Whether thoughts and words are marked, too, so that answers without calls must be read."""
     marks: tuple[str, ...] = ()
     """Special tokens that it is written with, which decoding would leave out."""
     read: Reader
@@ -84,11 +87,23 @@ def _acted(block: str, _: Signatures) -> list[Call] | None:
     return None if before else _named(zip(parts[::2], parts[1::2], strict=True))
 
 
+def _unread(block: str, _: Signatures) -> list[Call] | None:
+    raise AssertionError(f"{block[:40]!r}: messages with channels are not read by block")
+
+
 _GLM_MARKS = tuple(
     f"<{slash}{tag}>" for tag in ("tool_call", "arg_key", "arg_value") for slash in ("", "/")
 )
 
 FORMATS = (
+    CallFormat(
+        name="harmony",
+        signs=("<|channel|>",),
+        openings=(),
+        has_channels=True,
+        marks=MARKS,
+        read=_unread,
+    ),
     CallFormat(
         name="dsml",
         signs=("｜DSML｜",),

@@ -9,6 +9,7 @@ from llm_infer.engine import Tool
 from llm_infer.thinking import CLOSE, OPEN
 from llm_infer.tools.calls import Call, Properties, Signatures
 from llm_infer.tools.formats import CallFormat
+from llm_infer.tools.harmony import HarmonySplitter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,9 +23,13 @@ class CallReading:
     """Whether the prompt ends within a thought, in which nothing is a call."""
     is_single: bool = False
     """Whether the answer ends with its first call."""
+    prompt_end: str = ""
+    """How the prompt ends, with the format's marks, where it has channels."""
 
-    def splitter(self) -> "CallSplitter":
+    def splitter(self) -> "CallSplitter | HarmonySplitter":
         """For one answer."""
+        if self.form.has_channels:
+            return HarmonySplitter(self.tools, prompt_end=self.prompt_end)
         return CallSplitter(self.form, self.tools, is_open=self.is_open)
 
 

@@ -107,7 +107,7 @@ class RemoteModel:
         """Nobody knows: a thought that only ends is told as text."""
         return False
 
-    def call_reading(self) -> None:
+    def call_reading(self, messages: Sequence[Message]) -> None:
         """No tools are told of."""
 
     def complete(self, prompt: str | Sequence[int], sampling: Sampling) -> RemoteStream:

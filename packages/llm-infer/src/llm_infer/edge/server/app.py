@@ -227,20 +227,24 @@ class Api:
         """How calls are found in the answer; None where there are none, or in no known format."""
         tools = request.tools_wanted
         is_forced = request.call_wanted is not None
-        if tools is None or (request.schema_wanted is not None and not is_forced):
+        if request.schema_wanted is not None and not is_forced:
             return None
-        template = self._tokenizer.chat_template(self._settings.template, has_tools=True)
+        template = self._tokenizer.chat_template(
+            self._settings.template, has_tools=tools is not None
+        )
         form = FORCED if is_forced else format_of(template)
-        if form is None:
+        if form is None or (tools is None and not form.has_channels):
             return None
-        end = self._tokenizer.decode(prompt[-LAST_TOKENS:])
+        decode = partial(self._tokenizer.decode, keeps=form.marks)
+        end = prompt[-LAST_TOKENS:]
         calls = CallReading(
             form=form,
-            tools=signatures(tools),
-            is_open=not is_forced and opens_thought(end),
+            tools=signatures(tools or ()),
+            is_open=not is_forced and opens_thought(self._tokenizer.decode(end)),
             is_single=request.parallel_tool_calls is False,
+            prompt_end=decode(end),
         )
-        return Reading(calls=calls, decode=partial(self._tokenizer.decode, keeps=form.marks))
+        return Reading(calls=calls, decode=decode)
 
     async def _understand_completion(self, request: CompletionRequest) -> _Asked:
         prompts: list[list[int]] = []
