@@ -63,9 +63,9 @@ def test_a_lone_token_comes_out_as_torch_says_and_the_same_beside_others(pool, w
     assert torch.allclose(together[-1].double(), wanted, atol=1e-5)
 
 
-def test_texts_with_as_many_keys_at_even_distances_go_in_one_call():
+def test_texts_with_as_many_keys_at_even_distances_go_in_one_call(pool):
     texts = [(blocks, length, 1) for blocks, length in zip(BLOCKS, LENGTHS, strict=True)]
-    found = fused.singles(step_of(texts), window=None, queries=QUERIES, tile=8)
+    found = fused.singles(step_of(texts), pool, window=None, queries=QUERIES, tile=8)
     # The last two go backwards, which no stride does.
     assert found.sizes == [3, 1, 1, 2, 1]
 

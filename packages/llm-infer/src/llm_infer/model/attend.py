@@ -57,7 +57,9 @@ class Attend:
         if not can_fuse:
             return self._by_segment(q_TGRD, pool, step, first=0, can_fuse=False)
         tile = fused.tile_rows(q_TGRD.shape[-1])
-        singles = fused.singles(step, window=self._scores.window, queries=self._queries, tile=tile)
+        singles = fused.singles(
+            step, pool, window=self._scores.window, queries=self._queries, tile=tile
+        )
         count = singles.count
         if not count:
             return self._by_segment(q_TGRD, pool, step, first=0, can_fuse=True)

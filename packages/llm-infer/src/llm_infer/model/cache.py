@@ -54,10 +54,10 @@ class Step:
     text does not have is any block."""
     keys: dict[int | None, "list[Keys]"] = field(default_factory=dict["int | None", "list[Keys]"])
     """Where segments find their keys, by window; the same in all layers of one window."""
-    singles: dict[tuple[int | None, int], "Singles"] = field(
-        default_factory=dict["tuple[int | None, int]", "Singles"]
+    singles: dict[tuple[int | None, int, tuple[int, ...]], "Singles"] = field(
+        default_factory=dict["tuple[int | None, int, tuple[int, ...]]", "Singles"]
     )
-    """See `fused.singles`, by window and queries of a group."""
+    """See `fused.singles`, by window, queries of a group and strides of keys."""
 
     def keys_of(self, window: int | None) -> "list[Keys]":
         """Where each segment finds the keys it may see."""

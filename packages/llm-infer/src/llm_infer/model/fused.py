@@ -33,13 +33,13 @@ _CHANNELS = 16
 
 
 def can_fuse(pool: Pool) -> bool:
-    """Whether the kernel reads this pool; it wants keys and values of one width."""
-    keys, width = pool.keys, pool.keys.shape[-1]
+    """Whether the kernel reads this pool; it wants keys and values of one width, laid out alike."""
+    keys, values = pool.keys, pool.values
     return (
         keys.device.type == "cpu"
         and keys.dtype == torch.float32
-        and width == pool.values.shape[-1]
-        and width % _CHANNELS == 0
+        and (keys.shape, keys.stride()) == (values.shape, values.stride())
+        and keys.shape[-1] % _CHANNELS == 0
     )
 
 
@@ -94,44 +94,54 @@ class _Call:
     distance: int
     mask: Tensor
 
-    def of(self, pool_GSD: Tensor) -> Tensor:
-        """Their part [B, G, S, D] of a pool; a view where it is of runs."""
+    def view(self, pool_GSD: Tensor) -> "_View | Tensor":
+        """Where their keys are in pools of that one's sizes: a view, or an index of slots."""
         where = self.keys.where
         if not isinstance(where, slice):
-            return pool_GSD.index_select(1, where)[None]
+            return where
         groups, _, channels = pool_GSD.shape
         group, slot, channel = pool_GSD.stride()
-        return pool_GSD.as_strided(
-            (self.texts, groups, self.keys.count, channels),
-            (self.distance * slot, group, slot, channel),
-            pool_GSD.storage_offset() + where.start * slot,
-        )
+        sizes = self.texts, groups, self.keys.count, channels
+        return sizes, (self.distance * slot, group, slot, channel), where.start * slot
+
+
+_View = tuple[tuple[int, ...], tuple[int, ...], int]
+
+
+def _seen(pool_GSD: Tensor, view: _View | Tensor) -> Tensor:
+    """What a call reads [B, G, S, D] of a pool."""
+    if isinstance(view, Tensor):
+        return pool_GSD.index_select(1, view)[None]
+    sizes, strides, offset = view
+    return pool_GSD.as_strided(sizes, strides, pool_GSD.storage_offset() + offset)
 
 
 @dataclass(frozen=True, slots=True)
 class Singles:
     """The calls for those first tokens of a step that are alone in their texts."""
 
-    calls: tuple[_Call, ...]
     sizes: list[int]
     """Texts of each call."""
+    views: Sequence[_View | Tensor]
+    masks: Sequence[Tensor]
     count: int
 
     def mixed(self, q_TGRD: Tensor, pool: Pool, *, scale: float) -> Tensor:
         """Mixed values [count, G, R, D] of their queries."""
         queries = q_TGRD.shape[2]
-        q_TGRD = F.pad(q_TGRD, (0, 0, 0, self.calls[0].mask.shape[2] - queries))
+        q_TGRD = F.pad(q_TGRD, (0, 0, 0, self.masks[0].shape[2] - queries))
         keys, values = pool.keys, pool.values
+        calls = zip(q_TGRD.split_with_sizes(self.sizes), self.views, self.masks, strict=True)
         mixed = [
-            attended(q_BGRD, call.of(keys), call.of(values), mask=call.mask, scale=scale)
-            for q_BGRD, call in zip(q_TGRD.split_with_sizes(self.sizes), self.calls, strict=True)
+            attended(q_BGRD, _seen(keys, view), _seen(values, view), mask=mask, scale=scale)
+            for q_BGRD, view, mask in calls
         ]
         return torch.cat(mixed)[:, :, :queries]
 
 
-def singles(step: Step, *, window: int | None, queries: int, tile: int) -> Singles:
+def singles(step: Step, pool: Pool, *, window: int | None, queries: int, tile: int) -> Singles:
     """Those of a step, the same object for all layers of one kind; of `tile_rows` rows each."""
-    kind = window, queries
+    kind = window, queries, pool.keys.stride()
     if kind not in step.singles:
         lone = takewhile(
             lambda one: one[0].stop == one[0].start + 1 and one[1].count <= MAX_KEYS,
@@ -143,8 +153,13 @@ def singles(step: Step, *, window: int | None, queries: int, tile: int) -> Singl
             (keys, added[(row := one.offset * queries) : row + rows, -keys.count :])
             for one, keys in lone
         ]
-        calls = tuple(_calls(found))
-        step.singles[kind] = Singles(calls, [call.texts for call in calls], len(found))
+        calls = list(_calls(found))
+        step.singles[kind] = Singles(
+            sizes=[call.texts for call in calls],
+            views=[call.view(pool.keys) for call in calls],
+            masks=[call.mask for call in calls],
+            count=len(found),
+        )
     return step.singles[kind]
 
 
