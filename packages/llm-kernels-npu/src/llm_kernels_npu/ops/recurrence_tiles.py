@@ -75,6 +75,7 @@ def unified_buffer_bytes(kernel: str, tile: RecurrenceTile) -> float:
 @functools.cache
 def _npu_sizes(key: int) -> tuple[int, int]:
     """The longest chunk, then the most features of a value, that fit beside a key's."""
+    need = 0.0
     for chunk in _NPU_CHUNKS:
         for value in _NPU_VALUES:
             tile = RecurrenceTile(chunk=chunk, key=key, value=value)
