@@ -164,5 +164,5 @@ CALLS: Mapping[str, Callable[[torch.dtype], Iterable[Call]]] = {
     "gated_delta_rule": _delta_rules,
     "mamba2_scan": _scans,
 }
-LONG = frozenset({"causal_conv1d", "gated_delta_rule", "mamba2_scan"})
+LONG = frozenset({"attention", "causal_conv1d", "gated_delta_rule", "mamba2_scan"})
 """Operators that the Ascend compiler takes long for: the default tests compile one tile of each."""
