@@ -37,6 +37,8 @@ def test_a_dense_model_by_hand(document):
     # 32 queries see 1 to 32 keys: 16.5 on average.
     assert found.attention == 4 * (2 * 2 * 128 * 16.5)
     assert training_flops(arch, T) == 3 * (found.weights + found.attention)
+    # Under adapters: forward, and back to the inputs. Scores have no weights.
+    assert training_flops(arch, T, is_frozen=True) == 2 * found.weights + 3 * found.attention
 
 
 def test_torch_counts_the_same_products_of_transformers_model(document):

@@ -169,6 +169,35 @@ def test_the_predecessors_mean_is_that_of_the_micro_batches_means(document, mode
     assert step["loss"] == pytest.approx(sum(wanted) / len(wanted), abs=1e-5)
 
 
+@pytest.mark.parametrize("times", [3, 2], ids=["full", "lora"])
+def test_mfu_counts_the_logits_of_learned_tokens_alone(times, document):
+    """By hand, of a peak of 1e9: two layers of hidden 64, 8 heads of 16 over 4 groups, 96 wide."""
+    lora = {"lora": {"target_modules": ["linear_qkv"]}} if times == 2 else {}
+    made = document("plain", train={"precision": "bf16"}, **lora)
+
+    class Log:
+        def step(self, metrics):
+            self.it = metrics
+
+    def look(training, splits):
+        from llm_train.edge.signals import StopSignal
+        from llm_train.train.loop import Loop, Surroundings
+
+        around = Surroundings(
+            log=(log := Log()), stop=StopSignal(), memory_bytes=lambda: 0, peak_flops=1e9
+        )
+        Loop(training, splits, around).go()
+        return log.it.mfu * 1e9 * log.it.step_time_s
+
+    found = run_ranks(lambda _rank: dict(each_run({"it": made}, look))["it"], 1)[0]
+    layer = 64 * 16 * (8 + 4 + 4) + 8 * 16 * 64 + 3 * 64 * 96
+    scores = 4 * 8 * 16 * (SEQ_LENGTH + 1) / 2
+    tokens = sum(len(ids) for ids, _ in CHATS["plain"])
+    learned = sum(label != IGNORED for _, labels in CHATS["plain"] for label in labels[1:])
+    wanted = tokens * 2 * (times * 2 * layer + 3 * scores) + learned * times * 2 * 64 * 250
+    assert found == pytest.approx(wanted, rel=1e-6)
+
+
 LAYOUTS = {
     "tp2": {"parallel": {"tp": 2}},
     "pp2": {"parallel": {"pp": 2}, "train": {"micro_batch_size": 2}},

@@ -64,16 +64,37 @@ def forward_flops(arch: Arch, seq_length: int) -> TokenFlops:
     return TokenFlops(weights=2.0 * matrix_elements, attention=attention, indexer=indexer)
 
 
-def training_flops(arch: Arch, seq_length: int, *, is_indexer_frozen: bool = True) -> float:
-    """Operations of a token's forward and backward.
+def logit_flops(arch: Arch) -> float:
+    """Of a token's forward, the operations of its logits, those of prediction layers included.
 
-    A frozen indexer has no backward, nor anything to choose in a sequence that is all seen.
+    A token that is not learned needs none.
+    """
+    heads = 1 if arch.mtp is None else 1 + arch.mtp.layers
+    return 2.0 * heads * arch.vocab_size * arch.hidden_size
+
+
+def backward_and_forward(*, is_frozen: bool) -> int:
+    """How often a training step does the products of a forward with weights.
+
+    Frozen weights have no gradients; what flows through them has.
+    """
+    return _BACKWARD_AND_FORWARD - 1 if is_frozen else _BACKWARD_AND_FORWARD
+
+
+def training_flops(
+    arch: Arch, seq_length: int, *, is_indexer_frozen: bool = True, is_frozen: bool = False
+) -> float:
+    """Operations of a token's forward and backward, of a base that `is_frozen` under adapters.
+
+    Adapters themselves are left out. A frozen indexer has no backward, nor anything to choose in a
+    sequence that is all seen.
     """
     found = forward_flops(arch, seq_length)
     times = _BACKWARD_AND_FORWARD
     if is_indexer_frozen and arch.mla is not None and arch.mla.indexer is not None:
         times = 1 if seq_length > arch.mla.indexer.top_k else 0
-    return _BACKWARD_AND_FORWARD * (found.weights + found.attention) + times * found.indexer
+    weights = backward_and_forward(is_frozen=is_frozen) * found.weights
+    return weights + _BACKWARD_AND_FORWARD * found.attention + times * found.indexer
 
 
 def mean_keys(seq_length: int, window: int | None = None) -> float:

@@ -90,9 +90,10 @@ class Adapter:
                 low_rank[key] = self._of_expert(one, where)
                 left.discard(where.parameter)
         if left:
+            known = first_few(sorted({where.parameter for _, where in found})) or "none"
             raise FormatError(
-                f"{self.folder}: {sorted(left)[0]}: no experts of the model are held so; its "
-                f"parameters are {first_few(sorted({where.parameter for _, where in found}))}"
+                f"{self.folder}: {sorted(left)[0]} is not in the base; parameters that hold its "
+                f"experts: {known}"
             )
         return replace(self, low_rank=low_rank, together={})
 

@@ -96,7 +96,10 @@ def measure(config: RunConfig, arch: Arch, *, steps: int, warmup: int) -> Speed 
         warmup=warmup,
         tokens_per_step=train.global_batch_size * train.seq_length,
         token_flops=training_flops(
-            arch, train.seq_length, is_indexer_frozen=train.indexer_loss_coeff == 0.0
+            arch,
+            train.seq_length,
+            is_indexer_frozen=train.indexer_loss_coeff == 0.0,
+            is_frozen=config.lora is not None,
         ),
         device=name,
         devices=place.world_size,

@@ -70,6 +70,7 @@ def make_plan(config: RunConfig, arch: Arch, world_size: int) -> Plan:
             arch,
             config.train.seq_length,
             is_indexer_frozen=config.train.indexer_loss_coeff == 0.0,
+            is_frozen=config.lora is not None,
         ),
         bubble=bubble(parallel.pp, parallel.vpp or 1, layout.micro_batches),
     )

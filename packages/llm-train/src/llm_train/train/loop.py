@@ -13,7 +13,7 @@ from llm_train import batches
 from llm_train.arch import Arch
 from llm_train.batches import BatchSizes
 from llm_train.config import OnNan, Precision, RunConfig
-from llm_train.flops import training_flops
+from llm_train.flops import backward_and_forward, logit_flops, training_flops
 from llm_train.metrics import EvalMetrics, StepMetrics
 from llm_train.train.agreement import agree
 from llm_train.train.ahead import Batch
@@ -78,7 +78,7 @@ class Loop:
             training.config,
             training.arch,
             peak_flops=surroundings.peak_flops,
-            tokens=splits.train.tokens if isinstance(splits.train, SampleRows) else None,
+            samples=splits.train if isinstance(splits.train, SampleRows) else None,
         )
         self.saved_s = time.monotonic()
 
@@ -205,10 +205,22 @@ class Loop:
             self.around.log.say(text)
 
 
+class Counted(Protocol):
+    """Samples whose tokens are counted, those at places `first` to `stop` of a run's order."""
+
+    def tokens(self, first: int, stop: int) -> int:
+        """All of them, without padding."""
+        ...
+
+    def learned(self, first: int, stop: int) -> int:
+        """Those whose logits a loss needs."""
+        ...
+
+
 class Meter:
     """Turns steps into metrics: speed, use of the devices' peak, time left.
 
-    `tokens(first, stop)` counts those of some samples where they are not all `seq_length` long.
+    `samples` are those that are not all `seq_length` long, nor learned in every token.
     """
 
     def __init__(
@@ -217,9 +229,9 @@ class Meter:
         arch: Arch,
         *,
         peak_flops: float | None,
-        tokens: Callable[[int, int], int] | None = None,
+        samples: Counted | None = None,
     ) -> None:
-        self._tokens = tokens or _whole_sequences(config.train.seq_length)
+        self._samples = samples or _Whole(config.train.seq_length)
         self._train = config.train
         self._sizes = BatchSizes.of(config.train)
         self._all_samples = self._sizes.consumed(config.train.max_steps)
@@ -227,7 +239,11 @@ class Meter:
             arch,
             config.train.seq_length,
             is_indexer_frozen=config.train.indexer_loss_coeff == 0.0,
+            is_frozen=config.lora is not None,
         )
+        # Logits are of learned tokens alone.
+        times = backward_and_forward(is_frozen=config.lora is not None)
+        self._logit_flops = times * logit_flops(arch)
         # The table of peaks is of half precision.
         is_half = config.train.precision is not Precision.FP32
         self._peak_flops = peak_flops if is_half else None
@@ -242,17 +258,19 @@ class Meter:
         if self._started_s is None:
             self._started_s, self._samples_before = now_s - seconds, batch.first
         per_sample_s = (now_s - self._started_s) / (consumed - self._samples_before)
-        speed = self._tokens(batch.first, consumed) / seconds
+        tokens = self._samples.tokens(batch.first, consumed)
+        idle = tokens - self._samples.learned(batch.first, consumed)
+        flops = tokens * self._token_flops - idle * self._logit_flops
         return StepMetrics(
             step=step,
             consumed_samples=consumed,
-            consumed_tokens=self._tokens(0, consumed),
+            consumed_tokens=self._samples.tokens(0, consumed),
             loss=result.loss,
             lr=result.lr,
             grad_norm=result.grad_norm,
-            tokens_per_second=speed,
+            tokens_per_second=tokens / seconds,
             step_time_s=seconds,
-            mfu=self._mfu(speed),
+            mfu=self._mfu(flops / seconds),
             eta_s=per_sample_s * (self._all_samples - consumed),
             skipped=result.is_skipped,
             mtp_loss=result.mtp_loss,
@@ -262,14 +280,20 @@ class Meter:
             z_loss=result.router.z_loss,
         )
 
-    def _mfu(self, tokens_per_second: float) -> float | None:
+    def _mfu(self, flops_per_second: float) -> float | None:
         if self._peak_flops is None:
             return None
-        return tokens_per_second * self._token_flops / (self._peak_flops * dist.get_world_size())
+        return flops_per_second / (self._peak_flops * dist.get_world_size())
 
 
-def _whole_sequences(seq_length: int) -> Callable[[int, int], int]:
-    def tokens(first: int, stop: int) -> int:
-        return (stop - first) * seq_length
+class _Whole:
+    """Sequences of one length, learned in every token."""
 
-    return tokens
+    def __init__(self, seq_length: int) -> None:
+        self._seq_length = seq_length
+
+    def tokens(self, first: int, stop: int) -> int:
+        return (stop - first) * self._seq_length
+
+    def learned(self, first: int, stop: int) -> int:
+        return self.tokens(first, stop)

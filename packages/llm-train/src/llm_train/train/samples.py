@@ -77,6 +77,9 @@ class SampleRows(Dataset[Sequenced]):
             [part.lengths[rows] for part, rows in zip(self._parts, kept, strict=True)]
         )
         self.lengths: np.ndarray = np.minimum(lengths, self._seq_length)
+        self._learned: np.ndarray = np.concatenate(
+            [part.learned[rows] for part, rows in zip(self._parts, kept, strict=True)]
+        )
         self.order: Order = self._ordered(config, list(map(len, kept)), weights)
         self._padding = padding_of(config)
 
@@ -96,6 +99,10 @@ class SampleRows(Dataset[Sequenced]):
     def tokens(self, first: int, stop: int) -> int:
         """Tokens of the sequences at places `first` to `stop`, without padding."""
         return self.order.total(self.lengths, stop) - self.order.total(self.lengths, first)
+
+    def learned(self, first: int, stop: int) -> int:
+        """Learned tokens of the sequences at places `first` to `stop`."""
+        return self.order.total(self._learned, stop) - self.order.total(self._learned, first)
 
     def origin(self, place: int) -> str:
         """Where the sequence at a place comes from."""
@@ -218,6 +225,7 @@ class _Part:
             ends = [int(_row(self._boundaries, row)[-1]) for row in range(len(rows))]
             rows = np.array(ends, dtype=np.int64)
         self.lengths: np.ndarray = rows
+        self.learned: np.ndarray = np.zeros_like(rows)
 
     def kept(self, config: RunConfig, counts: dict[str, int], share: Share) -> np.ndarray:
         """Numbers of the rows of `share` to train on; what of them is left out is counted."""
@@ -237,7 +245,8 @@ class _Part:
         else:
             _count(counts, "truncated", is_long)
             keep = chosen
-        is_idle = (self._learned(limit) == 0) & keep
+        self.learned = self._count_learned(limit)
+        is_idle = (self.learned == 0) & keep
         if is_idle.any() and sft.unlearned is Unlearned.STOP:
             raise SampleError(
                 f"{self.files.name}: in {is_idle.sum()} of {len(is_idle)} samples no token is "
@@ -280,7 +289,7 @@ class _Part:
         starts = [int(start) for start in _row(self._boundaries, row) if start < length]
         return torch.cat([torch.arange(stop - start) for start, stop in positions(length, starts)])
 
-    def _learned(self, limit: int) -> np.ndarray:
+    def _count_learned(self, limit: int) -> np.ndarray:
         """How many tokens of each row's first `limit` are learned; the first is not [R]."""
         rows = range(len(self.lengths))
         counted = (
