@@ -5,7 +5,7 @@ import pytest
 
 from llm_eval.edge.model_folder import check, digest, load
 from llm_eval.errors import EvalError
-from tiny_lm import edit_json
+from tiny_lm import edit_json, make_tokenizer
 
 
 @pytest.fixture
@@ -71,13 +71,33 @@ def test_weights_that_do_not_fit_the_config_are_not_made_up(folder):
 
 
 def test_a_tokenizer_larger_than_the_model(folder):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens([f"<extra{number}>" for number in range(400)])
-    tokenizer.save_pretrained(folder)
+    make_tokenizer(folder, vocab_size=330)
     with pytest.raises(EvalError, match=r"tokenizer has \d+ tokens, the model 320"):
         load(folder, device="cpu", dtype="auto")
+
+
+def test_an_added_token_beyond_the_model_is_refused_where_a_text_has_it(folder):
+    from transformers import AutoTokenizer
+
+    from llm_eval.harness.hf_engine import HFEngine
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    number = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(folder)
+    model, tokenizer = load(folder, device="cpu", dtype="auto")
+    model.resize_token_embeddings(number)
+    engine = HFEngine(model, tokenizer)
+    (work,) = engine.plan("loglikelihood", [("Grüße", " aus")])
+    assert len(engine.score(work)) == 1
+    asked = {"until": ["x"], "max_gen_toks": 2}
+    refused = rf"token '<pad>' \({number}\) has no row in .* {number}"
+    for kind, request in (
+        ("loglikelihood", ("Grüße <pad>", " aus")),
+        ("generate_until", ("Grüße <pad>", asked)),
+    ):
+        with pytest.raises(EvalError, match=refused):
+            list(engine.plan(kind, [request]))
 
 
 def test_a_tokenizer_without_start_and_end(folder):

@@ -23,6 +23,9 @@ from llm_infer.edge.tokenizer import FileTokenizer, HfTokenizer, read_tokenizer
 from llm_infer.errors import InferError
 from tiny_lm import edit_json
 
+ROWS = 9999
+"""Of a model with room for every tokenizer here."""
+
 TEXTS = (
     "",
     " ",
@@ -73,12 +76,12 @@ def saved(folder, core, *, cls=PreTrainedTokenizerFast, config=None, model_type=
 def ours(folder):
     found = tokenizer_file.read(folder)
     assert found is not None
-    return FileTokenizer(found)
+    return FileTokenizer(found, num_rows=ROWS)
 
 
 def assert_alike(folder):
     """Equal tokens, texts, sizes and ends."""
-    mine, theirs = ours(folder), HfTokenizer(AutoTokenizer.from_pretrained(folder))
+    mine, theirs = ours(folder), HfTokenizer(AutoTokenizer.from_pretrained(folder), num_rows=ROWS)
     for text in TEXTS:
         assert mine.encode(text) == theirs.encode(text)
     for number in range(20):
@@ -147,7 +150,32 @@ def test_classes_that_build_their_tokenizer_are_read_where_the_file_says_the_sam
         changed = shutil.copytree(folder, tmp_path / f"{cls.__name__}-changed")
         edit_json(changed / "tokenizer.json", normalizer={"type": "Lowercase"})
         assert tokenizer_file.read(changed) is None
-        assert isinstance(read_tokenizer(changed, num_rows=9999), HfTokenizer)
+        assert isinstance(read_tokenizer(changed, num_rows=ROWS), HfTokenizer)
+
+
+@pytest.mark.parametrize("is_read_here", [True, False])
+def test_an_added_token_beyond_the_models_rows_is_refused_where_a_prompt_has_it(
+    tmp_path, is_read_here
+):
+    """A padding token beside a model that was never given a row for it."""
+    folder = saved(tmp_path, KINDS["byte-level"](), chat_template="{{ messages[0].content }}")
+    number = len(AutoTokenizer.from_pretrained(folder))
+    added = AutoTokenizer.from_pretrained(folder)
+    added.add_special_tokens({"pad_token": "<pad>"})
+    added.save_pretrained(folder)
+    tokenizer = read_tokenizer(folder, num_rows=number)
+    assert isinstance(tokenizer, FileTokenizer)
+    if not is_read_here:
+        tokenizer = HfTokenizer(AutoTokenizer.from_pretrained(folder), num_rows=number)
+    assert tokenizer.vocab_size == number
+    assert max(tokenizer.encode("as ever")) < number
+    refused = rf"token '<pad>' \({number}\) has no row in the model's embedding of {number}"
+    with pytest.raises(InferError, match=refused):
+        tokenizer.encode("as <pad> ever")
+    with pytest.raises(InferError, match=refused):
+        tokenizer.encode_chat([{"role": "user", "content": "as <pad> ever"}], None)
+    with pytest.raises(InferError, match=f"the tokenizer has .* tokens, the model {number // 2}"):
+        read_tokenizer(folder, num_rows=number // 2)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +265,7 @@ def test_templates_are_found_where_transformers_finds_them(tmp_path):
         lambda: (folder / "additional_chat_templates" / "rag.jinja").write_text(SPACED),
     ):
         make()
-        theirs = HfTokenizer(AutoTokenizer.from_pretrained(folder))
+        theirs = HfTokenizer(AutoTokenizer.from_pretrained(folder), num_rows=ROWS)
         for given in (None, "rag"):
             wanted = theirs.encode_chat(MESSAGES, given)
             assert ours(folder).encode_chat(MESSAGES, given) == wanted
@@ -272,7 +300,7 @@ def _assert_refused(tmp_path, template, said, theirs):
     with pytest.raises(InferError, match="chat template: ") as caught:
         ours(folder).encode_chat(MESSAGES, template)
     assert said in str(caught.value)
-    loaded = HfTokenizer(AutoTokenizer.from_pretrained(folder))
+    loaded = HfTokenizer(AutoTokenizer.from_pretrained(folder), num_rows=ROWS)
     with pytest.raises(InferError, match="chat template: "):
         loaded.encode_chat(MESSAGES, template)
     with pytest.raises(theirs):

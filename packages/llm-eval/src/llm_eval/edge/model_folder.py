@@ -144,8 +144,11 @@ def _check_tokenizer(folder: Path, tokenizer: "PreTrainedTokenizerBase", rows: i
             f"{folder}: the tokenizer names neither bos_token nor eos_token; "
             "one of them starts every text that is scored (tokenizer_config.json)"
         )
-    if len(tokenizer) > rows:
-        raise EvalError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {rows}")
+    # Added tokens beyond are common (a padding token): HFEngine refuses texts that have them.
+    if tokenizer.vocab_size > rows:
+        raise EvalError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {rows}"
+        )
 
 
 def _digest_file(state: "hashlib._Hash", stream: BinaryIO, size: int) -> None:

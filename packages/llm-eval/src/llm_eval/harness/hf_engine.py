@@ -72,6 +72,7 @@ class HFEngine(_HFLM):
             batch_size=MAX_ROWS,
             max_length=max_length,
         )
+        self._num_rows = int(model.get_input_embeddings().weight.shape[0])
         self._reader = Reader(model)
         self._can_share = can_share(model)
         self._can_continue = can_continue(model)
@@ -110,6 +111,7 @@ class HFEngine(_HFLM):
             if len(self._encoded) >= _KEPT_TEXTS:
                 self._encoded.pop(next(iter(self._encoded)))
             found = super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
+            self._require_rows(found, string)
             self._encoded[key] = found
         return list(self._encoded[key])
 
@@ -136,6 +138,15 @@ class HFEngine(_HFLM):
         for work in self._plan_pairs(pairs):
             scores |= zip(work.indices, self._reader.score(work.task), strict=True)
         return [scores[number] for number in range(len(pairs))]
+
+    def _require_rows(self, tokens: Sequence[int], text: str) -> None:
+        """Raise for a token that the model has no embedding of."""
+        strays = [token for token in tokens if token >= self._num_rows]
+        if strays:
+            raise EvalError(
+                f"{text[:60]!r}…: token {self.tokenizer.convert_ids_to_tokens(strays[0])!r} "
+                f"({strays[0]}) has no row in the model's embedding of {self._num_rows}"
+            )
 
     def _pair(self, context: str, continuation: str) -> _Pair:
         """lm-eval's own split of a pair into tokens (TemplateLM.loglikelihood)."""
@@ -210,7 +221,9 @@ class HFEngine(_HFLM):
                 raise EvalError(
                     f"max_gen_toks {limits[number]}: no room in the context of {self.max_length}"
                 )
-            tokens = self.tok_batch_encode([requests[number][0]])[0][0].tolist()[-room:]
+            text = requests[number][0]
+            tokens = self.tok_batch_encode([text])[0][0].tolist()[-room:]
+            self._require_rows(tokens, text)
             prompts[number] = tuple(tokens) or (self.prefix_token_id,)
         parts = plan_prompts(
             [prompts[number] for number in numbers], [limits[number] for number in numbers]

@@ -69,12 +69,15 @@ def load_tokenizer(folder: Path, *, num_rows: int) -> "PreTrainedTokenizerBase":
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise InferError(f"{folder}: the tokenizer cannot be loaded: {error}") from error
-    check_size(folder, len(tokenizer), num_rows=num_rows)
+    check_size(folder, tokenizer.vocab_size, num_rows=num_rows)
     return tokenizer
 
 
 def check_size(folder: Path, num_tokens: int, *, num_rows: int) -> None:
-    """Raise when a tokenizer has tokens that the model's embedding lacks."""
+    """Raise when a tokenizer's own vocabulary has tokens that the model's embedding lacks.
+
+    Added tokens beyond are common, a padding token above all; prompts that have them are refused.
+    """
     if num_tokens > num_rows:
         raise InferError(f"{folder}: the tokenizer has {num_tokens} tokens, the model {num_rows}")
 
@@ -88,12 +91,13 @@ def load(folder: Path, *, device: devices.DeviceName, dtype: str) -> Loaded:
 
     where = devices.resolve(device)
     model = _from_pretrained(folder, dtype)
-    tokenizer = load_tokenizer(folder, num_rows=model.config.get_text_config().vocab_size)
+    num_rows = model.config.get_text_config().vocab_size
+    tokenizer = load_tokenizer(folder, num_rows=num_rows)
     engine = TransformersEngine(
         model.to(where).eval(),  # pyright: ignore[reportArgumentType]: torch's `to` is overloaded
         end_tokens=_end_tokens(model, tokenizer),
     )
-    return Loaded(engine=engine, tokenizer=HfTokenizer(tokenizer))
+    return Loaded(engine=engine, tokenizer=HfTokenizer(tokenizer, num_rows=num_rows))
 
 
 def _from_pretrained(folder: Path, dtype: str) -> "PreTrainedModel":

@@ -1,6 +1,6 @@
 """Tokenizers of Hugging Face folders as llm-infer's `Tokenizer`, with and without transformers."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -42,16 +42,17 @@ def read_tokenizer(folder: Path, *, num_rows: int) -> FolderTokenizer:
     """
     found = tokenizer_file.read(folder)
     if found is None:
-        return HfTokenizer(load_tokenizer(folder, num_rows=num_rows))
-    tokenizer = FileTokenizer(found)
-    check_size(folder, tokenizer.vocab_size, num_rows=num_rows)
-    return tokenizer
+        return HfTokenizer(load_tokenizer(folder, num_rows=num_rows), num_rows=num_rows)
+    check_size(folder, found.core.get_vocab_size(with_added_tokens=False), num_rows=num_rows)
+    return FileTokenizer(found, num_rows=num_rows)
 
 
 class FileTokenizer:
     """tokenizer.json through the tokenizers library."""
 
-    def __init__(self, found: TokenizerFile) -> None:
+    def __init__(self, found: TokenizerFile, *, num_rows: int) -> None:
+        """`num_rows` of the model's embedding: tokens beyond are refused."""
+        self._num_rows = num_rows
         self._core, self._special_tokens = found.core, found.special_tokens
         self._templates = found.templates
         self._special = _special(found.core.get_added_tokens_decoder())
@@ -64,7 +65,7 @@ class FileTokenizer:
     @property
     def vocab_size(self) -> int:
         """Added tokens included."""
-        return self._core.get_vocab_size(with_added_tokens=True)
+        return min(self._core.get_vocab_size(with_added_tokens=True), self._num_rows)
 
     @property
     def end_token(self) -> int | None:
@@ -82,7 +83,8 @@ class FileTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a prompt."""
-        return self._core.encode(require_text(text, where="the prompt")).ids
+        found = self._core.encode(require_text(text, where="the prompt"))
+        return _with_rows(found.ids, self._num_rows, self._core.id_to_token)
 
     def encode_chat(
         self,
@@ -113,7 +115,8 @@ class FileTokenizer:
         except PYTHON_FAULTS as error:
             raise InferError(f"chat template: {type(error).__name__}: {error}") from error
         written = require_text(text, where="the conversation")
-        return self._core.encode(written, add_special_tokens=False).ids
+        found = self._core.encode(written, add_special_tokens=False)
+        return _with_rows(found.ids, self._num_rows, self._core.id_to_token)
 
     def decode(self, tokens: Sequence[int], *, keeps: Collection[str] = ()) -> str:
         """Text without special tokens but those in `keeps`, spaces left as they are."""
@@ -137,8 +140,9 @@ class FileTokenizer:
 class HfTokenizer:
     """A tokenizer of transformers: encodes with the special tokens the model wants."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, num_rows: int) -> None:
+        """`num_rows` of the model's embedding: tokens beyond are refused."""
+        self._tokenizer, self._num_rows = tokenizer, num_rows
         self._special = _special(tokenizer.added_tokens_decoder)
 
     @property
@@ -149,7 +153,7 @@ class HfTokenizer:
     @property
     def vocab_size(self) -> int:
         """Added tokens included."""
-        return len(self._tokenizer)
+        return min(len(self._tokenizer), self._num_rows)
 
     @property
     def end_token(self) -> int | None:
@@ -173,7 +177,7 @@ class HfTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a prompt."""
-        return list(self._tokenizer.encode(require_text(text, where="the prompt")))
+        return self._checked(self._tokenizer.encode(require_text(text, where="the prompt")))
 
     def encode_chat(
         self,
@@ -203,7 +207,7 @@ class HfTokenizer:
         except PYTHON_FAULTS as error:
             raise InferError(f"chat template: {type(error).__name__}: {error}") from error
         written = require_text(str(text), where="the conversation")
-        return list(self._tokenizer.encode(written, add_special_tokens=False))
+        return self._checked(self._tokenizer.encode(written, add_special_tokens=False))
 
     def chat_template(self, given: str | None, *, has_tools: bool) -> str:
         """The Jinja text to use, as transformers chooses it."""
@@ -224,6 +228,23 @@ class HfTokenizer:
                 clean_up_tokenization_spaces=False,
             )
         )
+
+    def _checked(self, tokens: Sequence[int]) -> list[int]:
+        name_of: Any = self._tokenizer.convert_ids_to_tokens
+        return _with_rows(tokens, self._num_rows, name_of)
+
+
+def _with_rows(
+    tokens: Sequence[int], num_rows: int, name_of: Callable[[int], str | None]
+) -> list[int]:
+    """The tokens; raises for one that the model has no embedding of."""
+    strays = [token for token in tokens if token >= num_rows]
+    if strays:
+        raise InferError(
+            f"the prompt: token {name_of(strays[0])!r} ({strays[0]}) has no row in the model's "
+            f"embedding of {num_rows}"
+        )
+    return list(tokens)
 
 
 def _special(added: Mapping[int, Any]) -> dict[int, str]:

@@ -48,6 +48,7 @@ class GuidedEngine(NativeEngine):
 def _refused(allowed: bytes, like_V: Tensor) -> Tensor:
     """True for each token that may not come, and for rows of the model without a token."""
     is_refused_V = torch.ones(like_V.shape, dtype=torch.bool)
-    marks = torch.frombuffer(bytearray(allowed), dtype=torch.uint8)
+    # A tokenizer may have tokens that the model has no row for.
+    marks = torch.frombuffer(bytearray(allowed), dtype=torch.uint8)[: like_V.shape[0]]
     is_refused_V[: marks.shape[0]] = marks == 0
     return is_refused_V.to(like_V.device)
