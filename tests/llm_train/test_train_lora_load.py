@@ -11,6 +11,7 @@ import transformers
 from safetensors.torch import load_file
 
 from ckpt_models import build_model
+from ckpt_zoo import CASES
 from fork_ranks import RankError, run_ranks
 from llm_train.edge import checkpoint_files
 from sft_data import IGNORED, make_chats, write_samples
@@ -113,6 +114,31 @@ def test_a_run_goes_on_as_peft_would(ranks, parallel, base, made_by_peft, tmp_pa
     for name, tensor in wanted.items():
         torch.testing.assert_close(tensors[name], tensor, atol=1e-5, rtol=1e-5)
         assert not torch.allclose(tensor, before[name], atol=1e-4)
+
+
+def test_a_run_goes_on_with_pefts_adapters_of_experts(tmp_path):
+    """Of the parameters that hold its experts (`target_parameters`), transposed in gpt_oss."""
+    (case,) = (one for one in CASES if one.id == "gpt_oss")
+    base, adapter = case.save(tmp_path / "base"), tmp_path / "peft"
+    torch.manual_seed(0)
+    settings = peft.LoraConfig(
+        r=4,
+        lora_alpha=12,
+        target_modules=["o_proj"],
+        target_parameters=["experts.gate_up_proj", "experts.down_proj"],
+        init_lora_weights=False,
+    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    peft.get_peft_model(model, settings).save_pretrained(adapter)
+    data = write_samples(tmp_path / "data", CHATS)
+    targets = ["linear_proj", "*.experts.*"]
+    made = document_of(base, data, tmp_path / "run", adapter, target_modules=targets)
+    losses, tensors = train(made)
+    wanted_losses, wanted = trained_by_peft(base, adapter)
+    assert losses == pytest.approx(wanted_losses, abs=1e-5)
+    assert tensors.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(tensors[name], tensor, atol=1e-5, rtol=1e-5)
 
 
 def test_a_run_goes_on_with_the_adapter_of_another_for_its_base_alone(base, tmp_path):
