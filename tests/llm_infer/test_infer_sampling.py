@@ -16,7 +16,7 @@ from llm_infer.sampling import Sampling
         ({"seed": -1}, "seed: found -1"),
         ({"stop": ("a", "")}, "stop: found"),
         ({"min_p": 1.5}, "min_p: found 1.5"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty: found 0.0, want above 0"),
+        ({"repetition_penalty": 0.0}, r"repetition_penalty: found 0.0, want in \[0.01, 100\]"),
         ({"presence_penalty": 2.5}, "presence_penalty: found 2.5"),
         ({"frequency_penalty": -3.0}, "frequency_penalty: found -3.0"),
         ({"logit_bias": ((3, 101.0),)}, "logit_bias: found 3: 101.0"),

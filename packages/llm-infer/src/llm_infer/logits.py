@@ -4,6 +4,7 @@ Order and formulas are those of transformers' logits processors, and of OpenAI's
 and frequency penalties; so is the draw, which takes the same numbers from an equal generator.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from llm_infer.sampling import Sampling
+
+_COLD, _COLDEST = 1e-3, 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ def choose(
     if sampling.is_greedy:
         token = int(scores_V.argmax())
     else:
-        weights_V = cut(scores_V / sampling.temperature, sampling).softmax(-1)
+        weights_V = cut(tempered(scores_V, sampling.temperature), sampling).softmax(-1)
         token = int(torch.multinomial(weights_V, 1, generator=generator))
     return described(logits_V, token, sampling.logprobs)
 
@@ -68,6 +71,14 @@ def penalized(
             raise ValueError(f"logit_bias: token {token}, want below {scores_V.shape[0]}")
         scores_V[token] += bias
     return scores_V
+
+
+def tempered(scores_V: Tensor, temperature: float) -> Tensor:
+    """Scores divided by a temperature above 0; near 0 the likeliest token is all that is left."""
+    if temperature >= _COLD:
+        return scores_V / temperature
+    # Else the quotients are infinite, or have no difference left.
+    return (scores_V - scores_V.max()) / max(temperature, _COLDEST)
 
 
 def cut(scores_V: Tensor, sampling: Sampling, *, least: int = 1) -> Tensor:
@@ -94,14 +105,16 @@ def cut(scores_V: Tensor, sampling: Sampling, *, least: int = 1) -> Tensor:
 
 
 def described(logits_V: Tensor, token: int, num_top: int | None) -> Chosen:
-    """A token with the log-probabilities that were asked for."""
+    """A token with the log-probabilities that were asked for; tokens that cannot come have none."""
     if num_top is None:
         return Chosen(token)
     logprobs_V = logits_V.log_softmax(-1)
     best = logprobs_V.topk(num_top)
     tokens = [int(index) for index in best.indices]
     values = [float(value) for value in best.values]
-    return Chosen(token, float(logprobs_V[token]), tuple(zip(tokens, values, strict=True)))
+    pairs = zip(tokens, values, strict=True)
+    possible = tuple(pair for pair in pairs if pair[1] > -math.inf)
+    return Chosen(token, float(logprobs_V[token]), possible)
 
 
 def _indices(tokens: "set[int] | Counter[int]", like: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ class Beams:
     def __post_init__(self) -> None:
         _require(self.num_beams >= 2, "num_beams", self.num_beams, "at least 2")
         penalty = self.length_penalty
-        _require(abs(penalty) < float("inf"), "length_penalty", penalty, "a finite number")
+        _require(-5.0 <= penalty <= 5.0, "length_penalty", penalty, "in [-5, 5]")
         wanted = f"1 to num_beams({self.num_beams})"
         _require(1 <= self.num_texts <= self.num_beams, "num_texts", self.num_texts, wanted)
 
@@ -70,7 +70,8 @@ class Sampling:
         _require(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "in (0, 1]")
         _require(0.0 <= self.min_p <= 1.0, "min_p", self.min_p, "in [0, 1]")
         penalty = self.repetition_penalty
-        _require(0.0 < penalty < float("inf"), "repetition_penalty", penalty, "above 0 (1 is off)")
+        wanted = "in [0.01, 100] (1 is off)"
+        _require(0.01 <= penalty <= 100.0, "repetition_penalty", penalty, wanted)
         for name in ("presence_penalty", "frequency_penalty"):
             value = float(getattr(self, name))
             _require(-2.0 <= value <= 2.0, name, value, "in [-2, 2]")
@@ -83,6 +84,9 @@ class Sampling:
         _require(all(self.stop), "stop", self.stop, "strings of at least one character")
         shown = self.logprobs
         _require(shown is None or 0 <= shown <= 20, "logprobs", shown, "in [0, 20]")
+        is_warm = self.temperature == 0.0 or self.temperature >= 0.001
+        wanted = "0 or at least 0.001 with beams"
+        _require(self.beams is None or is_warm, "temperature", self.temperature, wanted)
 
     @property
     def is_greedy(self) -> bool:

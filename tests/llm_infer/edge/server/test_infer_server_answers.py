@@ -180,3 +180,11 @@ def test_metrics_count_requests_and_tokens(client, echo):
     _complete(client)
     assert [value(name) - old for name, old in zip(names, before, strict=True)] == [1, 3, 7, 1]
     assert value("llm_infer_open_answers") == 0
+
+
+def test_an_answer_can_be_sent_back_with_every_field_it_has(client):
+    # With annotations, audio, function_call and tool_calls, all null.
+    said = _chat(client).choices[0].message.model_dump()
+    assert said.keys() >= {"annotations", "audio", "function_call"}
+    answer = _chat(client, messages=[*USER, said, {"role": "user", "content": "de"}])
+    assert answer.choices[0].message.content == "dededed"

@@ -53,12 +53,15 @@ def beams_of(fields: BeamFields, *, num_texts: int, best_of: int | None) -> Beam
     if best_of is not None and best_of != num_beams:
         raise _wrong("best_of", f"found {best_of} with {num_beams} beams; leave it out")
     penalty = fields.length_penalty
-    return Beams(
-        num_beams=num_beams,
-        num_texts=num_texts,
-        length_penalty=1.0 if penalty is None else penalty,
-        early_stopping=_early(fields.early_stopping),
-    )
+    try:
+        return Beams(
+            num_beams=num_beams,
+            num_texts=num_texts,
+            length_penalty=1.0 if penalty is None else penalty,
+            early_stopping=_early(fields.early_stopping),
+        )
+    except ValueError as error:
+        raise invalid(str(error), param="length_penalty") from None
 
 
 def _early(found: bool | Literal["never"] | None) -> EarlyStopping:

@@ -87,9 +87,11 @@ def jobs(
         room = context_length - len(prompt)
         echo = None if echoed is None else Echo(echoed[number], prompt)
         for _ in range(request.num_choices if beams is None else 1):
-            sampling = _sampling(
-                request, room=room, seed=first + len(found), bias=bias, beams=beams
-            )
+            seed_of = first + len(found)
+            try:
+                sampling = _sampling(request, room=room, seed=seed_of, bias=bias, beams=beams)
+            except ValueError as error:
+                raise invalid(str(error), param=str(error).partition(":")[0]) from None
             guide = None if new_guide is None else new_guide()
             job = Job(
                 prompt=prompt,

@@ -25,7 +25,7 @@ class AnswerError(Exception):
 @dataclass(slots=True)
 class _Current:
     request: int
-    tokens: "Generator[int | Chosen, None, None]"
+    tokens: "Generator[int, None, None] | Generator[Chosen, None, None]"
     sampling: Sampling
     room: int
     num_tokens: int = 0
@@ -114,8 +114,9 @@ class SerialEngine:
     def _begin(self) -> _Current:
         request, prompt, sampling = self._waiting.popleft()
         room = self.context_length - len(prompt)
-        is_describing = isinstance(self._engine, DescribingEngine)
-        generate = self._engine.choices if is_describing else self._engine.generate
-        tokens = generate(prompt, sampling)
-        self._current = _Current(request, tokens, sampling, room)
+        engine = self._engine
+        if isinstance(engine, DescribingEngine):
+            self._current = _Current(request, engine.choices(prompt, sampling), sampling, room)
+        else:
+            self._current = _Current(request, engine.generate(prompt, sampling), sampling, room)
         return self._current

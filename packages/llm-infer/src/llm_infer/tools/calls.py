@@ -86,7 +86,13 @@ def _kinds(value: object) -> set[str]:
         return {"boolean"}
     if isinstance(value, int):
         return {"integer", "number"}
-    names = {str: "string", float: "number", list: "array", dict: "object", type(None): "null"}
+    names: dict[type[object], str] = {
+        str: "string",
+        float: "number",
+        list: "array",
+        dict: "object",
+        type(None): "null",
+    }
     return {names[type(value)]}
 
 
