@@ -110,6 +110,6 @@ def join(experts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 def cut(a: Tensor, b: Tensor, which: Stacked, *, experts: int) -> tuple[Tensor, Tensor]:
     """A [rank, in] and B [out, rank] of one expert, or a half of it, out of PEFT's."""
-    own_a = a.unflatten(0, (experts, -1))[which.expert]
-    own_b = b.unflatten(1, (-1, experts))[..., which.expert]
+    own_a = a.view(experts, -1, a.shape[1])[which.expert]
+    own_b = b[:, which.expert :: experts]
     return own_a, own_b if which.half is None else own_b.chunk(2)[which.half]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -128,14 +129,20 @@ class BlendedOrder:
 
     def _grow(self, horizon: int) -> None:
         """All draws that are due before `horizon`: a longer one begins with those of a shorter."""
-        due = [(np.arange(np.ceil(horizon * w) + 1) + 0.5) / w for w in self.shares]
-        due = [one[one < horizon] for one in due]
+        due = [_due(float(share), horizon) for share in self.shares]
         parts = np.repeat(np.arange(len(due)), [len(one) for one in due])
         # Stable: of draws due at once the dataset named first comes first.
         order = np.argsort(np.concatenate(due), kind="stable")
         self._parts = parts[order]
         self._draws = np.concatenate([np.arange(len(one)) for one in due])[order]
         self._places = [np.flatnonzero(self._parts == part) for part in range(len(due))]
+
+
+def _due(share: float, horizon: int) -> np.ndarray:
+    """When each draw of a dataset is due, those before `horizon`."""
+    draws = np.arange(math.ceil(horizon * share) + 1)
+    due: np.ndarray = (draws + 0.5) / share
+    return due[due < horizon]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,8 +78,8 @@ class Model(GPTModel):
         hidden, table, *_ = self._preprocess(
             input_ids, position_ids, packed_seq_params=packed_seq_params
         )
-        if self.turns_by_length and sequence_tokens is not None:
-            table = self.rotary_pos_emb.of_tokens(position_ids, sequence_tokens)
+        if (rotary := self._rotary_by_length) is not None and sequence_tokens is not None:
+            table = rotary.of_tokens(position_ids, sequence_tokens)
         shared = {
             "attention_mask": attention_mask,
             "rotary_pos_emb": table,
@@ -102,8 +102,12 @@ class Model(GPTModel):
     @property
     def turns_by_length(self) -> bool:
         """How fast a token turns depends on the length of its sequence."""
+        return self._rotary_by_length is not None
+
+    @property
+    def _rotary_by_length(self) -> Rotary | None:
         rotary = getattr(self, "rotary_pos_emb", None)
-        return isinstance(rotary, Rotary) and rotary.is_by_length
+        return rotary if isinstance(rotary, Rotary) and rotary.is_by_length else None
 
     def _is_in_embd_group(self) -> bool:
         """No: two copies of an embedding are filled alike, by name, after they are built.
