@@ -89,6 +89,13 @@ def test_several_texts_of_a_search_come_with_scores(models, tmp_path):
     shown = _generate(models["qwen3"], "--prompt", "def", *beams)
     assert shown.stdout == "".join(f"{text}\n" for text in texts)
     assert shown.stderr.count("score -") == 3
+    assert "?" not in shown.stderr
+
+
+def test_more_beams_than_run_at_once_are_an_error(models):
+    found = _generate(models["qwen3"], "--prompt", "a", "--num-beams", 65, "--max-new-tokens", 1)
+    assert found.exit_code == 1
+    assert "Error: num_beams: found 65, want at most 64, the texts that run at once" in found.stderr
 
 
 def test_more_texts_than_beams_are_wrong_usage(models):

@@ -304,7 +304,7 @@ def test_a_search_that_nobody_waits_for_gives_its_blocks_back(models, num_steps)
 
 def test_more_beams_than_run_at_once_are_refused(models):
     engine = engine_of(models[0][0], max_running=4)
-    with pytest.raises(ValueError, match="5 texts of one search, and 4 run at once"):
+    with pytest.raises(InferError, match="num_beams: found 5, want at most 4, the texts that run"):
         engine.submit(PROMPT, Sampling(max_new_tokens=4, beams=Beams(num_beams=5)))
     assert not engine.has_work
 

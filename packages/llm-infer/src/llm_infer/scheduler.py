@@ -86,7 +86,7 @@ class Scheduler:
                 "want 1 <= max_running <= step_tokens, so that each sequence can get a token"
             )
         self.blocks = blocks
-        self._step_tokens, self._max_running = step_tokens, max_running
+        self._step_tokens, self.max_running = step_tokens, max_running
         self._running: list[Sequence] = []
         self._waiting: list[Sequence] = []
         self.num_preempted = 0
@@ -110,10 +110,6 @@ class Scheduler:
         """Queue a new sequence. ValueError when it could never fit or has no tokens."""
         if not sequence.tokens:
             raise ValueError("a sequence without tokens")
-        if sequence.num_branches > self._max_running:
-            raise ValueError(
-                f"{sequence.num_branches} texts of one search, and {self._max_running} run at once"
-            )
         if len(sequence.tokens) >= self.capacity_tokens:
             raise ValueError(
                 f"{len(sequence.tokens)} tokens and one more do not fit into a cache of "
@@ -253,7 +249,7 @@ class Scheduler:
             for digest in self._digests(sequence)[self._num_full(sequence) :]
         }
         for sequence in tuple(self._waiting):
-            if not budget or self._num_places + sequence.num_branches > self._max_running:
+            if not budget or self._num_places + sequence.num_branches > self.max_running:
                 return
             digests = self._digests(sequence)
             # At least one token must be computed, or there is nothing to choose the next one from.

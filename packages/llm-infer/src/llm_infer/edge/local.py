@@ -78,7 +78,11 @@ class LocalSpeaker:
         encoded = [self._encoded(prompt) for prompt in prompts]
         answers = answers_of(self._loaded, encoded, sampling)
         return [
-            replace(answer, num_prompt_tokens=len(tokens))
+            replace(
+                answer,
+                num_prompt_tokens=len(tokens),
+                others=tuple(replace(one, num_prompt_tokens=len(tokens)) for one in answer.others),
+            )
             for answer, tokens in zip(answers, encoded, strict=True)
         ]
 

@@ -10,8 +10,13 @@ from llm_infer.scheduler import Sequence as Text
 
 
 def make_room(text: Text, search: BeamSearch, scheduler: Scheduler) -> None:
-    """Let the scheduler know what a search wants; InferError where the cache never has it."""
+    """Let the scheduler know what a search wants; InferError where it never has it."""
     blocks, num_beams = scheduler.blocks, len(search.answers)
+    if num_beams > scheduler.max_running:
+        raise InferError(
+            f"num_beams: found {num_beams}, want at most {scheduler.max_running}, the texts that "
+            "run at once"
+        )
     # The last token is chosen, but never computed.
     longest, size = text.num_prompt + search.max_new_tokens - 1, blocks.block_tokens
     shared = text.num_prompt // size
