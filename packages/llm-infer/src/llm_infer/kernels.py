@@ -64,8 +64,8 @@ class TorchKernels:
             return F.rms_norm(wide, gain.shape, gain, eps).to(x.dtype)
         # There torch's own takes seven operators. Each of these is a sum or a product: what is
         # both at once is fused for some numbers only.
-        inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
-        inverse.mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
+        inverse: Tensor = torch.ops.aten.linalg_vector_norm.default(wide, 2, [-1], True)
+        inverse.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
         return (wide * inverse).mul_(gain).to(x.dtype)
 
     def swiglu(self, x: Tensor) -> Tensor:
