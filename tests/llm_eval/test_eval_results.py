@@ -21,3 +21,19 @@ def test_floats_survive_to_the_last_bit():
 
 def test_lines_hold_one_object_each_and_keep_their_script():
     assert to_jsonl([{"t": "你\n好"}, {}]) == '{"t": "你\\n好"}\n{}\n'.encode()
+
+
+def test_functions_of_a_task_are_written_alike_in_every_process():
+    """hellaswag's configuration has one: as text it holds an address."""
+
+    def process_docs():
+        pass
+
+    text = "a leak at 0x7f stays, in a text"
+    written = json.loads(to_json({"of": process_docs, "bound": [{}.get], "text": text}))
+    name = "test_functions_of_a_task_are_written_alike_in_every_process.<locals>.process_docs"
+    assert written == {
+        "of": f"<function {name}>",
+        "bound": ["<built-in method get of dict object>"],
+        "text": text,
+    }

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
@@ -9,6 +10,9 @@ from typing import cast
 _VOLATILE = frozenset(
     {"date", "git_hash", "upper_git_hash", "pretty_env_info", "total_evaluation_time_seconds"}
 )
+
+# In what Python writes of functions and objects: another one in each process.
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def stable_results(results: Mapping[str, object]) -> dict[str, object]:
@@ -29,7 +33,10 @@ def to_jsonl(rows: Iterable[object]) -> bytes:
 
 
 def _finite(value: object) -> object:
-    """`value` in JSON's own types: infinities become null, unknown objects their text."""
+    """`value` in JSON's own types: infinities become null, unknown objects their text.
+
+    Functions among them: a task's own, which lm-eval writes as they print, with their addresses.
+    """
     if isinstance(value, Mapping):
         mapping = cast("Mapping[object, object]", value)
         return {str(k): _finite(v) for k, v in mapping.items()}
@@ -39,4 +46,4 @@ def _finite(value: object) -> object:
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
-    return str(value)
+    return _ADDRESS.sub("", str(value))
