@@ -72,7 +72,8 @@ class HFEngine(_HFLM):
             batch_size=MAX_ROWS,
             max_length=max_length,
         )
-        self._num_rows = int(model.get_input_embeddings().weight.shape[0])
+        embedding: Any = model.get_input_embeddings()
+        self._num_rows = int(embedding.weight.shape[0])
         self._reader = Reader(model)
         self._can_share = can_share(model)
         self._can_continue = can_continue(model)
