@@ -28,6 +28,20 @@ def both(name, inputs, **options):
     return found
 
 
+@pytest.mark.parametrize("name", ["cross_entropy", "vocab_parallel_cross_entropy"])
+def test_losses_of_infinite_logits_are_pytorchs(name):
+    """After an overflow NaN; of a target that cannot come inf; others are what they were."""
+    logits = torch.tensor([[INF, 1.0, 2.0], [INF, INF, 0.0], [0.0, -INF, 1.0], [-INF, 0.5, -INF]])
+    targets = torch.tensor([1, 1, 1, 1])
+    wanted = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    assert wanted.isnan().tolist() == [True, True, False, False]
+    alone = {"vocab_start": 0, "all_reduce_max": lambda x: x, "all_reduce_sum": lambda x: x}
+    options = alone if name.startswith("vocab") else {}
+    for backend in ("torch", "reference"):
+        found = bind(Choice(operator=name, backend=backend))(logits, targets, **options)
+        torch.testing.assert_close(found, wanted, equal_nan=True)
+
+
 @pytest.mark.parametrize("scale", [0.0, -0.5])
 @pytest.mark.parametrize("has_sinks", [False, True], ids=["plain", "sinks"])
 def test_causal_attention_of_a_scale_that_is_not_positive_equals_the_reference(

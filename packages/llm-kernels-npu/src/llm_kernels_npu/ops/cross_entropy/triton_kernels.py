@@ -17,8 +17,8 @@ def forward_kernel(logits, targets, losses, totals, rows, vocab, ignore_index, T
             value = tl.load(logits + row * vocab + columns, mask=seen, other=-float("inf"))
             value = value.to(tl.float32)
             top = tl.maximum(top, tl.max(value, axis=0))
-            # An infinite top leaves nothing to measure from: inf - inf is NaN.
-            next_shift = tl.where(tl.abs(top) == float("inf"), 0.0, top)
+            # Below all so far there is nothing to measure from; a top of +inf makes the loss NaN.
+            next_shift = tl.where(top == -float("inf"), 0.0, top)
             kept = tl.where(total > 0.0, total * tl.exp(shift - next_shift), 0.0)
             total = kept + tl.sum(tl.exp(value - next_shift), axis=0)
             shift = next_shift
