@@ -69,7 +69,7 @@ def _samples(output):
 
 
 def test_accuracy_is_lm_evals_own_and_log_probabilities_those_of_transformers(
-    roomy_model, own_tasks, tmp_path
+    roomy_model, own_tasks, tmp_path, monkeypatch, capfd
 ):
     import torch
     from lm_eval import simple_evaluate
@@ -77,9 +77,12 @@ def test_accuracy_is_lm_evals_own_and_log_probabilities_those_of_transformers(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = roomy_model
+    # lm-eval asks git of the working folder, and git complains where there is no repository.
+    monkeypatch.chdir(tmp_path)
     outcome = benchmark.run(
         _tasks("toy_animals", include=own_tasks), _model(folder), tmp_path / "out", overwrite=False
     )
+    assert "git" not in capfd.readouterr().err
 
     theirs = simple_evaluate(
         model="hf",
@@ -88,6 +91,8 @@ def test_accuracy_is_lm_evals_own_and_log_probabilities_those_of_transformers(
         tasks=["toy_animals"],
         task_manager=TaskManager(include_defaults=False, include_path=str(own_tasks)),
     )
+    for name in ("lm_eval_version", "transformers_version"):
+        assert outcome.results[name] == theirs[name]
     found = outcome.results["results"]["toy_animals"]
     assert found["acc,none"] == theirs["results"]["toy_animals"]["acc,none"]
     assert found["acc_stderr,none"] == theirs["results"]["toy_animals"]["acc_stderr,none"]

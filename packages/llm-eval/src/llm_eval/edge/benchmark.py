@@ -174,10 +174,15 @@ def _evaluate(
 ) -> dict[str, Any]:
     from lm_eval.evaluator import simple_evaluate
 
+    from llm_eval.harness.described import versions_alone
     from llm_eval.harness.early import hand_over_as_made
     from llm_eval.harness.journaled import JournaledLM
 
-    with Engines(engine, num_processes=model.data_parallel) as engines, Reporter() as reporter:
+    with (
+        versions_alone(),
+        Engines(engine, num_processes=model.data_parallel) as engines,
+        Reporter() as reporter,
+    ):
         lm = JournaledLM(
             engines.engine,
             engines.scheduler,
