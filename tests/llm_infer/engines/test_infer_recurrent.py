@@ -1,13 +1,12 @@
 """Models with a state instead of keys on the native engine; expected tokens are transformers'."""
 
-import random
-
 import pytest
 import torch
 
 from ckpt_zoo import CASES, Case
 from llm_infer.sampling import Beams, Sampling
 from native_decoder import engine_of, open_decoder, run
+from native_parity import assert_crowd_is_alone, prompts, theirs
 
 BY_ID = {case.id: case for case in CASES}
 
@@ -26,26 +25,9 @@ def opened(request, tmp_path_factory):
     return open_decoder(folder), model
 
 
-def prompts(count, longest=70):
-    """Without token 0, which transformers would take for padding."""
-    draw = random.Random(1)
-    return [[draw.randrange(1, 250) for _ in range(draw.randint(1, longest))] for _ in range(count)]
-
-
-def theirs(model, prompt, **settings):
-    settings = {"do_sample": False, "max_new_tokens": 24, **settings}
-    whole = model.generate(torch.tensor([prompt]), pad_token_id=0, eos_token_id=None, **settings)
-    return whole[0, len(prompt) :].tolist()
-
-
 def test_tokens_are_those_of_transformers_alone_in_a_crowd_and_when_preempted(opened):
     decoder, model = opened
-    requests = [(prompt, Sampling(max_new_tokens=24)) for prompt in prompts(8)]
-    alone = [run(engine_of(decoder), [request])[0] for request in requests]
-    assert alone[:3] == [theirs(model, prompt) for prompt, _ in requests[:3]]
-    crowded = engine_of(decoder, cache_tokens=240, step_tokens=24, max_running=8)
-    assert run(crowded, requests) == alone
-    assert crowded.stats.num_preempted > 0
+    requests, alone, crowded = assert_crowd_is_alone(decoder, model, longest=70)
     assert run(crowded, requests) == alone
 
 
@@ -62,7 +44,7 @@ def test_a_shared_beginning_brings_its_state(opened):
 
 def test_beams_copy_the_state_of_the_block_they_part_in(opened):
     decoder, model = opened
-    (prompt,) = prompts(1)
+    (prompt,) = prompts(1, longest=70)
     sampling = Sampling(max_new_tokens=20, beams=Beams(num_beams=4))
     found = list(engine_of(decoder).generate(prompt, sampling))
     assert found == theirs(model, prompt, num_beams=4, max_new_tokens=20)
