@@ -4,7 +4,8 @@ import pytest
 
 from llm_infer.openai_api.errors import ApiError
 from llm_infer.openai_api.jobs import jobs
-from llm_infer.openai_api.requests import ChatRequest, CompletionRequest, parse
+from llm_infer.openai_api.parsing import parse
+from llm_infer.openai_api.requests import ChatRequest, CompletionRequest
 
 USER = {"role": "user", "content": "hi"}
 

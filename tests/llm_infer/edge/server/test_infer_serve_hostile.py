@@ -55,6 +55,7 @@ def test_as_the_temperature_falls_the_likeliest_text_is_left(server, temperature
     ("fields", "said"),
     [
         ({"repetition_penalty": 1e-300}, "repetition_penalty: found 1e-300, want in [0.01, 100]"),
+        ({"repetition_penalty": 0}, "repetition_penalty: found 0.0, want in [0.01, 100]"),
         (
             {"num_beams": 2, "length_penalty": 1e5},
             "found 100000.0, want in [-5, 5]",

@@ -119,7 +119,7 @@ def _check_prompt(
 def _sampling(
     request: Common, *, room: int, seed: int, bias: Mapping[int, float], beams: Beams | None
 ) -> Sampling:
-    temperature = request.temperature
+    temperature, penalty = request.temperature, request.repetition_penalty
     if temperature is None:
         # A search draws nothing unless it is told to.
         temperature = _DEFAULT_TEMPERATURE if beams is None else 0.0
@@ -131,7 +131,7 @@ def _sampling(
         top_k=max(request.top_k or 0, 0),
         top_p=1.0 if request.top_p is None else request.top_p,
         min_p=request.min_p or 0.0,
-        repetition_penalty=request.repetition_penalty or 1.0,
+        repetition_penalty=1.0 if penalty is None else penalty,
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
         logit_bias=tuple(bias.items()),

@@ -34,7 +34,8 @@ from llm_infer.openai_api.errors import (
     unknown_route,
 )
 from llm_infer.openai_api.jobs import Job, Reading, jobs
-from llm_infer.openai_api.requests import ChatRequest, Common, CompletionRequest, parse
+from llm_infer.openai_api.parsing import parse
+from llm_infer.openai_api.requests import ChatRequest, Common, CompletionRequest
 from llm_infer.sampling import Beams
 from llm_infer.serving.runner import OverloadedError, Runner, Ticket
 from llm_infer.thinking import LAST_TOKENS, opens_thought
