@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fork_ranks import run_ranks
-from live_tensors import live_tensors
+from live_tensors import live_tensors, storage_bytes
 from llm_train.arch import parse as parse_arch
 from llm_train.config import RunConfig
 from llm_train.edge import checkpoint_files
@@ -152,7 +152,6 @@ def kept_bytes(training, splits):
     rows = [one for chunk in training.trainable.chunks for one in chunk.parameters()]
     own = sum(one.nbytes for one in rows)
     tensors = [one for one in live_tensors() if type(one) in (torch.Tensor, torch.nn.Parameter)]
-    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
     moments = sum(
         value.nbytes
         for part in training.trainable.optimizer.chained_optimizers
@@ -160,7 +159,7 @@ def kept_bytes(training, splits):
         for name, value in state.items()
         if name != "step"
     )
-    return own, sum(one.main_grad.nbytes for one in rows), moments, sum(storages.values())
+    return own, sum(one.main_grad.nbytes for one in rows), moments, storage_bytes(tensors)
 
 
 def test_each_of_two_ranks_keeps_half_of_everything_as_planned(run_of):

@@ -9,6 +9,7 @@ import torch
 
 from fork_ranks import run_ranks
 from llm_train.edge import checkpoint_files
+from live_tensors import storage_bytes
 from train_curves import curve_of, each_run, train_curves
 
 
@@ -77,8 +78,7 @@ def state_bytes(training, splits):
             tensors += group["params"]
         for state in part.optimizer.state.values():
             tensors += [value for name, value in state.items() if name != "step"]
-    storages = {one.untyped_storage().data_ptr(): one.untyped_storage() for one in tensors}
-    return sum(one.nbytes() for one in storages.values()), weights
+    return storage_bytes(tensors), weights
 
 
 # Bytes a weight of one rank that are no longer kept, by hand: the bf16 copy, two moments of two

@@ -5,7 +5,7 @@ import torch
 
 from ckpt_models import build_model
 from fork_ranks import run_ranks
-from live_tensors import live_tensors
+from live_tensors import live_tensors, storage_bytes
 from llm_train.arch import parse as parse_arch
 from llm_train.config import RunConfig
 from llm_train.model import nf4
@@ -172,13 +172,12 @@ def test_adapters_train_on_a_base_in_nf4_as_on_its_restored_weights(tmp_path):
     assert "Nf4Tensor" not in found["plain"][1]
 
 
-def storage_bytes():
-    """Of every tensor of this process."""
+def bytes_held():
+    """By every tensor of this process."""
     tensors = live_tensors()
     plain = [one for one in tensors if not one.is_meta and not isinstance(one, Nf4Tensor)]
     parts = [part for one in tensors if isinstance(one, Nf4Tensor) for part in nf4_parts(one)]
-    storages = {one.untyped_storage().data_ptr(): one.untyped_storage() for one in plain + parts}
-    return sum(one.nbytes() for one in storages.values())
+    return storage_bytes(plain + parts)
 
 
 def nf4_parts(one):
@@ -209,12 +208,12 @@ def test_never_more_than_one_weight_is_there_whole_while_a_base_is_read(precisio
     def rank(_rank):
         from llm_train.model.lora.quantized import QuantizedBase
 
-        before, seen, put = storage_bytes(), [], QuantizedBase.put
+        before, seen, put = bytes_held(), [], QuantizedBase.put
 
         def then_look(self, tensor, whole):
             put(self, tensor, whole)
             del whole
-            seen.append(storage_bytes() - before)
+            seen.append(bytes_held() - before)
 
         QuantizedBase.put = then_look
         dict(each_run({"run": document}, lambda training, _: training))
