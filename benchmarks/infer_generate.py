@@ -32,19 +32,18 @@ REQUESTS = 16
 def open_ours(folder, quantization=None):
     """The native engine over the folder's weights."""
     from llm_infer.arch import parse
+    from llm_infer.edge.operators import resolve
     from llm_infer.engines.native import BLOCK_TOKENS, Limits, NativeEngine
-    from llm_infer.kernels import TorchKernels
     from llm_infer.model.decoder import Decoder
-    from llm_infer.model.linear import maker
 
     (provider,) = entry_points(group="llm_infer.weights")
     source = provider.load()(folder)
     device = torch.device("cpu")
+    kernels = resolve("auto", device="cpu", dtype=torch.float32)
     decoder = Decoder(
         parse(source.arch, where=str(folder)),
         source,
-        TorchKernels(),
-        make_linear=maker(device),
+        kernels,
         device=device,
         dtype=torch.float32,
         context=CONTEXT,
@@ -52,7 +51,7 @@ def open_ours(folder, quantization=None):
         quantization=quantization,
     )
     limits = Limits(cache_tokens=4 * CONTEXT)
-    return NativeEngine(decoder, end_tokens=(), limits=limits, kernels="plain torch")
+    return NativeEngine(decoder, end_tokens=(), limits=limits, kernels=str(kernels))
 
 
 def open_theirs(folder):

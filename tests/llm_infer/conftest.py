@@ -1,4 +1,17 @@
 import pytest
+import torch
+
+from llm_infer.edge.operators import resolve
+from llm_infer.errors import InferError
+
+
+@pytest.fixture(params=["torch", "compiled"])
+def kernels(request):
+    """Operators of torch, and those in C where there is a compiler."""
+    try:
+        return resolve(request.param, device="cpu", dtype=torch.float32)
+    except InferError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fork_ranks import run_ranks
-from llm_train.edge import checkpoint_files
 from live_tensors import storage_bytes
+from llm_train.edge import checkpoint_files
 from train_curves import curve_of, each_run, train_curves
 
 

@@ -6,10 +6,9 @@ import torch
 
 from llm_ckpt.source import open_source
 from llm_infer.arch import parse
+from llm_infer.edge.operators import resolve
 from llm_infer.engines.native import Limits, NativeEngine
-from llm_infer.kernels import TorchKernels
 from llm_infer.model.decoder import Decoder
-from llm_infer.model.linear import maker
 from llm_infer.model.steps import Part, make_pools, make_step
 
 
@@ -28,8 +27,7 @@ def open_decoder(
         return Decoder(
             arch,
             source,
-            kernels or TorchKernels(),
-            make_linear=maker(torch.device("cpu")),
+            kernels or resolve("auto", device="cpu", dtype=dtype),
             device=torch.device("cpu"),
             dtype=dtype,
             context=context or arch.max_position_embeddings,

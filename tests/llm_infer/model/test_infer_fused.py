@@ -48,8 +48,8 @@ def expected(q_GRD, pool, blocks, length, window):
 
 
 @pytest.mark.parametrize("window", [None, 70])
-def test_a_lone_token_comes_out_as_torch_says_and_the_same_beside_others(pool, window):
-    attend = Attend(Scores(scale=0.2, window=window), queries=QUERIES, block_tokens=SIZE)
+def test_a_lone_token_comes_out_as_torch_says_and_the_same_beside_others(pool, window, kernels):
+    attend = Attend(Scores(scale=0.2, window=window), kernels, queries=QUERIES, block_tokens=SIZE)
     q = torch.randn(len(BLOCKS) + 5, GROUPS, QUERIES, DIM)
     texts = [(blocks, length, 1) for blocks, length in zip(BLOCKS, LENGTHS, strict=True)]
     # A prompt of which five tokens are computed joins the step.

@@ -4,6 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from llm_infer.compiled.build import CannotCompileError
+from llm_infer.compiled.kernels import CompiledKernels
+from llm_infer.compiled.library import library
 from llm_infer.model.attend import Attend, Scores
 from llm_infer.model.cache import Pool, Step, segments
 from llm_infer.model.linear import PackedLinear, TiledLinear, multiply
@@ -15,9 +18,20 @@ SHAPES = [(1024, 3072), (3072, 1024), (96, 64), (40, 8), (33, 7), (100, 1), (1, 
 # oneDNN shares the products of a row between two threads here, for one row or for many.
 SHARED = [(8192, 512), (2809, 310), (1068, 173)]
 KINDS = [
-    *((kind, *shape) for kind in (PackedLinear, TiledLinear) for shape in SHAPES),
-    *((PackedLinear, *shape) for shape in SHARED),
+    *((kind, *shape) for kind in (PackedLinear, TiledLinear, "compiled") for shape in SHAPES),
+    *((kind, *shape) for kind in (PackedLinear, "compiled") for shape in SHARED),
 ]
+
+
+def made(kind, gated=False):
+    """What makes a layer of a weight and a bias."""
+    if kind != "compiled":
+        return kind
+    functions = library()
+    if isinstance(functions, CannotCompileError):
+        pytest.skip(str(functions))
+    kernels = CompiledKernels(functions)
+    return kernels.swiglu_linear if gated else kernels.linear
 
 
 @pytest.fixture(params=[1, 2], ids=["one-thread", "two-threads"])
@@ -31,7 +45,7 @@ def threads(request):
 @pytest.mark.parametrize(("kind", "inner", "outer"), KINDS)
 def test_a_row_of_a_linear_layer_stays_the_same(kind, inner, outer, threads):
     weight, bias = torch.randn(outer, inner), torch.randn(outer)
-    linear, x = kind(weight, bias), torch.randn(530, inner)
+    linear, x = made(kind)(weight, bias), torch.randn(530, inner)
     whole = linear(x)
     expected = F.linear(x.double(), weight.double(), bias.double())
     assert torch.allclose(whole.double(), expected, atol=2e-3, rtol=1e-5)
@@ -40,10 +54,11 @@ def test_a_row_of_a_linear_layer_stays_the_same(kind, inner, outer, threads):
         assert torch.equal(linear(x[7 : 7 + count]), whole[7 : 7 + count]), count
 
 
+@pytest.mark.parametrize("kind", [PackedSwiglu, "compiled"])
 @pytest.mark.parametrize(("inner", "outer"), [*SHAPES, *SHARED])
-def test_a_row_of_a_gated_layer_is_that_of_torch_and_stays_the_same(inner, outer, threads):
+def test_a_row_of_a_gated_layer_is_that_of_torch_and_stays_the_same(kind, inner, outer, threads):
     weight, bias = torch.randn(2 * outer, inner), torch.randn(2 * outer)
-    layer, x = PackedSwiglu(weight, bias), torch.randn(130, inner) / inner**0.5
+    layer, x = made(kind, gated=True)(weight, bias), torch.randn(130, inner) / inner**0.5
     whole = layer(x)
     gate, up = F.linear(x.double(), weight.double(), bias.double()).chunk(2, dim=1)
     assert torch.allclose(whole.double(), F.silu(gate) * up, atol=1e-4, rtol=1e-5)
@@ -77,14 +92,14 @@ def test_a_row_of_a_function_of_numbers_stays_the_same(size, threads):
 # Beyond 2048 keys another kernel computes.
 @pytest.mark.parametrize("length", [100, 2300])
 def test_attention_is_that_of_torch_and_the_same_for_one_token_and_for_many(
-    length, window, threads
+    length, window, threads, kernels
 ):
     groups, queries, dim, size = 2, 2, 32, 64
     q, k, v = (torch.randn(length, groups, n, dim) for n in (queries, 1, 1))
     slots = -(-length // size) * size
     pool = Pool(torch.zeros(groups, slots, dim), torch.zeros(groups, slots, dim), dim)
     pool.write(torch.arange(length), k[:, :, 0], v[:, :, 0])
-    attend = Attend(Scores(scale=0.2, window=window), queries=queries, block_tokens=size)
+    attend = Attend(Scores(scale=0.2, window=window), kernels, queries=queries, block_tokens=size)
     blocks = list(range(slots // size))
 
     def run(first, stop):

@@ -8,7 +8,6 @@ from llm_ckpt.source import open_source
 from llm_infer.arch import parse
 from llm_infer.kernels import TorchKernels
 from llm_infer.model.decoder import Decoder
-from llm_infer.model.linear import maker
 from llm_infer.model.runner import LocalRunner
 from llm_infer.model.static_step import CudaGraphs, reason_against
 from llm_infer.model.steps import Part
@@ -90,7 +89,6 @@ def test_cuda_graphs_give_the_logits_of_ordinary_steps(tmp_path):
             arch,
             source,
             TorchKernels(),
-            make_linear=maker(device),
             device=device,
             dtype=torch.float32,
             context=arch.max_position_embeddings,

@@ -1,19 +1,13 @@
-"""Operators of the native engine: what it asks for, plain torch, and other providers by name."""
+"""Operators of the native engine: what it asks for, and plain torch."""
 
-from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llm_infer.errors import InferError
 from llm_infer.model import sparse
 from llm_infer.model.rowwise import by_row
-
-GROUP = "llm_infer.kernels"
-TORCH = "torch"
 
 
 class Kernels(Protocol):
@@ -54,8 +48,12 @@ class Kernels(Protocol):
 class TorchKernels:
     """Plain torch operators; on CPUs `parameters` has SwiGLU computed with the layer before it."""
 
+    def __init__(self, because: str = "") -> None:
+        """`because`: why there are no better ones, for the description."""
+        self._because = because
+
     def __str__(self) -> str:
-        return "plain torch"
+        return f"plain torch ({self._because})" if self._because else "plain torch"
 
     def rms_norm(self, x: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0) -> Tensor:
         """See `Kernels`; in float32, rounded once. On CPUs a weight may have further axes."""
@@ -95,15 +93,3 @@ class TorchKernels:
     ) -> Tensor:
         """See `Kernels`."""
         return sparse.sparse_attention(q, kv, keys, value_dim=value_dim, scale=scale)
-
-
-def resolve(name: str, *, device: str) -> Kernels:
-    """Operators called `name` for a device type; `torch` needs nothing installed."""
-    if name == TORCH:
-        return TorchKernels()
-    providers = {one.name: one for one in entry_points(group=GROUP)}
-    if name not in providers:
-        choices = ", ".join((TORCH, *sorted(providers)))
-        raise InferError(f"kernels {name}: no provider of {GROUP!r} has that name; found {choices}")
-    make: Callable[..., Kernels] = providers[name].load()
-    return make(device=device)

@@ -18,8 +18,8 @@ class LoadOptions:
     engine: EngineName = "auto"
     device: DeviceName = "auto"
     dtype: str = "auto"
-    kernels: str = "torch"
-    """Operators of the native engine: `torch`, or the name of a provider."""
+    kernels: str = "auto"
+    """Operators of the native engine: see `operators.resolve`."""
     quantization: Quantization | None = None
     """How the native engine keeps large weights; None: as numbers of the model's type."""
     lora: Path | None = None
@@ -37,7 +37,7 @@ class LoadOptions:
     def native_only(self) -> list[str]:
         """Names of the options given that only the native engine has."""
         given = {
-            "--kernels": self.kernels != "torch",
+            "--kernels": self.kernels != "auto",
             "--quantization": self.quantization is not None,
             "--lora": self.lora is not None,
             "--rope-scaling": self.rope_scaling is not None,

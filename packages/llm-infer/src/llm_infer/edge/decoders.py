@@ -7,15 +7,16 @@ from pathlib import Path
 import torch
 
 from llm_infer.arch import Arch, parse
+from llm_infer.compiled.kernels import CompiledKernels
 from llm_infer.edge import device as devices
 from llm_infer.edge.choices import LoadOptions
+from llm_infer.edge.operators import resolve
 from llm_infer.engines.native import BLOCK_TOKENS
 from llm_infer.errors import InferError
-from llm_infer.kernels import Kernels, resolve
+from llm_infer.kernels import Kernels
 from llm_infer.model.decoder import Decoder
 from llm_infer.model.group import ALONE, Group
 from llm_infer.model.int8 import reason_against as reason_against_int8
-from llm_infer.model.linear import maker
 from llm_infer.model.rope import context_of
 from llm_infer.model.static_step import CudaGraphs, Recorder
 from llm_infer.model.static_step import reason_against as reason_against_replay
@@ -45,7 +46,6 @@ class DecoderPlan:
                 self.arch,
                 self.source,
                 self.kernels,
-                make_linear=maker(self.device),
                 device=self.device,
                 dtype=self.dtype,
                 context=context_of(self.arch),
@@ -83,12 +83,16 @@ def plan_of(
     device = torch.device(devices.of_rank(devices.resolve(options.device), group.rank))
     stored = source.dtype("embedding.word_embeddings.weight")
     dtype = stored if options.dtype == "auto" else getattr(torch, options.dtype)
-    if options.quantization is not None and (reason := reason_against_int8(device)) is not None:
-        raise InferError(f"--quantization {options.quantization}: {reason}")
+    kernels = resolve(options.kernels, device=device.type, dtype=dtype)
+    # Compiled operators bring products of their own.
+    if options.quantization is not None and not isinstance(kernels, CompiledKernels):
+        reason = reason_against_int8(device)
+        if reason is not None:
+            raise InferError(f"--quantization {options.quantization}: {reason}")
     return DecoderPlan(
         arch=arch,
         source=source,
-        kernels=resolve(options.kernels, device=device.type),
+        kernels=kernels,
         device=device,
         dtype=dtype,
         is_as_stored=dtype == stored and options.quantization is None,

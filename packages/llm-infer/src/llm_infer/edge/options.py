@@ -114,8 +114,9 @@ LOADING = (
     click.option("--quantization", type=click.Choice(get_args(Quantization)),
                  help="Native engine on a CPU: large weights as 8-bit integers, a quarter of "
                  "float32's memory."),
-    click.option("--kernels", default="torch", show_default=True, metavar="NAME",
-                 help="Operators of the native engine: torch, or a provider's name."),
+    click.option("--kernels", default="auto", show_default=True, metavar="NAME",
+                 help="Operators of the native engine: compiled (float32 on a CPU, in C), torch, "
+                 "or a provider's name. auto: compiled where it can be, else torch."),
     click.option("--lora", type=click.Path(path_type=Path), metavar="FOLDER",
                  help="LoRA adapter to merge into the weights."),
     click.option("--rope-scaling", metavar="KIND:FACTOR",

@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llm_infer.compiled.kernels import CompiledKernels
+from llm_infer.compiled.library import Library
+from llm_infer.kernels import Kernels
 from llm_infer.model import fused, masks
 from llm_infer.model.cache import Keys, Pool, Segment, Step
 from llm_infer.model.linear import MAX_ROWS, TILE_ROWS
@@ -45,14 +48,21 @@ class Scores:
 class Attend:
     """The computation for a fixed number of queries a group; keeps its masks."""
 
-    def __init__(self, scores: Scores, *, queries: int, block_tokens: int) -> None:
+    def __init__(
+        self, scores: Scores, kernels: Kernels, *, queries: int, block_tokens: int
+    ) -> None:
         self._scores, self._queries, self._block_tokens = scores, queries, block_tokens
+        self._compiled = kernels.functions if isinstance(kernels, CompiledKernels) else None
         self._masks: dict[torch.device, Tensor] = {}
 
     def __call__(self, q_TGRD: Tensor, pool: Pool, step: Step) -> Tensor:
         """Mixed values [T, G, queries, Dv] of queries [T, G, queries, D]."""
         if step.tables is not None:
             return self._one_a_text(q_TGRD, pool, step.positions, step.tables)
+        if self._compiled is not None and self._compiled.can_attend(
+            pool.keys, pool.values, block_tokens=self._block_tokens
+        ):
+            return self._by_compiled(self._compiled, q_TGRD, pool, step)
         can_fuse = self._scores.is_plain and fused.can_fuse(pool)
         if not can_fuse:
             return self._by_segment(q_TGRD, pool, step, first=0, can_fuse=False)
@@ -68,6 +78,21 @@ class Attend:
             return mixed_TGRD
         others_TGRD = self._by_segment(q_TGRD, pool, step, first=count, can_fuse=True)
         return torch.cat([mixed_TGRD, others_TGRD])
+
+    def _by_compiled(self, functions: Library, q_TGRD: Tensor, pool: Pool, step: Step) -> Tensor:
+        facts = self._scores
+        return functions.attention(
+            q_TGRD,
+            pool.keys,
+            pool.values,
+            *step.tables_of_segments(),
+            block_tokens=self._block_tokens,
+            scale=facts.scale,
+            softcap=facts.softcap,
+            window=facts.window,
+            sinks=facts.sinks,
+            slopes=facts.slopes,
+        )
 
     def _by_segment(
         self, q_TGRD: Tensor, pool: Pool, step: Step, *, first: int, can_fuse: bool

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from llm_infer.arch import Arch, LayerRun
+from llm_infer.compiled.kernels import CompiledKernels
+from llm_infer.compiled.library import Library
 from llm_infer.kernels import Kernels
 from llm_infer.model.attend import Attend, Scores
 from llm_infer.model.cache import Pool, Step
@@ -95,6 +97,9 @@ class Attention:
             group = parameters.group
             own = alibi_slopes(facts.heads * group.size).chunk(group.size)[group.rank]
             slopes = own.to(parameters.device).view(facts.query_groups, self._queries, 1)
+        self._placing = None
+        if isinstance(kernels, CompiledKernels) and parameters.dtype == torch.float32:
+            self._placing = self._placing_of(arch, kernels.functions, parameters, at)
         scores = Scores(
             scale=facts.head_dim**-0.5 if facts.scale is None else facts.scale,
             softcap=facts.softcap,
@@ -102,7 +107,7 @@ class Attention:
             sinks=sinks,
             slopes=slopes,
         )
-        self._attend = Attend(scores, queries=self._queries, block_tokens=block_tokens)
+        self._attend = Attend(scores, kernels, queries=self._queries, block_tokens=block_tokens)
 
     def __call__(self, x_TH: Tensor, pool: Pool, step: Step, carry: Carry) -> Tensor:
         """`carry.read` of [T, H] from [T, H]; keys and values of the step go into the pool."""
@@ -112,6 +117,10 @@ class Attention:
             carry.borrowed = rows[:, :, -2:-1], rows[:, :, -1]
         assert carry.borrowed is not None, "arch.json: the first layer cannot borrow keys"
         k_TG1D, v_TGD = carry.borrowed
+        if self._placing is not None and step.tables is None:
+            self._placing(rows, pool, step, carry)
+            q_TGRD = rows[:, :, : self._queries]
+            return self._mixed(q_TGRD, rows, pool, step, carry)
         if self._is_joint:
             placed_TGND = self._placed(rows[:, :, :-1], "qk", carry)
             q_TGRD, k_TGD = placed_TGND[:, :, :-1], placed_TGND[:, :, -1]
@@ -119,11 +128,39 @@ class Attention:
             q_TGRD = self._placed(rows[:, :, : self._queries], "q", carry)
             k_TGD = self._placed(k_TG1D, "k", carry)[:, :, 0]
         pool.write(step.slots, k_TGD, v_TGD)
+        return self._mixed(q_TGRD, rows, pool, step, carry)
+
+    def _mixed(self, q_TGRD: Tensor, rows: Tensor, pool: Pool, step: Step, carry: Carry) -> Tensor:
+        """[T, H] of queries over the pool; `rows` has their gates."""
         out_TC = carry.read(self._attend(q_TGRD, pool, step)).flatten(1)
         if self._facts.output_gate:
             gates = carry.read(rows[:, :, self._queries : 2 * self._queries]).flatten(1)
             return self._out(out_TC * by_row(torch.sigmoid, gates))
         return self._out(out_TC)
+
+    def _placing_of(
+        self, arch: Arch, functions: Library, parameters: Parameters, at: str
+    ) -> "_Placing | None":
+        """One call for norms, rotation and the cache; None where it cannot be one."""
+        facts = self._facts
+        # Layers that borrow want keys and values as they were projected.
+        if facts.shared_kv != 1 or facts.qk_norm == "full":
+            return None
+        gain = None
+        if facts.qk_norm != "none":
+            q, k = (parameters.rms_gain(f"{at}{part}_layernorm") for part in "qk")
+            if q is None or k is None or q.dim() != 1:
+                return None
+            gain = torch.stack([*[q] * self._queries, k])
+        return _Placing(
+            functions,
+            queries=self._queries,
+            gain=gain,
+            eps=arch.norm.eps,
+            norm_is_last=facts.qk_norm == "head_after_rope",
+            rotates=self._rotates,
+            interleaved=self._interleaved,
+        )
 
     def _placed(self, x_TGRD: Tensor, part: str, carry: Carry) -> Tensor:
         """Queries or keys, or both, normed and rotated, in the model's order."""
@@ -137,6 +174,36 @@ class Attention:
             cos, sin = (table[:, None] for table in carry.cos_sin)
             x_TGRD = self._kernels.rope(x_TGRD, cos, sin, interleaved=self._interleaved)
         return self._norms[part](x_TGRD) if kind == "head_after_rope" else x_TGRD
+
+
+@dataclass(frozen=True, slots=True)
+class _Placing:
+    """Norms and rotation of queries and keys where they are; keys and values into the pool."""
+
+    functions: Library
+    _: KW_ONLY
+    queries: int
+    gain: Tensor | None
+    eps: float
+    norm_is_last: bool
+    rotates: bool
+    interleaved: bool
+
+    def __call__(self, rows_TGND: Tensor, pool: Pool, step: Step, carry: Carry) -> None:
+        """`rows_TGND` is changed."""
+        assert carry.cos_sin is not None or not self.rotates
+        self.functions.place_heads(
+            rows_TGND,
+            carry.cos_sin if self.rotates else None,
+            step.slots,
+            pool.keys,
+            pool.values,
+            queries=self.queries,
+            gain=self.gain,
+            eps=self.eps,
+            norm_is_last=self.norm_is_last,
+            interleaved=self.interleaved,
+        )
 
 
 def rotary_width(arch: Arch) -> int | None:

@@ -6,8 +6,9 @@ it lies; only a scattered text is copied together. A recurrent layer keeps a sta
 """
 
 import math
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,8 @@ class Step:
         default_factory=dict["tuple[int | None, int, tuple[int, ...]]", "Singles"]
     )
     """See `fused.singles`, by window, queries of a group and strides of keys."""
+    segment_tables: list[tuple[Tensor, Tensor]] = field(default_factory=list[tuple[Tensor, Tensor]])
+    """See `tables_of_segments`; the same in all layers."""
 
     def keys_of(self, window: int | None) -> "list[Keys]":
         """Where each segment finds the keys it may see."""
@@ -65,6 +68,25 @@ class Step:
             made = [_keys(one, window, self.block_tokens) for one in self.segments]
             self.keys[window] = made
         return self.keys[window]
+
+    def with_segments(self, segments: "tuple[Segment, ...]") -> "Step":
+        """The same tokens, some of which are looked at."""
+        return replace(self, segments=segments, keys={}, singles={}, segment_tables=[])
+
+    def tables_of_segments(self) -> tuple[Tensor, Tensor]:
+        """int32 [N, 4]: a segment's first token, tokens, first position, and where its text's
+        blocks begin in the other: int32, all blocks end to end.
+        """
+        if not self.segment_tables:
+            rows, blocks = array("i"), array("i")
+            for one in self.segments:
+                first = (len(one.blocks) - 1) * self.block_tokens + one.offset
+                rows.extend((one.start, one.stop - one.start, first, len(blocks)))
+                blocks.extend(one.blocks)
+            made = (torch.frombuffer(numbers, dtype=torch.int32) for numbers in (rows, blocks))
+            segments, flat = made
+            self.segment_tables.append((segments.view(-1, 4), flat))
+        return self.segment_tables[0]
 
 
 @dataclass(frozen=True, slots=True)

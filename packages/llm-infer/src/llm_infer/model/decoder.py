@@ -16,7 +16,6 @@ from llm_infer.model.experts import Experts
 from llm_infer.model.feed_forward import FeedForward
 from llm_infer.model.group import ALONE, Group
 from llm_infer.model.latent import LatentAttention
-from llm_infer.model.linear import MakeLinear
 from llm_infer.model.parameters import Parameters
 from llm_infer.model.recurrent import GatedDeltaNet, MambaMixer, state_shape
 from llm_infer.model.rope import grows_from, short_length
@@ -47,7 +46,6 @@ class Decoder:
         source: WeightSource,
         kernels: Kernels,
         *,
-        make_linear: MakeLinear,
         device: torch.device,
         dtype: torch.dtype,
         context: int,
@@ -58,8 +56,7 @@ class Decoder:
     ) -> None:
         """`context` bounds positions. With a `group` this is its rank's share of the model.
 
-        `make_linear` is for what is not quantized. With a `recorder` steps of one token a text are
-        replayed (see `static_step`).
+        With a `recorder` steps of one token a text are replayed (see `static_step`).
 
         Raises InferError for a model with layers that are not supported, or not divisible.
         """
@@ -68,7 +65,6 @@ class Decoder:
             source,
             arch,
             kernels,
-            make_linear=make_linear,
             device=device,
             dtype=dtype,
             quantization=quantization,

@@ -6,7 +6,7 @@ Queries up to the block that ends with key `top_k` see all keys before them. Of 
 has the whole indexer, and chooses the same keys.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -95,7 +95,7 @@ class Indexer:
             )
             chosen.append(Chosen(segment, keys, places))
         seeing_all = tuple(segment for segment, keys in found if keys.count <= facts.top_k)
-        return Choice(tuple(chosen), replace(step, segments=seeing_all, keys={}, singles={}))
+        return Choice(tuple(chosen), step.with_segments(seeing_all))
 
     def _turned(self, x_TND: Tensor, cos_sin: tuple[Tensor, Tensor] | None) -> Tensor:
         """With the first channels rotated, laid out as the indexer has them."""

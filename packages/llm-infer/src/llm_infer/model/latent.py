@@ -63,6 +63,7 @@ class LatentAttention:
         self._scale = width**-0.5 if facts.scale is None else facts.scale
         self._attend = Attend(
             Scores(scale=self._scale, window=run.window),
+            kernels,
             queries=facts.heads,
             block_tokens=block_tokens,
         )

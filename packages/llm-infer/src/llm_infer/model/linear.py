@@ -7,7 +7,6 @@ keeps it from. Eight rows take little longer than one, since reading the weights
 time. Where oneDNN is not, rows go through in tiles of one size.
 """
 
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -137,18 +136,6 @@ def _filled_up(weight: Tensor, bias: Tensor | None, outputs: int) -> tuple[Tenso
     if missing <= 0:
         return weight, bias
     return F.pad(weight, (0, 0, 0, missing)), None if bias is None else F.pad(bias, (0, missing))
-
-
-MakeLinear = Callable[[Tensor, Tensor | None], Linear]
-
-
-def maker(device: torch.device) -> MakeLinear:
-    """The kind of linear layer for a device."""
-    if device.type != "cpu":
-        return PlainLinear
-    if not torch.backends.mkldnn.is_available():
-        return TiledLinear
-    return PackedLinear
 
 
 def multiply(x_BMK: Tensor, w_BKN: Tensor) -> Tensor:

@@ -15,14 +15,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llm_infer.arch import Arch
+from llm_infer.compiled.kernels import CompiledKernels
 from llm_infer.kernels import Kernels, TorchKernels
 from llm_infer.model.group import ALONE, Alone, Group
 from llm_infer.model.int8 import Int8Linear, Int8Matrices, Int8Table
-from llm_infer.model.linear import Linear, MakeLinear, PackedLinear
+from llm_infer.model.linear import Linear, PackedLinear, PlainLinear, TiledLinear
 from llm_infer.model.sharding import ranks_of_a_group
 from llm_infer.model.stored import Matrices, PlainMatrices, PlainTable, Table
 from llm_infer.model.swiglu import PackedSwiglu
 from llm_infer.weights import Quantization, WeightSource
+
+_MakeLinear = Callable[[Tensor, Tensor | None], Linear]
+
+
+def _maker(device: torch.device, dtype: torch.dtype, kernels: Kernels) -> _MakeLinear:
+    """The kind of linear layer for a device and the other operators there."""
+    if isinstance(kernels, CompiledKernels) and dtype == torch.float32:
+        return kernels.linear
+    if device.type != "cpu":
+        return PlainLinear
+    if not torch.backends.mkldnn.is_available():
+        return TiledLinear
+    return PackedLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +53,6 @@ class Parameters:
         arch: Arch,
         kernels: Kernels,
         *,
-        make_linear: MakeLinear,
         device: torch.device,
         dtype: torch.dtype,
         quantization: Quantization | None = None,
@@ -48,7 +61,8 @@ class Parameters:
         names: frozenset[str] | None = None,
     ) -> None:
         self._source, self._arch, self._kernels = source, arch, kernels
-        self._make_linear, self.device, self.dtype = make_linear, device, dtype
+        self.device, self.dtype = device, dtype
+        self._make_linear = _maker(device, dtype, kernels)
         self._quantization: Quantization | None = quantization
         self.group, self._prefix = group, prefix
         self._names = frozenset(source.names()) if names is None else names
@@ -81,8 +95,7 @@ class Parameters:
 
     def linear(self, name: str, *, change: Callable[[Tensor], Tensor] | None = None) -> Linear:
         """A linear layer with its bias where there is one; `change` is made to its weight."""
-        bias = self.tensor(f"{name}.bias") if self.has(f"{name}.bias") else None
-        return self._linear(f"{name}.weight", bias, change)
+        return self._linear(f"{name}.weight", self._bias(name), change)
 
     def shared_qkv(self, name: str, *, queries: int, head_dim: int, ranks: int) -> Linear:
         """The layer that makes a query group's rows, of which `ranks` ranks each have a part.
@@ -104,12 +117,21 @@ class Parameters:
 
     def swiglu(self, name: str) -> Callable[[Tensor], Tensor]:
         """A linear layer that gives a gate and what it gates, with `Kernels.swiglu` behind it."""
-        is_packed = self._make_linear is PackedLinear and self._quantization is None
-        if is_packed and isinstance(self._kernels, TorchKernels) and self.dtype == torch.float32:
-            bias = self.tensor(f"{name}.bias") if self.has(f"{name}.bias") else None
-            return PackedSwiglu(self.tensor(f"{name}.weight"), bias)
+        make = self._swiglu_maker()
+        if make is not None:
+            return self._made(make, f"{name}.weight", self._bias(name))
         linear, swiglu = self.linear(name), self._kernels.swiglu
         return lambda x: swiglu(linear(x))
+
+    def _swiglu_maker(self) -> "_MakeLinear | None":
+        """What makes both in one; None where nothing does."""
+        kernels, is_int8 = self._kernels, self._quantization == "int8"
+        if self.dtype != torch.float32:
+            return None
+        if isinstance(kernels, CompiledKernels):
+            return kernels.int8_swiglu_linear if is_int8 else kernels.swiglu_linear
+        is_packed = self._make_linear is PackedLinear and not is_int8
+        return PackedSwiglu if is_packed and isinstance(kernels, TorchKernels) else None
 
     def row_parallel(self, name: str, *, sums: bool = True) -> Linear:
         """A linear layer that each rank has some inputs of; what they give is summed.
@@ -125,8 +147,7 @@ class Parameters:
 
     def full_linear(self, name: str) -> Linear:
         """A linear layer that is not quantized, with its bias where there is one."""
-        bias = self.tensor(f"{name}.bias") if self.has(f"{name}.bias") else None
-        return self._make_linear(self.tensor(f"{name}.weight"), bias)
+        return self._make_linear(self.tensor(f"{name}.weight"), self._bias(name))
 
     def full_linear_of(self, weight: Tensor) -> Linear:
         """The same without bias, of a weight that was read."""
@@ -161,6 +182,14 @@ class Parameters:
         stacked = torch.stack([self.whole(f"{name}.weight") for name in names])
         return self._rms_norm_of(stacked) if stacked.dim() == 2 else None
 
+    def rms_gain(self, name: str) -> Tensor | None:
+        """What the model's RMS norm under that name multiplies by; None where it is another."""
+        facts = self._arch.norm
+        if facts.kind != "rms":
+            return None
+        weight = self.whole(f"{name}.weight").float()
+        return weight + 1.0 if facts.zero_centered else weight
+
     def norm_across(self, name: str, *, ranks: int = 1) -> Callable[[Tensor], Tensor]:
         """The model's norm of channels that are divided, each piece on `ranks` ranks."""
         norm, group = self.norm(name), self.group
@@ -192,7 +221,6 @@ class Parameters:
             self._source,
             self._arch,
             self._kernels,
-            make_linear=self._make_linear,
             device=self.device,
             dtype=self.dtype,
             quantization=self._quantization,
@@ -204,12 +232,28 @@ class Parameters:
     def _linear(
         self, name: str, bias: Tensor | None, change: Callable[[Tensor], Tensor] | None = None
     ) -> Linear:
+        if self._quantization != "int8":
+            make = self._make_linear
+        elif isinstance(self._kernels, CompiledKernels) and self.dtype == torch.float32:
+            make = self._kernels.int8_linear
+        else:
+            make = Int8Linear
+        return self._made(make, name, bias, change)
+
+    def _made(
+        self,
+        make: _MakeLinear,
+        name: str,
+        bias: Tensor | None,
+        change: Callable[[Tensor], Tensor] | None = None,
+    ) -> Linear:
         is_int8 = self._quantization == "int8"
         # Quantized from the numbers as they are stored: the model's dtype may have fewer digits.
         weight = self._read(name) if is_int8 else self.tensor(name)
-        if change is not None:
-            weight = change(weight)
-        return Int8Linear(weight, bias) if is_int8 else self._make_linear(weight, bias)
+        return make(weight if change is None else change(weight), bias)
+
+    def _bias(self, name: str) -> Tensor | None:
+        return self.tensor(f"{name}.bias") if self.has(f"{name}.bias") else None
 
     def _read(self, name: str) -> Tensor:
         size = self.group.size
