@@ -48,6 +48,7 @@ def run(engine, requests):
     found = {number: [] for number in numbers}
     while engine.has_work:
         for event in engine.step():
+            assert event.failure is None, event
             if event.token is not None:
                 found[event.request].append(event.token)
     return [found[number] for number in numbers]

@@ -122,6 +122,50 @@ def test_one_failing_answer_leaves_the_others_alone():
         asyncio.run(ask(runner))
 
 
+def test_text_that_cannot_be_decoded_fails_its_answer_alone():
+    def decode(tokens):
+        if ord("!") in tokens:
+            raise OverflowError("no such token")
+        return "".join(map(chr, tokens))
+
+    async def ask(runner):
+        tickets = [
+            runner.submit([_job(one, max_new_tokens=4)], num_prompt=1) for one in ("ab", "x!", "cd")
+        ]
+        first, error, last = await asyncio.gather(*map(_text, tickets), return_exceptions=True)
+        assert (first, last) == ("abab", "cdcd")
+        assert isinstance(error, OverflowError)
+        assert runner.is_alive
+
+    runner = Runner(EchoEngine(), decode, max_open=8)
+    runner.start()
+    try:
+        asyncio.run(ask(runner))
+    finally:
+        runner.stop()
+
+
+def test_an_engine_that_breaks_fails_all_at_once_and_nobody_waits():
+    class Breaking(EchoEngine):
+        def cancel(self, request):
+            raise AssertionError("a block was freed twice")
+
+    async def ask(runner):
+        running = runner.submit([_job("ab", max_new_tokens=4000)], num_prompt=2)
+        left = runner.submit([_job("cd", max_new_tokens=4000)], num_prompt=2)
+        await left.mailbox.get()
+        runner.close(left)
+        with pytest.raises(AssertionError, match="freed twice"):
+            await asyncio.wait_for(_text(running), 20)
+        assert not runner.is_alive
+        with pytest.raises(ApiError) as caught:
+            await asyncio.wait_for(_text(runner.submit([_job("x")], num_prompt=1)), 20)
+        assert caught.value.status == 500
+
+    with _runner(Breaking(step_s=0.001)) as runner:
+        asyncio.run(ask(runner))
+
+
 class Refusing(EchoEngine):
     def generate(self, prompt, sampling):
         if sampling.logprobs is not None:

@@ -76,14 +76,16 @@ class Event:
     """The end token of such a request."""
     score: float | None = None
     """Of a text that a beam search found, whose events come all at once."""
+    failure: Exception | None = None
+    """What made the request fail, whose last event this is; others are as they were."""
 
 
 @runtime_checkable
 class BatchEngine(Engine, Protocol):
     """An engine that computes many requests together, a step at a time. Not thread-safe.
 
-    A request ends with an event whose `end` is set, unless it is cancelled. The end token itself is
-    not given. Stop strings are the caller's: it reads text, and cancels.
+    A request ends with an event whose `end` or `failure` is set, unless it is cancelled. The end
+    token itself is not given. Stop strings are the caller's: it reads text, and cancels.
     """
 
     @property
@@ -99,7 +101,11 @@ class BatchEngine(Engine, Protocol):
         ...
 
     def step(self) -> Sequence[Event]:
-        """Compute once; what came of it, oldest request first. May be empty: long prompts."""
+        """Compute once; what came of it, oldest request first. May be empty: long prompts.
+
+        Raises only what makes the whole engine useless; what a request causes, or meets, is the
+        `failure` of its event.
+        """
         ...
 
     def cancel(self, request: int) -> None:

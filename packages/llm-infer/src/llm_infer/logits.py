@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llm_infer.errors import BrokenModelError
 from llm_infer.sampling import Sampling
 
 _COLD, _COLDEST = 1e-3, 1e-30
@@ -50,6 +51,24 @@ def choose(
         weights_V = cut(tempered(scores_V, sampling.temperature), sampling).softmax(-1)
         token = int(torch.multinomial(weights_V, 1, generator=generator))
     return described(logits_V, token, sampling.logprobs)
+
+
+def require_numbers(logits_RV: Tensor, *, after: int) -> None:
+    """Raise BrokenModelError unless each row has a likeliest token; see `broken`."""
+    # The largest is NaN where any is.
+    for most in logits_RV.amax(-1).tolist():
+        if not math.isfinite(most):
+            raise broken(most, after=after)
+
+
+def broken(most: float, *, after: int) -> BrokenModelError:
+    """What is wrong with logits whose largest is no number, `after` so many tokens of an answer."""
+    if most == -math.inf:
+        return BrokenModelError(f"after {after} tokens of the answer no token can come")
+    return BrokenModelError(
+        f"after {after} tokens of the answer the model's logits are not finite (found {most}): "
+        "its weights are broken, or its numbers too large for their type"
+    )
 
 
 def penalized(

@@ -14,7 +14,7 @@ from llm_infer.engine import BatchEngine, Event, SearchingEngine
 from llm_infer.openai_api.answers import Piece, TokenText
 from llm_infer.sampling import Sampling
 from llm_infer.serving.assembler import Assembler
-from llm_infer.serving.serial import AnswerError, batched
+from llm_infer.serving.serial import batched
 from llm_infer.stream import FinishReason
 
 _LINE_EVERY_S = 15.0
@@ -115,16 +115,15 @@ def _submit(engine: BatchEngine, prompt: Sequence[int], sampling: Sampling) -> S
 def _run(engine: BatchEngine, texts: dict[int, _Text], counted: set[int], advance: Advance) -> None:
     """Compute until all texts are over; each of those `counted` is progress."""
     is_over = set[int]()
-    try:
-        while engine.has_work:
-            for event in engine.step():
-                if event.request not in is_over and texts[event.request].push(event):
-                    is_over.add(event.request)
-                    engine.cancel(event.request)
-                    if event.request in counted:
-                        advance()
-    except AnswerError as error:
-        raise error.cause from error
+    while engine.has_work:
+        for event in engine.step():
+            if event.failure is not None:
+                raise event.failure
+            if event.request not in is_over and texts[event.request].push(event):
+                is_over.add(event.request)
+                engine.cancel(event.request)
+                if event.request in counted:
+                    advance()
 
 
 def _best(answers: Sequence[Answer]) -> Answer:

@@ -83,7 +83,11 @@ def together(engine: BatchEngine, prompts: list[list[int]], sampling: Sampling) 
 def _tokens(engine: BatchEngine) -> Iterator[int]:
     """The request of each token that comes."""
     while engine.has_work:
-        yield from (event.request for event in engine.step() if event.token is not None)
+        for event in engine.step():
+            if event.failure is not None:
+                raise event.failure
+            if event.token is not None:
+                yield event.request
 
 
 def print_timing(label: str, timing: Timing, prompt_tokens: int) -> None:

@@ -170,6 +170,8 @@ class NativeScorer:
                 going[number] = self._generation(until)
             while engine.has_work:
                 for event in engine.step():
+                    if event.failure is not None:
+                        raise event.failure
                     one = going[event.request]
                     if event.token is not None:
                         one.tokens.append(event.token)

@@ -33,16 +33,23 @@ class GuidedEngine(NativeEngine):
         self._guides.pop(request, None)
         super().cancel(request)
 
-    def _choose(self, logits_RV: Tensor, ready: Sequence[Any]) -> list[Chosen]:
+    def _choose(self, logits_RV: Tensor, ready: Sequence[Any]) -> "Sequence[Chosen | Exception]":
+        failures = dict[int, Exception]()
         guides = {row: self._guides.get(one.text.id) for row, one in enumerate(ready)}
         if any(guides.values()):
             # The decoder's own tensor must stay as it is: it was made for inference only.
             logits_RV = logits_RV.clone()
         for row, guide in guides.items():
-            if guide is not None:
-                is_refused_V = _refused(guide.allowed(ready[row].answer), logits_RV[row])
-                logits_RV[row].masked_fill_(is_refused_V, float("-inf"))
-        return super()._choose(logits_RV, ready)
+            if guide is None:
+                continue
+            try:
+                allowed = guide.allowed(ready[row].answer)
+            except Exception as error:  # noqa: BLE001  the failure of this request
+                failures[row] = error
+            else:
+                logits_RV[row].masked_fill_(_refused(allowed, logits_RV[row]), float("-inf"))
+        found = super()._choose(logits_RV, ready)
+        return [failures.get(row, one) for row, one in enumerate(found)]
 
 
 def _refused(allowed: bytes, like_V: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The native engine: requests through the scheduler, the decoder and the draw, a step at a time."""
 
+import math
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ from llm_infer.engines.beam_texts import (
     require_one_table,
 )
 from llm_infer.engines.rope_variants import LONG, is_long, variant_of
-from llm_infer.logits import Chosen, choose
+from llm_infer.errors import BrokenModelError, InferError
+from llm_infer.logits import Chosen, broken, choose, require_numbers
 from llm_infer.model.runner import Model
 from llm_infer.model.steps import Part
 from llm_infer.sampling import Sampling
@@ -171,18 +173,18 @@ class NativeEngine:
         works = self._scheduler.schedule()
         if not works:
             return []
-        logits_RV = self._compute(works)
-        self._scheduler.advance(works)
         requests = [self._state.requests[work.sequence.id] for work in works]
-        self._count(requests)
-        ready = [one for one, work in zip(requests, works, strict=True) if work.is_last]
-        events = list[Event]()
-        if any(one.search is not None for one in ready):
-            events = self._searched(logits_RV, ready)
-            rows = [row for row, one in enumerate(ready) if one.search is None]
-            logits_RV, ready = logits_RV[rows], [ready[row] for row in rows]
-        tokens = self._choose(logits_RV, ready)
-        events += [self._append(one, token) for one, token in zip(ready, tokens, strict=True)]
+        try:
+            logits_RV = self._compute(works)
+        except InferError:
+            raise  # ranks that do not find together again
+        except Exception as error:  # noqa: BLE001  the failure of all that were computed
+            events = [event for one in requests for event in self._failed(one, error)]
+        else:
+            self._scheduler.advance(works)
+            self._count(requests)
+            ready = [one for one, work in zip(requests, works, strict=True) if work.is_last]
+            events = self._taken(logits_RV, ready)
         for event in events:
             if event.request in self._state.inboxes:
                 self._state.inboxes[event.request].append(event)
@@ -209,6 +211,8 @@ class NativeEngine:
                 while not inbox:
                     self.step()
                 event = inbox.popleft()
+                if event.failure is not None:
+                    raise event.failure
                 if event.token is not None:
                     yield event.token
                 if event.end is not None:
@@ -236,6 +240,33 @@ class NativeEngine:
     def _generator(self, sampling: Sampling) -> torch.Generator:
         return torch.Generator(self._model.device).manual_seed(sampling.seed)
 
+    def _taken(self, logits_RV: Tensor, ready: Sequence[_Request]) -> list[Event]:
+        """What comes of each request whose next token can be chosen."""
+        events = list[Event]()
+        if any(one.search is not None for one in ready):
+            events = self._searched(logits_RV, ready)
+            rows = [row for row, one in enumerate(ready) if one.search is None]
+            logits_RV, ready = logits_RV[rows], [ready[row] for row in rows]
+        for one, chosen in zip(ready, self._choose(logits_RV, ready), strict=True):
+            if isinstance(chosen, Exception):
+                events += self._failed(one, chosen)
+                continue
+            try:
+                events.append(self._append(one, chosen))
+            except BrokenModelError as error:
+                events += self._failed(one, error)
+        return events
+
+    def _failed(self, request: _Request, error: Exception) -> list[Event]:
+        """Its end, and that of all texts of a search; nothing where that was told already."""
+        numbers = request.numbers or (request.text.id,)
+        if request.text.id not in self._state.requests:
+            return []
+        wanted = [one for one in numbers if not request.search or one in self._state.searched]
+        for number in numbers:
+            self.cancel(number)
+        return [Event(request=one, token=None, end=None, failure=error) for one in wanted]
+
     def _searched(self, logits_RV: Tensor, ready: Sequence[_Request]) -> list[Event]:
         """Take searches on by a token; what comes of those that are over."""
         rows_of = dict[int, list[int]]()
@@ -248,7 +279,12 @@ class NativeEngine:
             assert request.search is not None
             # The prompt is one text, which all beams continue.
             is_first = not request.text.branches
-            parents = request.search.push(logits_RV[rows])
+            try:
+                require_numbers(logits_RV[rows], after=len(request.search.answers[0]))
+                parents = request.search.push(logits_RV[rows])
+            except Exception as error:  # noqa: BLE001  the failure of this search
+                events += self._failed(request, error)
+                continue
             if request.search.is_done:
                 events += self._found(request)
                 continue
@@ -295,27 +331,25 @@ class NativeEngine:
             for work in works
         ]
 
-    def _choose(self, logits_RV: Tensor, ready: Sequence[_Request]) -> list[Chosen]:
-        """A token for each row."""
-        plain = [
-            one.sampling.is_greedy
-            and not one.sampling.has_penalties
-            and one.sampling.logprobs is None
-            for one in ready
-        ]
-        best: list[int] = logits_RV.argmax(-1).tolist() if any(plain) else []
-        return [
-            Chosen(best[row])
-            if plain[row]
-            else choose(
-                logits_RV[row],
-                one.sampling,
-                prompt=one.text.tokens[: one.text.num_prompt],
-                answer=one.answer,
-                generator=one.generator,
-            )
-            for row, one in enumerate(ready)
-        ]
+    def _choose(
+        self, logits_RV: Tensor, ready: Sequence[_Request]
+    ) -> "Sequence[Chosen | Exception]":
+        """A token for each row, or why there is none."""
+        best_R = logits_RV.argmax(-1)
+        best: list[int] = best_R.tolist()
+        # The largest is NaN where any is.
+        most: list[float] = logits_RV.gather(-1, best_R[:, None])[:, 0].tolist()
+        found = list[Chosen | Exception]()
+        for row, one in enumerate(ready):
+            sampling = one.sampling
+            is_plain = sampling.is_greedy and not sampling.has_penalties
+            if not math.isfinite(most[row]):
+                found.append(broken(most[row], after=len(one.answer)))
+            elif is_plain and sampling.logprobs is None:
+                found.append(Chosen(best[row]))
+            else:
+                found.append(_chosen(logits_RV[row], one))
+        return found
 
     def _append(self, request: _Request, chosen: Chosen) -> Event:
         """The chosen token joins its text, and may end it."""
@@ -365,3 +399,16 @@ class NativeEngine:
         for token in (*prompt, *(token for token, _ in sampling.logit_bias)):
             if not 0 <= token < vocabulary:
                 raise ValueError(f"token {token}: want 0 <= token < {vocabulary} (the vocabulary)")
+
+
+def _chosen(logits_V: Tensor, one: _Request) -> Chosen | Exception:
+    try:
+        return choose(
+            logits_V,
+            one.sampling,
+            prompt=one.text.tokens[: one.text.num_prompt],
+            answer=one.answer,
+            generator=one.generator,
+        )
+    except Exception as error:  # noqa: BLE001  the failure of this request
+        return error

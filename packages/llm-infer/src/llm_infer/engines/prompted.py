@@ -1,5 +1,6 @@
 """The native engine, which can tell the probabilities of a prompt's tokens too."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from llm_infer.engine import Event, TokenLogprob
 from llm_infer.engines.guided import GuidedEngine
+from llm_infer.errors import BrokenModelError
 from llm_infer.logits import Chosen, described
 from llm_infer.sampling import Sampling
 from llm_infer.scheduler import Work
@@ -70,14 +72,26 @@ class PromptedEngine(GuidedEngine):
 
     def _append(self, request: Any, chosen: Chosen) -> Event:
         reading = self._readings.get(request.text.id)
-        event = super()._append(request, chosen)
         if reading is None:
-            return event
+            return super()._append(request, chosen)
+        told = [] if reading.is_told else _told(reading, request.text.num_prompt)
+        event = super()._append(request, chosen)
         if event.token is None:
             last = TokenLogprob(chosen.logprob, chosen.top_logprobs)
             event = replace(event, ended_by=(chosen.token, last))
         if not reading.is_told:
             reading.is_told = True
-            found = [reading.logprobs[one] for one in range(1, request.text.num_prompt)]
-            event = replace(event, prompt_logprobs=tuple(found))
+            event = replace(event, prompt_logprobs=tuple(told))
         return event
+
+
+def _told(reading: _Reading, num_prompt: int) -> list[TokenLogprob]:
+    """The probabilities of all tokens but the first; BrokenModelError for what is no number."""
+    found = [reading.logprobs[position] for position in range(1, num_prompt)]
+    for position, one in enumerate(found, start=1):
+        if one.logprob is None or not math.isfinite(one.logprob):
+            raise BrokenModelError(
+                f"token {position} of the prompt has the log-probability {one.logprob}: "
+                "the model's weights are broken, or its numbers too large for their type"
+            )
+    return found

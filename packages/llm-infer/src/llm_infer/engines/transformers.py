@@ -18,7 +18,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from llm_infer.errors import InferError
-from llm_infer.logits import Chosen, described, penalized
+from llm_infer.logits import Chosen, described, penalized, require_numbers
 from llm_infer.sampling import Sampling
 
 _Item = Chosen | BaseException | None
@@ -136,6 +136,7 @@ class _Penalties(LogitsProcessor):
         self._logits_V = torch.empty(0)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]: transformers' types are aliases of these
+        require_numbers(scores, after=input_ids.shape[1] - len(self._prompt))
         (self._logits_V,) = scores
         if not self._sampling.has_penalties:
             return scores

@@ -104,6 +104,11 @@ def overloaded(*, limit: int, retry_after_s: int) -> ApiError:
     )
 
 
+def broken_model(reason: str) -> ApiError:
+    """500: what the model computed is nothing to make text of."""
+    return ApiError(status=500, message=reason, kind="server_error", code="broken_model")
+
+
 def failed() -> ApiError:
     """500: a defect of ours; the server's log has it."""
     return ApiError(

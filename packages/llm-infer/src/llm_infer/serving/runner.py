@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 
 from llm_infer.detokenize import Decode
 from llm_infer.engine import BatchEngine, Event, PromptReadingEngine, SearchingEngine
-from llm_infer.errors import InferError
+from llm_infer.errors import BrokenModelError, InferError
 from llm_infer.guide import GuidingEngine
 from llm_infer.openai_api.answers import Piece, Usage
-from llm_infer.openai_api.errors import invalid
+from llm_infer.openai_api.errors import broken_model, failed, invalid
 from llm_infer.openai_api.jobs import Job
 from llm_infer.serving.assembler import Assembler
-from llm_infer.serving.mailbox import Mailbox, SlowReaderError
-from llm_infer.serving.serial import AnswerError
+from llm_infer.serving.mailbox import Mailbox
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ class Runner:
         self._engine, self._decode = engine, decode
         self._running: dict[int, _Running] = {}
         self._inbox = _Inbox()
-        self._is_stopping = False
+        self._is_stopping = self._is_broken = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -85,8 +84,8 @@ class Runner:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread is there to compute."""
-        return self._thread.is_alive()
+        """Whether the thread is there to compute, and can."""
+        return self._thread.is_alive() and not self._is_broken
 
     def submit(self, jobs: Sequence[Job], *, num_prompt: int) -> Ticket:
         """Queue the answers to one request; `num_prompt` counts its prompts' tokens.
@@ -116,15 +115,23 @@ class Runner:
             if not self._running and not self._inbox.commands:
                 self._inbox.is_filled.wait()
             self._inbox.is_filled.clear()
-            while self._inbox.commands:
-                self._inbox.commands.popleft()()
-            if self._running and not self._is_stopping:
-                self._step()
+            try:
+                while self._inbox.commands:
+                    self._inbox.commands.popleft()()
+                if self._running and not self._is_stopping:
+                    self._step()
+            except Exception as error:  # noqa: BLE001  a defect; nobody shall wait for ever
+                _log.exception("the engine is broken: nothing is answered any more")
+                self._is_broken = True
+                self._fail_all(error)
         for request in self._running:
             self._engine.cancel(request)
 
     def _add(self, ticket: Ticket, jobs: Sequence[Job]) -> None:
         if ticket.is_closed:
+            return
+        if self._is_broken:
+            self._fail(ticket, failed())
             return
         try:
             # Answers have numbers of their own, one job after the other.
@@ -167,7 +174,8 @@ class Runner:
 
     def _cancel(self, ticket: Ticket) -> None:
         for request in ticket.requests:
-            self._engine.cancel(request)
+            if not self._is_broken:
+                self._engine.cancel(request)
             del self._running[request]
         ticket.requests.clear()
 
@@ -176,19 +184,17 @@ class Runner:
         ticket.mailbox.error = error
         Mailbox.wake([ticket.mailbox])
 
+    def _fail_all(self, error: Exception) -> None:
+        for ticket in {id(one.ticket): one.ticket for one in self._running.values()}.values():
+            self._fail(ticket, error)
+
     def _step(self) -> None:
         try:
             events = self._engine.step()
-        except AnswerError as error:
-            cause = error.cause
-            is_refusal = isinstance(cause, InferError)
-            ticket = self._running[error.request].ticket
-            self._fail(ticket, invalid(str(cause)) if is_refusal else cause)
         except Exception as error:  # noqa: BLE001  handed to those who asked
             # A defect, or no memory left: those in computation fail, the server goes on.
             _log.exception("a step of the engine failed")
-            for ticket in {id(one.ticket): one.ticket for one in self._running.values()}.values():
-                self._fail(ticket, error)
+            self._fail_all(error)
         else:
             Mailbox.wake(
                 {id(box): box for event in events for box in self._deliver(event)}.values()
@@ -201,10 +207,13 @@ class Runner:
             # Of an answer that ended or failed earlier in this step.
             return []
         ticket, assembler = running.ticket, running.assembler
+        if event.failure is not None:
+            self._fail(ticket, _told(event.failure))
+            return []
         try:
             for piece in _pieces(event, assembler):
                 ticket.mailbox.put(piece, is_at_once=event.score is not None)
-        except SlowReaderError as error:
+        except Exception as error:  # noqa: BLE001  handed to the one who asked
             self._fail(ticket, error)
             return []
         if event.end is not None or assembler.is_stopped:
@@ -226,6 +235,14 @@ class Runner:
                 num_new=ticket.num_new,
                 num_cached=sum(ticket.cached.values()),
             )
+
+
+def _told(failure: Exception) -> Exception:
+    """A request's failure as its client hears of it; a defect goes as it is, to be logged."""
+    if isinstance(failure, BrokenModelError):
+        _log.error("an answer failed: %s", failure)
+        return broken_model(str(failure))
+    return invalid(str(failure)) if isinstance(failure, InferError) else failure
 
 
 def _pieces(event: Event, assembler: Assembler) -> Iterator[Piece]:

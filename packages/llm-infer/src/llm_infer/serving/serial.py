@@ -14,14 +14,6 @@ if TYPE_CHECKING:
     from llm_infer.logits import Chosen
 
 
-class AnswerError(Exception):
-    """One request failed; the others are as they were."""
-
-    def __init__(self, request: int, cause: Exception) -> None:
-        super().__init__(str(cause))
-        self.request, self.cause = request, cause
-
-
 @dataclass(slots=True)
 class _Current:
     request: int
@@ -80,13 +72,13 @@ class SerialEngine:
         return request
 
     def step(self) -> list[Event]:
-        """The next token of the answer that runs; `AnswerError` when that answer fails."""
+        """The next token of the answer that runs, or why that answer failed."""
         current = self._current or self._begin()
         try:
             token = next(current.tokens, None)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  handed to the one who asked
             self._current = None
-            raise AnswerError(current.request, error) from error
+            return [Event(request=current.request, token=None, end=None, failure=error)]
         current.num_tokens += 1
         end = "end" if token is None else current.end
         if end is not None:

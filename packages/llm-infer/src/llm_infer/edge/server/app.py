@@ -122,7 +122,7 @@ class Api:
     async def health(self, request: Request) -> Response:  # noqa: ARG002
         """200 while the engine's thread lives."""
         is_alive = self._runner.is_alive
-        body = {"status": "ok" if is_alive else "the engine's thread has died; see the log"}
+        body = {"status": "ok" if is_alive else "the engine is broken; see the log"}
         return JSONResponse(body, status_code=200 if is_alive else 503)
 
     async def metrics(self, request: Request) -> Response:  # noqa: ARG002
