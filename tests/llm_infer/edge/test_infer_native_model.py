@@ -57,6 +57,26 @@ def test_a_model_that_chooses_keys_takes_operators_of_another_package(tmp_path):
     assert others.stdout == found.stdout
 
 
+@pytest.mark.parametrize("stored", ["bfloat16", "float16"])
+def test_weights_of_two_bytes_are_computed_with_in_float32(models, tmp_path, stored):
+    """The text of transformers with the same weights in float32, whoever computes."""
+    from transformers import AutoModelForCausalLM
+
+    folder = shutil.copytree(models["qwen3"], tmp_path / "m")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, stored))
+    model.save_pretrained(folder)
+    expected = generate(folder, "--engine", "transformers", "--dtype", "float32")
+    found = generate(folder)
+    assert found.stdout == expected.stdout
+    assert len(found.stdout) > 10
+    assert f"native on cpu, {stored} weights, float32, kernels compiled" in found.stderr
+    assert generate(folder, "--dtype", "float32").stdout == expected.stdout
+    for arguments in (("--dtype", stored), ("--kernels", "torch")):
+        other = generate(folder, *arguments)
+        assert other.exit_code == 0, other.output
+        assert "kernels plain torch" in other.stderr
+
+
 def test_the_named_engine_runs(models):
     assert (
         "engine: transformers on cpu"

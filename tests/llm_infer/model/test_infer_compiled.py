@@ -145,6 +145,16 @@ def test_products_and_gates_are_those_of_torch(compiled, inner, outer):
         assert torch.equal(layer(x[31:50]), whole[31:50])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_two_bytes_are_the_numbers_they_say(compiled, dtype):
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    found = compiled.linear(every[:, None], None)(torch.ones(1, 1))[0]
+    assert torch.equal(found.nan_to_num(nan=7.0), every.float().nan_to_num(nan=7.0))
+    weight, x = torch.randn(70, 600).to(dtype), torch.randn(20, 600)
+    wanted = x.double() @ weight.double().T
+    assert torch.allclose(compiled.linear(weight, None)(x).double(), wanted, atol=1e-4)
+
+
 def test_a_gate_far_from_zero_is_silus(compiled):
     gates = torch.tensor([-200.0, -88.5, -87.0, -20.0, -1e-4, 0.0, 1e-4, 20.0, 89.0, 1e15])
     x = torch.cat([gates, torch.tensor([math.nan])])[:, None]

@@ -19,7 +19,9 @@ def decoder(tmp_path_factory):
 
 
 def late(decoder, make):
-    return LateModel(make, arch=decoder.arch, device=decoder.device, dtype=decoder.dtype)
+    return LateModel(
+        make, arch=decoder.arch, device=decoder.device, dtype=decoder.dtype, place="cpu"
+    )
 
 
 def test_requests_are_taken_at_once_and_answered_when_the_weights_are_there(decoder):

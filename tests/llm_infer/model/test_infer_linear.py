@@ -9,7 +9,7 @@ from llm_infer.compiled.kernels import CompiledKernels
 from llm_infer.compiled.library import library
 from llm_infer.model.attend import Attend, Scores
 from llm_infer.model.cache import Pool, Step, segments
-from llm_infer.model.linear import PackedLinear, TiledLinear, multiply
+from llm_infer.model.linear import PackedLinear, TiledLinear, can_pack, multiply
 from llm_infer.model.rowwise import by_row
 from llm_infer.model.swiglu import PackedSwiglu
 
@@ -52,6 +52,16 @@ def test_a_row_of_a_linear_layer_stays_the_same(kind, inner, outer, threads):
     for count in (*COUNTS, 130, 512):
         assert torch.equal(linear(x[:count]), whole[:count]), count
         assert torch.equal(linear(x[7 : 7 + count]), whole[7 : 7 + count]), count
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_cpu_that_cannot_pack_two_bytes_has_tiles_of_them(dtype):
+    weight, x = torch.randn(96, 40).to(dtype), torch.randn(30, 40).to(dtype)
+    whole = TiledLinear(weight, None)(x)
+    assert whole.dtype == dtype
+    assert torch.allclose(whole.double(), x.double() @ weight.double().T, rtol=2e-2, atol=0.2)
+    if can_pack(dtype):
+        assert torch.allclose(PackedLinear(weight, None)(x), whole, rtol=2e-2, atol=0.2)
 
 
 @pytest.mark.parametrize("kind", [PackedSwiglu, "compiled"])

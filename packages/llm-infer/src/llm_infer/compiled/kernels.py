@@ -3,13 +3,15 @@
 import torch
 from torch import Tensor
 
-from llm_infer.compiled.library import Library
+from llm_infer.compiled.library import WEIGHTS, Library
 from llm_infer.kernels import TorchKernels
 from llm_infer.model.int8 import quantized
 
 
 class CompiledKernels(TorchKernels):
     """Operators in C for float32 on this CPU, and torch's for what they do not take.
+
+    Weights of linear layers may be kept in fewer bytes; each is made float32 when it is multiplied.
 
     They compute a row in one order whatever else is computed, so results do not depend on the step.
     """
@@ -57,7 +59,9 @@ class CompiledLinear:
         *,
         is_gated: bool,
     ) -> None:
-        """`weight` float32 or int8, whose outputs are multiplied by `scales`."""
+        """`weight` keeps its number type where it can; outputs are multiplied by `scales`."""
+        if weight.dtype not in WEIGHTS:
+            weight = weight.float()
         self._functions, self._is_gated = functions, is_gated
         self._outputs = len(weight) // 2 if is_gated else len(weight)
         self._panels = functions.packed(weight, is_gated=is_gated)

@@ -20,8 +20,11 @@ from llm_infer.compiled.build import CannotCompileError
 MOST_BLOCK_TOKENS = 128
 """As in attention.c."""
 # As in linear.c.
-_KINDS = {torch.float32: 0, torch.int8: 1}
+_KINDS = {torch.float32: 0, torch.int8: 1, torch.bfloat16: 2, torch.float16: 3}
 _RUNTIMES = ("libgomp", "libiomp5", "libomp")
+
+WEIGHTS = frozenset(_KINDS)
+"""Number types that weights may be kept in."""
 
 
 def _struct(name: str, **fields: Any) -> type[ctypes.Structure]:
@@ -142,7 +145,10 @@ class Library:
         return out
 
     def packed(self, weight: Tensor, *, is_gated: bool = False) -> Tensor:
-        """A weight [N, K] in panels [P, K, panel]; gated: one of gates [N / 2, K], then ups."""
+        """A weight [N, K] of a type in `WEIGHTS` in panels [P, K, panel].
+
+        Gated: one of gates [N / 2, K], then ups.
+        """
         outputs, inputs = weight.shape
         if is_gated:
             outputs //= 2

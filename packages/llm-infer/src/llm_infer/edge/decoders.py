@@ -10,13 +10,14 @@ from llm_infer.arch import Arch, parse
 from llm_infer.compiled.kernels import CompiledKernels
 from llm_infer.edge import device as devices
 from llm_infer.edge.choices import LoadOptions
-from llm_infer.edge.operators import resolve
+from llm_infer.edge.operators import AUTO, COMPILED, resolve
 from llm_infer.engines.native import BLOCK_TOKENS
 from llm_infer.errors import InferError
 from llm_infer.kernels import Kernels
-from llm_infer.model.decoder import Decoder
+from llm_infer.model.decoder import Decoder, kept_weights, place_of
 from llm_infer.model.group import ALONE, Group
 from llm_infer.model.int8 import reason_against as reason_against_int8
+from llm_infer.model.linear import can_pack
 from llm_infer.model.rope import context_of
 from llm_infer.model.static_step import CudaGraphs, Recorder
 from llm_infer.model.static_step import reason_against as reason_against_replay
@@ -38,6 +39,12 @@ class DecoderPlan:
     quantization: Quantization | None
     recorder: Recorder | None
     group: Group
+
+    @property
+    def place(self) -> str:
+        """See `Model.place`."""
+        kept = kept_weights(self.source, self.kernels, self.dtype, self.quantization)
+        return place_of(self.device, kept)
 
     def read(self) -> Decoder:
         """The decoder, with the weights of its rank on their device."""
@@ -82,8 +89,7 @@ def plan_of(
     """What the options say of a rank's decoder."""
     device = torch.device(devices.of_rank(devices.resolve(options.device), group.rank))
     stored = source.dtype("embedding.word_embeddings.weight")
-    dtype = stored if options.dtype == "auto" else getattr(torch, options.dtype)
-    kernels = resolve(options.kernels, device=device.type, dtype=dtype)
+    kernels, dtype = _kernels_and_dtype(options, device, stored)
     # Compiled operators bring products of their own.
     if options.quantization is not None and not isinstance(kernels, CompiledKernels):
         reason = reason_against_int8(device)
@@ -95,12 +101,33 @@ def plan_of(
         kernels=kernels,
         device=device,
         dtype=dtype,
-        is_as_stored=dtype == stored and options.quantization is None,
+        is_as_stored=options.quantization is None
+        and (dtype == stored or isinstance(kernels, CompiledKernels)),
         quantization=options.quantization,
         # Steps of several ranks are not recorded.
         recorder=_recorder(arch, device) if options.cuda_graphs and group.size == 1 else None,
         group=group,
     )
+
+
+def _kernels_and_dtype(
+    options: LoadOptions, device: torch.device, stored: torch.dtype
+) -> tuple[Kernels, torch.dtype]:
+    """Operators, and the number type that they compute in.
+
+    Compiled ones read weights as they are stored and compute in float32: faster on a CPU than in 16
+    bits, and exact.
+    """
+    if options.dtype != "auto":
+        dtype = getattr(torch, options.dtype)
+        return resolve(options.kernels, device=device.type, dtype=dtype), dtype
+    if options.kernels in (AUTO, COMPILED):
+        kernels = resolve(options.kernels, device=device.type, dtype=torch.float32)
+        if isinstance(kernels, CompiledKernels):
+            return kernels, torch.float32
+    # Without oneDNN's layout products in 16 bits take ten times as long.
+    dtype = torch.float32 if device.type == "cpu" and not can_pack(stored) else stored
+    return resolve(options.kernels, device=device.type, dtype=dtype), dtype
 
 
 def _recorder(arch: Arch, device: torch.device) -> Recorder | None:

@@ -116,6 +116,7 @@ def _opened(
                 arch=arch,
                 device=plan.device,
                 dtype=plan.dtype,
+                place=plan.place,
             )
         else:
             decoder = plan.read()

@@ -110,7 +110,8 @@ LOADING = (
     click.option("--device", type=click.Choice(DEVICES), default="auto",
                  show_default=True, help="auto: CUDA, else NPU, else CPU."),
     click.option("--dtype", type=click.Choice(_DTYPES), default="auto", show_default=True,
-                 help="auto: as the model was saved."),
+                 help="auto: as the model was saved; compiled operators (see --kernels) compute in "
+                 "float32."),
     click.option("--quantization", type=click.Choice(get_args(Quantization)),
                  help="Native engine on a CPU: large weights as 8-bit integers, a quarter of "
                  "float32's memory."),

@@ -16,7 +16,7 @@ from llm_infer.model.experts import Experts
 from llm_infer.model.feed_forward import FeedForward
 from llm_infer.model.group import ALONE, Group
 from llm_infer.model.latent import LatentAttention
-from llm_infer.model.parameters import Parameters
+from llm_infer.model.parameters import Parameters, keeps_stored
 from llm_infer.model.recurrent import GatedDeltaNet, MambaMixer, state_shape
 from llm_infer.model.rope import grows_from, short_length
 from llm_infer.model.rowwise import by_row
@@ -71,7 +71,8 @@ class Decoder:
             group=group,
         )
         self.arch, self.device, self.dtype = arch, device, dtype
-        self.context, self._group, self._quantization = context, group, quantization
+        self.context, self._group = context, group
+        self._weights = kept_weights(source, kernels, dtype, quantization)
         self._block_tokens = block_tokens
         self._recorder = recorder
         self.short_length, self.grows_from = short_length(arch), grows_from(arch)
@@ -107,11 +108,7 @@ class Decoder:
     @property
     def place(self) -> str:
         """Where it computes, and how weights are kept, as told to users."""
-        return (
-            str(self.device)
-            if self._quantization is None
-            else f"{self.device}, {self._quantization} weights"
-        )
+        return place_of(self.device, self._weights)
 
     def runner(self, *, num_blocks: int, block_tokens: int) -> LocalRunner:
         """A new cache to compute over, in blocks of the size that attention was made for."""
@@ -151,6 +148,23 @@ class Decoder:
         if self._group.size == 1 or not len(logits_RV):
             return logits_RV
         return self._group.collected(logits_RV)[:, : self.arch.vocab_size]
+
+
+def place_of(device: torch.device, weights: str | None) -> str:
+    """A device, and how weights are kept where that is not as numbers of the model's type."""
+    return str(device) if weights is None else f"{device}, {weights} weights"
+
+
+def kept_weights(
+    source: WeightSource, kernels: Kernels, dtype: torch.dtype, quantization: Quantization | None
+) -> str | None:
+    """How large weights are kept; None: as numbers of the model's type."""
+    if quantization is not None:
+        return quantization
+    stored = source.dtype("embedding.word_embeddings.weight")
+    if stored == dtype or not keeps_stored(kernels, dtype):
+        return None
+    return str(stored).removeprefix("torch.")
 
 
 def cache_shapes(arch: Arch) -> list[CacheShape | StateShape | None]:

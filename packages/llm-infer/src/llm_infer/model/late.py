@@ -18,11 +18,17 @@ class LateModel:
     """A `Model` that a thread of its own makes; see `wait`."""
 
     def __init__(
-        self, make: Callable[[], Model], *, arch: Arch, device: torch.device, dtype: torch.dtype
+        self,
+        make: Callable[[], Model],
+        *,
+        arch: Arch,
+        device: torch.device,
+        dtype: torch.dtype,
+        place: str,
     ) -> None:
         """The facts are those of the model that `make` returns."""
         self.arch, self.device, self.dtype = arch, device, dtype
-        self.context, self.place = context_of(arch), str(device)
+        self.context, self.place = context_of(arch), place
         self.short_length, self.grows_from = short_length(arch), grows_from(arch)
         self.cache_shapes = cache_shapes(arch)
         self._made: Future[Model] = Future()

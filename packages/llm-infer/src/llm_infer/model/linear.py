@@ -87,6 +87,17 @@ class PackedLinear:
         return y
 
 
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs weights of a number type on this CPU."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if dtype == torch.float16:
+        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return dtype == torch.float32
+
+
 def shares_products(outputs: int, inputs: int, *, threads: int) -> bool:
     """Whether oneDNN may share the products of a row between threads, for some number of rows.
 

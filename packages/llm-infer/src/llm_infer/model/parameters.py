@@ -19,7 +19,7 @@ from llm_infer.compiled.kernels import CompiledKernels
 from llm_infer.kernels import Kernels, TorchKernels
 from llm_infer.model.group import ALONE, Alone, Group
 from llm_infer.model.int8 import Int8Linear, Int8Matrices, Int8Table
-from llm_infer.model.linear import Linear, PackedLinear, PlainLinear, TiledLinear
+from llm_infer.model.linear import Linear, PackedLinear, PlainLinear, TiledLinear, can_pack
 from llm_infer.model.sharding import ranks_of_a_group
 from llm_infer.model.stored import Matrices, PlainMatrices, PlainTable, Table
 from llm_infer.model.swiglu import PackedSwiglu
@@ -28,15 +28,18 @@ from llm_infer.weights import Quantization, WeightSource
 _MakeLinear = Callable[[Tensor, Tensor | None], Linear]
 
 
+def keeps_stored(kernels: Kernels, dtype: torch.dtype) -> bool:
+    """Whether large weights stay in the number type they are stored in."""
+    return isinstance(kernels, CompiledKernels) and dtype == torch.float32
+
+
 def _maker(device: torch.device, dtype: torch.dtype, kernels: Kernels) -> _MakeLinear:
     """The kind of linear layer for a device and the other operators there."""
     if isinstance(kernels, CompiledKernels) and dtype == torch.float32:
         return kernels.linear
     if device.type != "cpu":
         return PlainLinear
-    if not torch.backends.mkldnn.is_available():
-        return TiledLinear
-    return PackedLinear
+    return PackedLinear if can_pack(dtype) else TiledLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +160,8 @@ class Parameters:
         """Rows to look up."""
         if self._quantization == "int8":
             return Int8Table(self._read(name), self.dtype)
-        return PlainTable(self.tensor(name))
+        rows = self._read(name) if self._keeps_stored else self.tensor(name)
+        return PlainTable(rows, self.dtype)
 
     def matrices(self, name: str) -> Matrices:
         """A weight for products of its own."""
@@ -234,7 +238,7 @@ class Parameters:
     ) -> Linear:
         if self._quantization != "int8":
             make = self._make_linear
-        elif isinstance(self._kernels, CompiledKernels) and self.dtype == torch.float32:
+        elif isinstance(self._kernels, CompiledKernels) and self._keeps_stored:
             make = self._kernels.int8_linear
         else:
             make = Int8Linear
@@ -247,10 +251,16 @@ class Parameters:
         bias: Tensor | None,
         change: Callable[[Tensor], Tensor] | None = None,
     ) -> Linear:
-        is_int8 = self._quantization == "int8"
         # Quantized from the numbers as they are stored: the model's dtype may have fewer digits.
-        weight = self._read(name) if is_int8 else self.tensor(name)
-        return make(weight if change is None else change(weight), bias)
+        is_stored = self._keeps_stored or self._quantization == "int8"
+        weight = self._read(name) if is_stored else self.tensor(name)
+        if change is not None:
+            weight = change(weight.float() if is_stored else weight)
+        return make(weight, bias)
+
+    @property
+    def _keeps_stored(self) -> bool:
+        return keeps_stored(self._kernels, self.dtype)
 
     def _bias(self, name: str) -> Tensor | None:
         return self.tensor(f"{name}.bias") if self.has(f"{name}.bias") else None

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,17 +32,17 @@ class Matrices(Protocol):
 
 
 class PlainTable:
-    """A `Table` as it was read."""
+    """A `Table` as it was read, whose rows become numbers of the model's type when looked up."""
 
-    def __init__(self, rows_VH: Tensor) -> None:
-        self._rows_VH = rows_VH
+    def __init__(self, rows_VH: Tensor, dtype: torch.dtype) -> None:
+        self._rows_VH, self._dtype = rows_VH, dtype
 
     def __len__(self) -> int:
         return len(self._rows_VH)
 
     def __call__(self, tokens_T: Tensor) -> Tensor:
         """See `Table`."""
-        return F.embedding(tokens_T, self._rows_VH)
+        return F.embedding(tokens_T, self._rows_VH).to(self._dtype)
 
 
 class PlainMatrices:

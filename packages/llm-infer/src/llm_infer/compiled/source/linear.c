@@ -22,7 +22,7 @@ enum { TILE_ROWS = 6 };
 enum { DEPTH = 512, CHUNK_ROWS = 96, PANELS_OF_ITEM = 2, AHEAD_BYTES = 4096 };
 
 /* How weights are kept. */
-enum { FLOAT32, INT8 };
+enum { FLOAT32, INT8, BFLOAT16, FLOAT16 };
 
 /* As `_Linear` in library.py. */
 struct linear {
@@ -39,6 +39,43 @@ struct linear {
 };
 
 INLINE vec load_float32(const float *p) { return load(p); }
+
+/* The two bytes of each number become the upper two of a float. */
+INLINE vec load_bfloat16(const uint16_t *p)
+{
+#if LANES == 16
+    __m256i halves = _mm256_loadu_si256((const __m256i *)p);
+    return (vec)_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+#elif LANES == 8
+    __m128i halves = _mm_loadu_si128((const __m128i *)p);
+    return (vec)_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+#else
+    ints bits;
+    for (int i = 0; i < LANES; i++)
+        bits[i] = (int32_t)((uint32_t)p[i] << 16);
+    return (vec)bits;
+#endif
+}
+
+INLINE vec load_float16(const uint16_t *p)
+{
+#if LANES == 16
+    return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#elif LANES == 8 && defined(__F16C__)
+    return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+#else
+    /* Exponent and mantissa in their places, then 2^112 for the other bias: exact, and right for
+       numbers below the smallest normal one. */
+    ints bits;
+    for (int i = 0; i < LANES; i++)
+        bits[i] = p[i];
+    ints rest = (bits & 0x7fff) << 13;
+    ints is_special = rest >= 0x7c00 << 13; /* infinities and NaN */
+    vec magnitude = chosen(is_special, (vec)(rest | 0x7f800000),
+                           (vec)rest * splat(0x1p112f));
+    return (vec)((ints)magnitude | (bits & 0x8000) << 16);
+#endif
+}
 
 /* By hand for x86, where GCC converts bytes one by one. */
 INLINE vec load_int8(const int8_t *p)
@@ -93,6 +130,8 @@ INLINE vec load_int8(const int8_t *p)
 #endif
 TILES(TILE, float32, float)
 TILES(TILE, int8, int8_t)
+TILES(TILE, bfloat16, uint16_t)
+TILES(TILE, float16, uint16_t)
 
 typedef void (*tile_fn)(float (*sums)[PANEL], const float *x, int64_t x_row, const void *weights,
                         int depth);
@@ -100,8 +139,10 @@ typedef void (*tile_fn)(float (*sums)[PANEL], const float *x, int64_t x_row, con
 static const tile_fn tile_of[][TILE_ROWS + 1] = {
     [FLOAT32] = {0, TILES(ENTRY, float32)},
     [INT8] = {0, TILES(ENTRY, int8)},
+    [BFLOAT16] = {0, TILES(ENTRY, bfloat16)},
+    [FLOAT16] = {0, TILES(ENTRY, float16)},
 };
-static const int bytes_of[] = {[FLOAT32] = sizeof(float), [INT8] = sizeof(int8_t)};
+static const int bytes_of[] = {[FLOAT32] = 4, [INT8] = 1, [BFLOAT16] = 2, [FLOAT16] = 2};
 
 /* One panel's outputs of up to CHUNK_ROWS rows. */
 static void multiply(const struct linear *a, int first_row, int rows, int panel)
@@ -171,8 +212,8 @@ struct packing {
 };
 
 /* Rows of the weight become columns of a panel; there is nothing but zeros behind the last one. */
-#define PACK(KIND, TYPE) \
-    static void pack_##KIND(const struct packing *a, size_t item) \
+#define PACK(BYTES, TYPE) \
+    static void pack_##BYTES(const struct packing *a, size_t item) \
     { \
         int width = a->is_gated ? PANEL / 2 : PANEL; \
         TYPE *panel = (TYPE *)a->panels + item * a->inputs * PANEL; \
@@ -188,13 +229,15 @@ struct packing {
             } \
         } \
     }
-PACK(float32, float)
-PACK(int8, int8_t)
+PACK(4, uint32_t)
+PACK(2, uint16_t)
+PACK(1, uint8_t)
 
 static void pack_item(const void *task, size_t item)
 {
     const struct packing *a = task;
-    (a->kind == INT8 ? pack_int8 : pack_float32)(a, item);
+    int bytes = bytes_of[a->kind];
+    (bytes == 4 ? pack_4 : bytes == 2 ? pack_2 : pack_1)(a, item);
 }
 
 void llm_pack(const struct packing *a)
