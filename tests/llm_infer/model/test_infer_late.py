@@ -52,4 +52,4 @@ def test_what_is_wrong_with_the_weights_is_raised_where_they_are_needed(decoder)
     with pytest.raises(ValueError, match="half a file"):
         model.wait()
     with pytest.raises(ValueError, match="half a file"):
-        run(engine_of(model), REQUESTS)
+        list(engine_of(model).generate(*REQUESTS[0]))
