@@ -124,15 +124,21 @@ def test_targets_that_match_nothing_are_named_with_what_there_is(run):
 
 
 @pytest.mark.parametrize(
-    ("family", "lora"),
-    [("qwen3", {}), ("qwen3_moe", {}), ("qwen3", {"quantize": "nf4"})],
-    ids=["qwen3", "qwen3_moe", "nf4"],
+    ("family", "lora", "parallel"),
+    [
+        ("qwen3", {}, {}),
+        ("qwen3_moe", {}, {}),
+        ("qwen3", {"quantize": "nf4"}, {}),
+        ("qwen3", {"quantize": "nf4"}, {"tp": 2}),
+        ("qwen3_moe", {"quantize": "nf4", "double_quantize": True}, {"tp": 2, "etp": 2}),
+    ],
+    ids=["qwen3", "qwen3_moe", "nf4", "nf4-tp2", "nf4-etp2"],
 )
-def test_a_merged_model_has_the_logits_of_the_run(family, lora, tmp_path):
+def test_a_merged_model_has_the_logits_of_the_run(family, lora, parallel, tmp_path):
     """Experts too, whose adapters peft itself has no modules for; by the run and by llm-ckpt.
 
-    The run restores what it has in NF4, which llm-ckpt, that merges into the base, knows nothing
-    of.
+    The run restores what it has in NF4, each rank with scales of its own part, which llm-ckpt, that
+    merges into the base, knows nothing of.
     """
     case = next(case for case in CASES if case.family == family and case.write is None)
     base = case.save(tmp_path / "hf")
@@ -140,9 +146,12 @@ def test_a_merged_model_has_the_logits_of_the_run(family, lora, tmp_path):
     run = document_of(base, data, tmp_path / "run", **lora)
     run["train"] |= {"max_steps": 2}
     run["save"]["hf"] = True
+    run["parallel"] = parallel
     ids = torch.tensor([make_chats(1)[0][0]])
 
     def rank(_rank):
+        from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+
         from llm_train.config_parse import parse
         from llm_train.edge import run as edge_run
         from llm_train.train import loop
@@ -154,13 +163,14 @@ def test_a_merged_model_has_the_logits_of_the_run(family, lora, tmp_path):
             go(self)
             (chunk,) = self.training.chunks
             with torch.no_grad():
-                found["logits"] = chunk.eval()(ids, torch.arange(ids.shape[1])[None], None)
+                logits = chunk.eval()(ids, torch.arange(ids.shape[1])[None], None)
+                found["logits"] = gather_from_tensor_model_parallel_region(logits)
 
         loop.Loop.go = then_look
         edge_run.run(parse(run, [], "test"))
         return found["logits"]
 
-    (ours,) = run_ranks(rank, 1)
+    ours, *_ = run_ranks(rank, parallel.get("tp", 1))
     adapter = checkpoint_files.adapter_folder(tmp_path / "run", 2)
     words = ["merge-lora", str(base), str(adapter), "--output", str(tmp_path / "merged")]
     merged = CliRunner().invoke(llm_ckpt, words)

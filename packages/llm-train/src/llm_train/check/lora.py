@@ -26,12 +26,6 @@ def adapters(config: RunConfig, arch: Arch) -> Iterator[str]:
             config.save.hf and config.model.load is None,
             "there are no weights to merge adapters into",
         ),
-        "save.hf with lora.quantize and parallel.tp or parallel.etp over 1": (
-            config.save.hf
-            and lora.quantize is not None
-            and max(config.parallel.tp, config.parallel.etp) > 1,
-            "each rank has scales of its own part; llm-ckpt merge-lora merges into the whole base",
-        ),
         "moe.bias_update_rate": (
             arch.moe is not None and arch.moe.router.bias and config.moe.bias_update_rate > 0,
             "it would change the base; want 0",

@@ -17,9 +17,8 @@ from llm_train.edge.checkpoint_files import CheckpointError, write_json
 from llm_train.interfaces import ExportAdapter, ExportWeights
 from llm_train.model.build import Model
 from llm_train.model.lora.first import AdapterError, FirstAdapter
-from llm_train.model.lora.quantized import quantized_names
+from llm_train.model.lora.quantized import Quantized, quantized_parts, restored
 from llm_train.model.lora.tensors import adapter_tensors
-from llm_train.model.nf4 import quantize
 from llm_train.train.precision import DTYPES
 from llm_train.weights import adapter_exporter, hf_exporter, open_adapter
 
@@ -32,10 +31,10 @@ _SIDES = ("lora_A", "lora_B", "lora_magnitude")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gathered:
-    """Every whole tensor of the adapters, and the names of the base's weights that are in NF4."""
+    """Every whole tensor of the adapters, and what of the base's weights is in NF4, by name."""
 
     tensors: Tensors
-    quantized: frozenset[str]
+    quantized: Mapping[str, frozenset[Quantized]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +56,7 @@ class AdapterFiles:
 
     def gathered(self, chunks: Sequence[Model]) -> Gathered:
         """All of them on rank 0; nothing on the others. Every rank calls it."""
-        quantized = [name for chunk in chunks for name in quantized_names(chunk)]
+        quantized = [part for chunk in chunks for part in quantized_parts(chunk)]
         mine = [part for chunk in chunks for part in _parts(chunk)], quantized
         is_first = dist.get_rank() == 0
         everywhere: list[Any] | None = [None] * dist.get_world_size() if is_first else None
@@ -69,8 +68,10 @@ class AdapterFiles:
                 slice(start, start + count) for start, count in zip(offset, data.shape, strict=True)
             )
             whole[index] = data
-        names = frozenset(name for _, part in everywhere or () for name in part)
-        return Gathered(tensors=wholes, quantized=names)
+        parts: dict[str, frozenset[Quantized]] = {}
+        for one in (one for _, found in everywhere or () for one in found):
+            parts[one.name] = parts.get(one.name, frozenset()) | {one}
+        return Gathered(tensors=wholes, quantized=parts)
 
     def write(self, adapter: Gathered, output: Path, *, base_digest: str | None = None) -> None:
         """A PEFT folder of gathered adapters, and beside them which base they are for."""
@@ -98,15 +99,17 @@ class Merged:
     dtype: torch.dtype
     is_double: bool
 
-    def write(self, adapter: Path, output: Path, *, quantized: Collection[str]) -> None:
+    def write(
+        self, adapter: Path, output: Path, *, quantized: Mapping[str, Collection[Quantized]]
+    ) -> None:
         """The base with a PEFT folder merged into it: of weights in NF4, what the run has there."""
 
-        def restored(name: str, weight: torch.Tensor) -> torch.Tensor:
+        def as_computed(name: str, weight: torch.Tensor) -> torch.Tensor:
             if name not in quantized:
                 return weight
-            return quantize(weight.to(self.dtype), is_double=self.is_double).restored()
+            return restored(weight, quantized[name], self.dtype, is_double=self.is_double)
 
-        replace = restored if quantized else None
+        replace = as_computed if quantized else None
         self.export(self.load, iteration=None, output=output, adapter=adapter, replace=replace)
 
 

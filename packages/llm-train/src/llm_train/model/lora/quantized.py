@@ -1,12 +1,14 @@
 """A frozen base in NF4: the weights of every linear of its layers, each made as it is read."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 
 from llm_train.model.build import Model
+from llm_train.model.fill import cut_places
 from llm_train.model.lora.attach import targets
 from llm_train.model.lora.tensors import keep_digested
 from llm_train.model.names import base_tensors
@@ -45,9 +47,48 @@ class QuantizedBase:
         linear.weight = made.requires_grad_(False)
 
 
-def quantized_names(chunk: Model) -> Iterator[str]:
-    """Names in the whole model of the weights that are in NF4."""
-    return (one.name for one in base_tensors(chunk) if isinstance(one.tensor.data, Nf4Tensor))
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """The part of a weight that is in NF4 by itself, with scales of its own.
+
+    `runs` are where its entries along `axis` lie in the whole weight, first to behind the last.
+    """
+
+    name: str
+    axis: int
+    runs: tuple[tuple[int, int], ...]
+
+    def places(self) -> torch.Tensor:
+        """The same one by one, in the order of the part."""
+        return torch.cat([torch.arange(first, stop) for first, stop in self.runs])
+
+
+def quantized_parts(chunk: Model) -> Iterator[Quantized]:
+    """What this rank has in NF4, by names in the whole model."""
+    for one in base_tensors(chunk):
+        if isinstance(one.tensor.data, Nf4Tensor):
+            axis = max(getattr(one.tensor, "partition_dim", 0), 0)
+            places = cut_places(one) if one.shard[1] > 1 else range(one.tensor.shape[axis])
+            yield Quantized(one.name, axis, _runs(places))
+
+
+@torch.no_grad()
+def restored(
+    weight: torch.Tensor, parts: Collection[Quantized], dtype: torch.dtype, *, is_double: bool
+) -> torch.Tensor:
+    """What ranks that compute in `dtype` have of a whole weight, put together, in `dtype`."""
+    made = weight.to(dtype, copy=True)
+    for part in parts:
+        places = part.places()
+        own = made.index_select(part.axis, places)
+        made.index_copy_(part.axis, places, quantize(own, is_double=is_double).restored())
+    return made
+
+
+def _runs(places: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    starts = [i for i, place in enumerate(places) if i == 0 or place != places[i - 1] + 1]
+    ends = [*starts[1:], len(places)]
+    return tuple((places[i], places[j - 1] + 1) for i, j in zip(starts, ends, strict=True))
 
 
 def _linears(chunk: Model) -> Iterator[Any]:
