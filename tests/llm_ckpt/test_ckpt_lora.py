@@ -36,6 +36,7 @@ VARIANTS = {
         "alpha_pattern": {"layers.1.mlp.up_proj": 40, "o_proj": 3},
     },
     "embeddings": {"target_modules": ["embed_tokens", "lm_head", "k_proj"]},
+    "dora-embeddings": {"target_modules": ["embed_tokens", "lm_head"], "use_dora": True},
     "saved-head": {"target_modules": ["gate_proj"], "modules_to_save": ["lm_head"]},
     "some-layers": {"target_modules": ["q_proj"], "layers_to_transform": [2]},
 }
@@ -81,7 +82,7 @@ def test_a_merge_into_hugging_face_is_pefts_merge(variant, hf_folder, tmp_path):
     assert changed == {name for name in before if not torch.equal(wanted[name], before[name])}
 
 
-@pytest.mark.parametrize("variant", ["every-linear", "dora", "embeddings"])
+@pytest.mark.parametrize("variant", ["every-linear", "dora", "embeddings", "dora-embeddings"])
 @pytest.mark.parametrize("layout", ["v1", "v2"])
 def test_a_merge_into_megatron_from_either_format_is_the_same(
     variant, layout, hf_folder, convert, tmp_path

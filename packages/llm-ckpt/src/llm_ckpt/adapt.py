@@ -115,6 +115,7 @@ class PeftChange:
             is_transposed=is_transposed
             if low_rank.which is not None
             else self._adapter.config.fan_in_fan_out and not low_rank.is_embedding,
+            is_embedding=low_rank.is_embedding,
         )
 
 

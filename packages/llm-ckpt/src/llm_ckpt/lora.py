@@ -2,7 +2,8 @@
 
 LoRA (https://arxiv.org/abs/2106.09685): W + s·B·A with s = alpha / rank; rsLoRA
 (https://arxiv.org/abs/2312.03732): s = alpha / √rank; DoRA (https://arxiv.org/abs/2402.09353): the
-rows of that, each scaled to a learned length. All in fp32, rounded once to the weight's own dtype.
+rows of that, of an embedding the columns, each scaled to a learned length. All in fp32, rounded
+once to the weight's own dtype.
 """
 
 import math
@@ -89,17 +90,20 @@ def adapted(
     scaling: float,
     magnitude: Tensor | None = None,
     is_transposed: bool = False,
+    is_embedding: bool = False,
 ) -> Tensor:
     """The adapted weight, in the dtype of `weight`.
 
-    weight [out, in] ([in, out] when transposed), a [rank, in], b [out, rank], magnitude [out].
+    weight [out, in] ([in, out] when transposed), a [rank, in], b [out, rank], magnitude [out]. Of
+    an embedding [vocabulary, hidden] DoRA's lengths are those of its columns: magnitude [hidden].
     """
     delta = (b.float() @ a.float()).mul_(scaling)
     plain = weight.float()
     merged: Tensor = (plain.t() if is_transposed else plain) + delta
     if magnitude is not None:
-        lengths = merged.square().sum(1, keepdim=True).sqrt()
-        merged = merged * (magnitude.float()[:, None] / lengths)
+        lengths = merged.square().sum(0 if is_embedding else 1).sqrt()
+        scale = magnitude.float() / lengths
+        merged = merged * (scale if is_embedding else scale[:, None])
     return (merged.t() if is_transposed else merged).to(weight.dtype)
 
 

@@ -119,14 +119,15 @@ class ExportAdapter(Protocol):
         """Write a PEFT folder `output`, whole or not at all; one that is there is replaced.
 
         `factors`: by megatron-core's name of a weight [out, in] its A [rank, in], B [out, rank]
-        and, for DoRA, the lengths of the adapted rows [out]. A of several times `rank` rows is one
-        of each Hugging Face module that the weight is made of, as AdapterFactors has them.
+        and, for DoRA, the lengths of the adapted rows [out], of an embedding of its columns. A of
+        several times `rank` rows is one of each Hugging Face module that the weight is made of, as
+        AdapterFactors has them.
         """
         ...
 
 
 class AdapterFactors(Protocol):
-    """The adapter of one weight [out, in]: A [R, in], B [out, R], DoRA's lengths [out].
+    """The adapter of one weight [out, in]: A [R, in], B [out, R], DoRA's lengths.
 
     `learns` [out, R] says which of B learn where several modules of one weight have an A each, so
     that R is a multiple of the rank; None = all.
@@ -144,7 +145,7 @@ class AdapterFactors(Protocol):
 
     @property
     def lengths(self) -> "torch.Tensor | None":
-        """Of DoRA's rows."""
+        """Of DoRA's rows [out], of an embedding's columns [in]."""
         ...
 
     @property

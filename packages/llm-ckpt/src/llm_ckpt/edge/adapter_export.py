@@ -40,8 +40,8 @@ def export_adapter(
     """Write a PEFT folder `output`, whole or not at all; one that is there is replaced.
 
     `factors`: by megatron-core's name of a weight [out, in] its A [rank, in], B [out, rank] and,
-    for DoRA, the lengths of the adapted rows [out]. Tensors that share a weight share its A,
-    unless that has `rank` rows for each of them.
+    for DoRA, the lengths of the adapted rows [out], of an embedding of its columns [in]. Tensors
+    that share a weight share its A, unless that has `rank` rows for each of them.
     """
     model = parse_arch(dict(arch), where="arch.json")
     table = family_named(model.family, where="arch.json").table(model)
@@ -119,11 +119,12 @@ def _modules(table: Table, name: str, factors: Factors, *, rank: int) -> dict[st
     if isinstance(entry.rule, Transposed) or entry.parts[0].index is not None:
         raise CheckpointError(f"{name}: its Hugging Face tensor is no module that PEFT adapts")
     rows = entry.rule.split(b, table.arch)
-    scales = (
-        [None] * len(rows)
-        if lengths is None
-        else [one[:, 0].contiguous() for one in entry.rule.split(lengths[:, None], table.arch)]
-    )
+    if lengths is None:
+        scales: list[Tensor | None] = [None] * len(rows)
+    elif name == _EMBEDDING:
+        scales = [lengths]
+    else:
+        scales = [one[:, 0].contiguous() for one in entry.rule.split(lengths[:, None], table.arch)]
     each = [(a, row) for row in rows] if a.shape[0] == rank else _own(a, rows, rank=rank)
     return {
         part.name.removesuffix(_SUFFIX): ModuleFactors(

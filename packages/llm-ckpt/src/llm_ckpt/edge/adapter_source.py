@@ -22,7 +22,9 @@ _Part = tuple[Tensor, Tensor, Tensor | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFactors:
-    """A [R, in] and B [out, R] of a weight, DoRA's `lengths` [out], and which of B `learns`.
+    """A [R, in] and B [out, R] of a weight, DoRA's `lengths`, and which of B `learns`.
+
+    Lengths are of its rows [out], of an embedding's columns [in].
 
     Where the Hugging Face modules of a weight have an A each, R is their number times the rank:
     the rows of a module have the columns of its own A alone, and `learns` [out, R] says which
@@ -75,7 +77,10 @@ class StoredAdapter:
         # Rows of B are those of an [out, in] tensor, whichever way it lies.
         merge = (rule.rule if isinstance(rule, Transposed) else rule).merge
         vectors = [one[2][:, None] for one in given if one[2] is not None]
-        lengths = merge(vectors, arch)[:, 0] if vectors else None
+        is_embedding = any(one is not None and one.is_embedding for one in found)
+        lengths = None
+        if vectors:
+            lengths = (vectors[0] if is_embedding else merge(vectors, arch))[:, 0]
         if is_whole and all(torch.equal(one[0], given[0][0]) for one in given):
             b = merge([one[1] for one in given], arch)
             return StoredFactors(a=given[0][0], b=b, lengths=lengths, learns=None)

@@ -55,7 +55,7 @@ class LowRank:
         return (inputs, out) if self.is_embedding else (out, inputs)
 
     def read(self, files: Files) -> tuple[Tensor, Tensor, Tensor | None]:
-        """A [rank, in], B [out, rank] and the lengths of DoRA [out]."""
+        """A [rank, in], B [out, rank] and the lengths of DoRA [out], of an embedding [in]."""
         a, b = _read(files, self.a), _read(files, self.b)
         if self.which is not None:
             a, b = cut(a, b, self.which, experts=self.experts)
@@ -162,7 +162,7 @@ class WrittenConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleFactors:
-    """A [rank, in], B [out, rank] and DoRA's lengths [out] of one Hugging Face module."""
+    """A [rank, in], B [out, rank] and DoRA's lengths [out], of an embedding [in], of a module."""
 
     a: Tensor
     b: Tensor
@@ -177,8 +177,12 @@ class ModuleFactors:
     def tensors(self, module: str) -> dict[str, Tensor]:
         """By the names that PEFT has for them; of embeddings they lie transposed."""
         if self.is_embedding:
-            return {f"{module}.lora_embedding_A": self.b.T, f"{module}.lora_embedding_B": self.a.T}
-        named = {f"{module}.lora_A.weight": self.a, f"{module}.lora_B.weight": self.b}
+            named = {
+                f"{module}.lora_embedding_A": self.b.T,
+                f"{module}.lora_embedding_B": self.a.T,
+            }
+        else:
+            named = {f"{module}.lora_A.weight": self.a, f"{module}.lora_B.weight": self.b}
         if self.magnitude is not None:
             named[f"{module}.lora_magnitude_vector"] = self.magnitude
         return named

@@ -57,8 +57,11 @@ def adapters(config: RunConfig, arch: Arch) -> Iterator[str]:
         yield f"lora.target_modules: {OUTPUT} normalises its weight (output_normalized)"
     if lora.fused_mlp and all(run.feed_forward not in ("dense", SHORTCUT) for run in arch.layers):
         yield "lora.fused_mlp: the model has no dense feed-forward; want false"
-    if lora.dora and EMBEDDING in named:
-        yield f"lora.dora: not built for {EMBEDDING}"
+    if lora.dora and EMBEDDING in named and config.parallel.fsdp:
+        yield (
+            f"lora.dora of {EMBEDDING} cannot be used with parallel.fsdp: its lengths run over "
+            "rows that are shared out; want lora.dora=false, or another target"
+        )
 
 
 def _refused_by_one_pass(lora: LoraConfig) -> Mapping[str, tuple[bool, str]]:

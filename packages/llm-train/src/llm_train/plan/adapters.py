@@ -16,6 +16,8 @@ from llm_train.handover import SHORTCUT
 from llm_train.plan.layers import Layer, each_layer
 from llm_train.plan.parameters import Kind, Parameters, query_key_value_rows
 
+_EMBEDDING = "embedding.word_embeddings"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Linear:
@@ -44,7 +46,7 @@ def stage_adapters(
             for one in layer_linears(arch, layers[index])
         ]
         if stage == 0:
-            name = "embedding.word_embeddings"
+            name = _EMBEDDING
             table = _cut_outputs(name, arch.vocab_size, arch.hidden_size)
             linears.append((name, table))
         if stage == parallel.pp - 1 and not arch.tie_embeddings:
@@ -69,7 +71,10 @@ def layer_linears(arch: Arch, layer: Layer) -> Iterator[Linear]:
 def _parameters(one: Linear, parallel: ParallelConfig, lora: LoraConfig) -> Parameters:
     ranks = parallel.tp if one.experts is None else parallel.etp
     a, b = lora.rank * one.inputs, lora.rank * one.outputs
-    b += one.outputs if lora.dora else 0
+    if lora.dora and one.name == _EMBEDDING:
+        a += one.inputs  # a length for each feature, on every rank
+    elif lora.dora:
+        b += one.outputs
     local = {"outputs": a + b // ranks, "inputs": a // ranks + b, "none": a + b}[one.cut]
     count = one.experts or 1
     held = count // parallel.ep if one.experts is not None else 1

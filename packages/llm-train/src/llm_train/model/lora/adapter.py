@@ -95,11 +95,7 @@ class Adapter(torch.nn.Module):
 
         They are constants to the gradient, as DoRA's paper (section 4.3) and peft have it.
         """
-        w, a, b = weight.float(), self.A.float(), self.B.float()
-        s = self.form.scaling
-        squares = w.square().sum(1) + 2 * s * ((w @ a.t()) * b).sum(1)
-        squares += s * s * ((b @ (a @ a.t())) * b).sum(1)
-        return self._root(squares)
+        return self._root(_squares(weight, self.A, self.B, self.form.scaling))
 
     @torch.no_grad()
     def lengths_of_base(self, weight: torch.Tensor) -> torch.Tensor:
@@ -140,9 +136,15 @@ class Adapter(torch.nn.Module):
 
 
 class EmbeddingAdapter(torch.nn.Module):
-    """A [R, V], of which this rank has the columns of its tokens, and B [hidden, R]."""
+    """A [R, V], of which this rank has the columns of its tokens, and B [hidden, R].
 
-    def __init__(self, embedding: VocabParallelEmbedding, form: Form, place: Place) -> None:
+    DoRA's `magnitude` [hidden] is the length of each feature over the whole vocabulary, as in peft.
+    """
+
+    def __init__(
+        self, embedding: VocabParallelEmbedding, form: Form, place: Place, *, vocab_size: int
+    ) -> None:
+        """Rows from `vocab_size` on fill the table up and are no tokens."""
         super().__init__()
         self.form, self.place = form, place
         weight = embedding.weight
@@ -150,9 +152,29 @@ class EmbeddingAdapter(torch.nn.Module):
         self.A = torch.nn.Parameter(torch.zeros(form.rank, weight.shape[0], **make))
         self.B = torch.nn.Parameter(torch.zeros(weight.shape[1], form.rank, **make))
         self.first = embedding.vocab_start_index
+        self._tokens = max(0, min(weight.shape[0], vocab_size - self.first))
         self.is_scattered = bool(embedding.reduce_scatter_embeddings)
         self.A.tensor_model_parallel = True  # pyright: ignore[reportAttributeAccessIssue]
         self.B.sequence_parallel = self.is_scattered  # pyright: ignore[reportAttributeAccessIssue]
+        if form.is_dora:
+            self.magnitude = torch.nn.Parameter(torch.zeros(weight.shape[1], **make))
+            self.magnitude.sequence_parallel = self.is_scattered  # pyright: ignore[reportAttributeAccessIssue]
+
+    def adapted(self, out: torch.Tensor, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """The embeddings of ids with the adapter."""
+        found = out + self(ids)
+        if not self.form.is_dora:
+            return found
+        return found * (self.magnitude / self.lengths(weight).to(self.magnitude.dtype))
+
+    @torch.no_grad()
+    def lengths(self, weight: torch.Tensor) -> torch.Tensor:
+        """[hidden] lengths of the columns of W [V, hidden] + s · (B A)^T, fp32; constants too."""
+        rows, a = weight[: self._tokens], self.A[:, : self._tokens]
+        squares = _squares(rows.t(), a, self.B, self.form.scaling)
+        if self.place.group.size() > 1:
+            dist.all_reduce(squares, group=self.place.group)
+        return squares.sqrt()
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """[B, T] ids → what is added to their embeddings, in the order that the embedding has."""
@@ -213,6 +235,15 @@ def dropped(adapter: Adapter | ExpertsAdapter, x: torch.Tensor, *, is_own: bool)
         return x
     with own_draws(is_on=is_own):
         return F.dropout(x, share)
+
+
+def _squares(
+    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """[O] squared lengths of the rows of W [O, I] + s · B A, fp32, without making that matrix."""
+    w, a, b = weight.float(), a.float(), b.float()
+    squares = w.square().sum(1) + 2 * scaling * ((w @ a.t()) * b).sum(1)
+    return squares + scaling * scaling * ((b @ (a @ a.t())) * b).sum(1)
 
 
 def first_bound(inputs: int) -> float:

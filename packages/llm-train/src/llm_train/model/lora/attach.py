@@ -70,7 +70,7 @@ def attach_adapters(
         for target in list(targets(chunk)):
             if any(_matches(target.name, pattern) for pattern in lora.target_modules):
                 own = replace(form, rank=(ranks or {}).get(target.name, form.rank))
-                _adapt(target, own, is_overlapped=lora.overlap)
+                _adapt(target, own, chunk, is_overlapped=lora.overlap)
         if lora.fused_mlp:
             _fuse_feed_forwards(chunk)
 
@@ -110,7 +110,7 @@ def has_adapter(linear: torch.nn.Module) -> bool:
     return hasattr(linear, CHILD)
 
 
-def _adapt(target: Target, form: Form, *, is_overlapped: bool) -> None:
+def _adapt(target: Target, form: Form, chunk: Model, *, is_overlapped: bool) -> None:
     module: Any = target.module
     if target.linear:
         weights = [expert.get_submodule(target.linear).weight for expert in module.local_experts]
@@ -124,7 +124,7 @@ def _adapt(target: Target, form: Form, *, is_overlapped: bool) -> None:
     elif isinstance(module, VocabParallelEmbedding):
         group = cast("dist.ProcessGroup", module.tp_group)
         place = Place(cut=Cut.OUTPUTS, group=group, is_sequence_parallel=False)
-        adapter = EmbeddingAdapter(module, form, place)
+        adapter = EmbeddingAdapter(module, form, place, vocab_size=chunk.real_vocab_size)
         module.add_module(CHILD, adapter)
         module.register_forward_hook(_add_rows)
     else:
@@ -177,7 +177,8 @@ def _add(module: torch.nn.Module, args: tuple[Any, ...], out: Any) -> Any:
 
 
 def _add_rows(module: torch.nn.Module, args: tuple[Any, ...], out: torch.Tensor) -> torch.Tensor:
-    return out + cast("EmbeddingAdapter", module.lora)(args[0])
+    adapter = cast("EmbeddingAdapter", module.lora)
+    return adapter.adapted(out, args[0], cast("torch.Tensor", module.weight))
 
 
 def _differentiable(

@@ -68,9 +68,13 @@ def fill_adapters(chunks: Sequence[Model], *, seed: int) -> None:
                 mine.copy_(whole[index])
         for module in chunk.modules():
             found = getattr(module, "lora", None)
-            if isinstance(found, Adapter) and found.form.is_dora:
-                weight = local(cast("torch.Tensor", module.weight))
-                local(found.magnitude).copy_(found.lengths_of_base(weight))
+            if not isinstance(found, Adapter | EmbeddingAdapter) or not found.form.is_dora:
+                continue
+            weight = local(cast("torch.Tensor", module.weight))
+            is_linear = isinstance(found, Adapter)
+            # The adapter of an embedding adds nothing yet.
+            lengths = found.lengths_of_base(weight) if is_linear else found.lengths(weight)
+            local(found.magnitude).copy_(lengths)
 
 
 def base_digest(chunks: Sequence[Model]) -> str:
@@ -137,6 +141,12 @@ def _of_embedding(adapter: EmbeddingAdapter, weight: NamedTensor, chunk: Model) 
     hidden = adapter.B.shape[0]
     whole = cut_pieces(b, (hidden, rank), axis=0, places=range(hidden))
     yield Held(name=b, parameter=adapter.B, pieces=whole, replica=_replica(is_cut=False))
+    if adapter.form.is_dora:
+        name = f"{adapter.name}.lora_magnitude"
+        one = cut_pieces(name, (hidden,), axis=0, places=range(hidden))
+        yield Held(
+            name=name, parameter=adapter.magnitude, pieces=one, replica=_replica(is_cut=False)
+        )
 
 
 def _of_experts(
