@@ -19,7 +19,7 @@ enum { TILE_ROWS = 6 };
 #endif
 /* Inputs that are summed before they are added to the others': their part of a panel and of so many
    rows stays in the second-level cache, and fewer digits are lost. */
-enum { DEPTH = 512, CHUNK_ROWS = 96, PANELS_OF_ITEM = 2, AHEAD_BYTES = 4096 };
+enum { DEPTH = 512, CHUNK_ROWS = 96, AHEAD_BYTES = 4096 };
 
 /* How weights are kept. */
 enum { FLOAT32, INT8, BFLOAT16, FLOAT16 };
@@ -189,19 +189,15 @@ static int num_panels(const struct linear *a)
 static void multiply_item(const void *task, size_t item)
 {
     const struct linear *a = task;
-    int panels = num_panels(a), parts = (panels + PANELS_OF_ITEM - 1) / PANELS_OF_ITEM;
-    int first_row = (int)(item / parts) * CHUNK_ROWS;
+    int panels = num_panels(a), first_row = (int)(item / panels) * CHUNK_ROWS;
     int rows = a->rows - first_row < CHUNK_ROWS ? a->rows - first_row : CHUNK_ROWS;
-    int first = (int)(item % parts) * PANELS_OF_ITEM;
-    for (int panel = first; panel < first + PANELS_OF_ITEM && panel < panels; panel++)
-        multiply(a, first_row, rows, panel);
+    multiply(a, first_row, rows, (int)(item % panels));
 }
 
 void llm_linear(const struct linear *a)
 {
-    size_t parts = (num_panels(a) + PANELS_OF_ITEM - 1) / PANELS_OF_ITEM;
     size_t chunks = (a->rows + CHUNK_ROWS - 1) / CHUNK_ROWS;
-    share(multiply_item, a, chunks * parts, a->threads);
+    share(multiply_item, a, chunks * num_panels(a), a->threads);
 }
 
 /* As `_Packing` in library.py. */
