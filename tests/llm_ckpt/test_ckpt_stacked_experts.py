@@ -134,7 +134,7 @@ def test_peft_has_every_adapter_that_a_run_writes(family, has_one_a, tmp_path):
     (case,) = (one for one in CASES if one.id == family)
     base = case.save(tmp_path / "base")
     torch.manual_seed(2)
-    factors = {}
+    factors, each = {}, {}
     with open_source(base) as source:
         arch = source.arch
         for name in source.names():
@@ -145,6 +145,7 @@ def test_peft_has_every_adapter_that_a_run_writes(family, has_one_a, tmp_path):
                 b = torch.randn(rows, wide) * 0.1
                 if wide == 8:
                     b[: rows // 2, 4:], b[rows // 2 :, :4] = 0.0, 0.0
+                    each[name] = ((4, 6 / 4), (4, 6 / 4))
                 factors[name] = (torch.randn(wide, columns) * 0.1, b, None)
     written = tmp_path / "written"
     export_adapter(
@@ -156,6 +157,7 @@ def test_peft_has_every_adapter_that_a_run_writes(family, has_one_a, tmp_path):
         dropout=0.1,
         base=None,
         output=written,
+        columns=each,
     )
     merged = merged_by_us(base, written, tmp_path / "merged")
     model = transformers.AutoModelForCausalLM.from_pretrained(base)

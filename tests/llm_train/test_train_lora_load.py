@@ -32,15 +32,28 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made_by_peft(base, tmp_path_factory):
+    return write_by_peft(base, tmp_path_factory.mktemp("peft"))
+
+
+def write_by_peft(base, folder, **options):
     """Adapters with random A and B."""
     torch.manual_seed(0)
     settings = peft.LoraConfig(
-        r=4, lora_alpha=12, target_modules=MODULES, init_lora_weights=False, task_type="CAUSAL_LM"
+        r=4,
+        lora_alpha=12,
+        init_lora_weights=False,
+        **{"target_modules": MODULES, "task_type": "CAUSAL_LM", **options},
     )
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
-    folder = tmp_path_factory.mktemp("peft")
     peft.get_peft_model(model, settings).save_pretrained(folder)
     return folder
+
+
+def logits_by_peft(base, adapter):
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    model = peft.PeftModel.from_pretrained(model, adapter)
+    with torch.no_grad():
+        return model(torch.tensor([CHATS[0][0]])).logits
 
 
 def trained_by_peft(base, adapter):
@@ -116,8 +129,45 @@ def test_a_run_goes_on_as_peft_would(ranks, parallel, base, made_by_peft, tmp_pa
         assert not torch.allclose(tensor, before[name], atol=1e-4)
 
 
+# Several in one weight of ours (q, k and v; gate and up), and one for a layer alone.
+PATTERNS = {
+    "rank_pattern": {"q_proj": 2, "layers.1.mlp.down_proj": 8},
+    "alpha_pattern": {"v_proj": 2, "up_proj": 5, "o_proj": 3},
+}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "parallel", "options"),
+    [(1, {}, {"use_rslora": True}), (2, {"tp": 2}, {"use_dora": True}), (2, {"fsdp": True}, {})],
+    ids=["1-rslora", "tp-dora", "fsdp"],
+)
+def test_a_run_goes_on_with_several_ranks_and_alphas(options, ranks, parallel, base, tmp_path):
+    modules = [*MODULES, "k_proj"] if options else MODULES
+    adapter = write_by_peft(base, tmp_path / "peft", target_modules=modules, **PATTERNS, **options)
+    data = write_samples(tmp_path / "data", CHATS)
+    lora = {key.removeprefix("use_"): value for key, value in options.items()}
+    made = document_of(base, data, tmp_path / "run", adapter, **lora)
+    losses, tensors = train(made | {"parallel": parallel}, ranks)
+    wanted_losses, wanted = trained_by_peft(base, adapter)
+    assert losses == pytest.approx(wanted_losses, abs=1e-5)
+    assert tensors.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(tensors[name], tensor, atol=1e-5, rtol=1e-5)
+    # peft is told the ranks and scalings as it told us.
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    model = peft.PeftModel.from_pretrained(model, adapter)
+    peft.set_peft_model_state_dict(model, wanted)
+    with torch.no_grad():
+        wanted_logits = model(torch.tensor([CHATS[0][0]])).logits
+    written = checkpoint_files.adapter_folder(tmp_path / "run", STEPS)
+    torch.testing.assert_close(logits_by_peft(base, written), wanted_logits, atol=1e-4, rtol=1e-4)
+
+
 def test_a_run_goes_on_with_pefts_adapters_of_experts(tmp_path):
-    """Of the parameters that hold its experts (`target_parameters`), transposed in gpt_oss."""
+    """Of the parameters that hold its experts (`target_parameters`), transposed in gpt_oss.
+
+    Their ranks and scalings are their own.
+    """
     (case,) = (one for one in CASES if one.id == "gpt_oss")
     base, adapter = case.save(tmp_path / "base"), tmp_path / "peft"
     torch.manual_seed(0)
@@ -126,6 +176,8 @@ def test_a_run_goes_on_with_pefts_adapters_of_experts(tmp_path):
         lora_alpha=12,
         target_modules=["o_proj"],
         target_parameters=["experts.gate_up_proj", "experts.down_proj"],
+        rank_pattern={r".*experts\.down_proj": 2},
+        alpha_pattern={r".*experts\.gate_up_proj": 6},
         init_lora_weights=False,
     )
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
@@ -166,6 +218,29 @@ def test_a_run_goes_on_with_the_adapter_of_another_for_its_base_alone(base, tmp_
     plain = shutil.copytree(adapter, tmp_path / "plain")
     (plain / "llm_train.json").unlink()
     train(document_of(tmp_path / "other", data, tmp_path / "fourth", plain, **again))
+
+
+def test_several_scalings_are_those_that_a_run_began_with(base, tmp_path):
+    """A resume reads them again, where a checkpoint was of others it is refused."""
+    data = write_samples(tmp_path / "data", CHATS)
+    adapter = write_by_peft(base, tmp_path / "peft", **PATTERNS)
+    made = document_of(base, data, tmp_path / "run", adapter)
+    train(made)
+    path = adapter / "adapter_config.json"
+    document = json.loads(path.read_text())
+    document["alpha_pattern"]["v_proj"] = 3
+    path.write_text(json.dumps(document))
+    made["train"]["max_steps"] += 1
+    with pytest.raises(
+        RankError, match=r"have lora load's scalings, with digest \w+, this run has"
+    ):
+        train(made)
+    made = document_of(base, data, tmp_path / "other", adapter, overlap=True)
+    with pytest.raises(
+        RankError,
+        match=r"self_attention.linear_qkv have scalings 0.75, 6.0, which is not built",
+    ):
+        train(made)
 
 
 def test_a_folder_that_says_otherwise_is_refused(base, made_by_peft, tmp_path):

@@ -53,13 +53,24 @@ class AdapterConfig(BaseModel):
     rank_pattern: dict[str, PositiveInt] = {}
     target_parameters: tuple[str, ...] | None = None
 
+    @property
+    def default_scaling(self) -> float:
+        """The factor of B·A where no pattern gives a module its own rank or alpha."""
+        return self._scaling(self.lora_alpha, self.r)
+
+    def is_parameter(self, name: str) -> bool:
+        """Whether PEFT adapts a weight by its own name, not its module's."""
+        return any(f".{name}".endswith(f".{one}") for one in self.target_parameters or ())
+
     def rank(self, module: str) -> int:
         """The rank of a module, as PEFT finds it."""
         return _by_pattern(self.rank_pattern, module, self.r)
 
     def scaling(self, module: str, rank: int) -> float:
         """The factor of B·A for a module, whose rank is that of its tensors."""
-        alpha = _by_pattern(self.alpha_pattern, module, self.lora_alpha)
+        return self._scaling(_by_pattern(self.alpha_pattern, module, self.lora_alpha), rank)
+
+    def _scaling(self, alpha: float, rank: int) -> float:
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 

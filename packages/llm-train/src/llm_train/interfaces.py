@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 Shard = tuple[int, int]
 """Tensor-parallel (rank, size) of the piece wanted."""
+Columns = Sequence[tuple[int, float]]
+"""How many columns of an adapter's B there are, in order, and what B·A is multiplied by there."""
 
 
 class WeightSource(Protocol):
@@ -115,13 +117,14 @@ class ExportAdapter(Protocol):
         dropout: float,
         base: str | None,
         output: Path,
+        columns: Mapping[str, Columns] = ...,
     ) -> None:
         """Write a PEFT folder `output`, whole or not at all; one that is there is replaced.
 
         `factors`: by megatron-core's name of a weight [out, in] its A [rank, in], B [out, rank]
-        and, for DoRA, the lengths of the adapted rows [out], of an embedding of its columns. A of
-        several times `rank` rows is one of each Hugging Face module that the weight is made of, as
-        AdapterFactors has them.
+        and, for DoRA, the lengths of the adapted rows [out], of an embedding of its columns.
+        `columns`, by the same names, are those of AdapterFactors where adapters have others than
+        one of `rank` and `alpha`.
         """
         ...
 
@@ -130,7 +133,7 @@ class AdapterFactors(Protocol):
     """The adapter of one weight [out, in]: A [R, in], B [out, R], DoRA's lengths.
 
     `learns` [out, R] says which of B learn where several modules of one weight have an A each, so
-    that R is a multiple of the rank; None = all.
+    that R is the sum of their ranks; None = all.
     """
 
     @property
@@ -153,18 +156,23 @@ class AdapterFactors(Protocol):
         """Booleans over B."""
         ...
 
+    @property
+    def columns(self) -> Columns:
+        """Of all modules of the weight together, or of each; 0 of one without an adapter."""
+        ...
+
 
 class AdapterSource(Protocol):
     """A PEFT folder under megatron-core's names of the weights that it adapts."""
 
     @property
     def rank(self) -> int:
-        """Of every module."""
+        """Of every module that has none of its own."""
         ...
 
     @property
     def scaling(self) -> float:
-        """What B·A is multiplied by."""
+        """What B·A is multiplied by, for the same modules."""
         ...
 
     @property

@@ -3,8 +3,10 @@
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -24,6 +26,16 @@ _EXPERTS = ".experts."
 _EMBEDDING = "embedding.word_embeddings.weight"
 
 Factors = tuple[Tensor, Tensor, Tensor | None]
+Columns = Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """A [rank, in], B [out, rank] and the factor of B·A of one module; None = the folder's."""
+
+    a: Tensor
+    b: Tensor
+    scaling: float | None
 
 
 def export_adapter(
@@ -36,12 +48,15 @@ def export_adapter(
     dropout: float,
     base: str | None,
     output: Path,
+    columns: Mapping[str, Columns] = MappingProxyType({}),
 ) -> None:
     """Write a PEFT folder `output`, whole or not at all; one that is there is replaced.
 
     `factors`: by megatron-core's name of a weight [out, in] its A [rank, in], B [out, rank] and,
     for DoRA, the lengths of the adapted rows [out], of an embedding of its columns [in]. Tensors
-    that share a weight share its A, unless that has `rank` rows for each of them.
+    that share a weight share its A, of `rank` rows, unless `columns` has more for that weight: how
+    many rows of A are of each of them, and what B·A is multiplied by there; or, of all of them
+    together, once.
     """
     model = parse_arch(dict(arch), where="arch.json")
     table = family_named(model.family, where="arch.json").table(model)
@@ -50,9 +65,9 @@ def export_adapter(
         module: one
         for name, parts in factors.items()
         if name not in stacks
-        for module, one in _modules(table, name, parts, rank=rank).items()
+        for module, one in _modules(table, name, parts, columns.get(name)).items()
     }
-    together = _together(table, factors, stacks)
+    together = _together(table, factors, stacks, columns)
     temporary = output.with_name(f".writing_{output.name}")
     if temporary.exists():
         shutil.rmtree(temporary)
@@ -91,20 +106,33 @@ def _stack(table: Table, name: str) -> Stacked | None:
 
 
 def _together(
-    table: Table, factors: Mapping[str, Factors], stacks: Mapping[str, Stacked]
+    table: Table,
+    factors: Mapping[str, Factors],
+    stacks: Mapping[str, Stacked],
+    columns: Mapping[str, Columns],
 ) -> Mapping[str, ModuleFactors]:
     """The adapters of the parameters of transformers that hold whole layers' experts."""
     found: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
+    scalings: dict[str, float] = {}
     for name, where in stacks.items():
         rule, (a, b, _) = table.entries[name].rule, factors[name]
         # Rows of B are those of an [out, in] tensor, whichever way it lies.
         rows = (rule.rule if isinstance(rule, Transposed) else rule).split(b, table.arch)
         found.setdefault(where.parameter, {})[where.expert] = a, torch.cat(rows)
+        for _, scaling in columns.get(name, ()):
+            if scalings.setdefault(where.parameter, scaling) != scaling:
+                raise CheckpointError(
+                    f"{name}: its B·A is multiplied by {scaling}, others of {where.parameter} by "
+                    f"{scalings[where.parameter]}; PEFT has one for all"
+                )
     joined = {
         name: join(_of_one_rank([own[expert] for expert in sorted(own)]))
         for name, own in sorted(found.items())
     }
-    return {name: ModuleFactors(a=a.contiguous(), b=b) for name, (a, b) in joined.items()}
+    return {
+        name: ModuleFactors(a=a.contiguous(), b=b, scaling=scalings.get(name))
+        for name, (a, b) in joined.items()
+    }
 
 
 def _of_one_rank(experts: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
@@ -113,7 +141,9 @@ def _of_one_rank(experts: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor,
     return [of_rank(a, b, rank) for a, b in experts]
 
 
-def _modules(table: Table, name: str, factors: Factors, *, rank: int) -> dict[str, ModuleFactors]:
+def _modules(
+    table: Table, name: str, factors: Factors, columns: Columns | None
+) -> dict[str, ModuleFactors]:
     """The adapters of the Hugging Face modules that a parameter is made of."""
     entry, (a, b, lengths) = table.entries[name], factors
     if isinstance(entry.rule, Transposed) or entry.parts[0].index is not None:
@@ -125,18 +155,28 @@ def _modules(table: Table, name: str, factors: Factors, *, rank: int) -> dict[st
         scales = [lengths]
     else:
         scales = [one[:, 0].contiguous() for one in entry.rule.split(lengths[:, None], table.arch)]
-    each = [(a, row) for row in rows] if a.shape[0] == rank else _own(a, rows, rank=rank)
+    own = [_Own(a, row, None) for row in rows] if columns is None else _own(a, rows, columns)
     return {
         part.name.removesuffix(_SUFFIX): ModuleFactors(
-            a=own, b=row.contiguous(), magnitude=scale, is_embedding=name == _EMBEDDING
+            a=one.a,
+            b=one.b.contiguous(),
+            magnitude=scale,
+            is_embedding=name == _EMBEDDING,
+            scaling=one.scaling,
         )
-        for part, (own, row), scale in zip(entry.parts, each, scales, strict=True)
-        # A module that had no adapter has neither.
-        if own.any() or row.any()
+        for part, one, scale in zip(entry.parts, own, scales, strict=True)
+        # A module that had no adapter has none.
+        if len(one.a)
     }
 
 
-def _own(a: Tensor, rows: Sequence[Tensor], *, rank: int) -> list[tuple[Tensor, Tensor]]:
-    """A and B of each module, out of one A of all (llm_ckpt.edge.adapter_source)."""
-    blocks = [slice(index * rank, (index + 1) * rank) for index in range(len(rows))]
-    return [(a[block].contiguous(), row[:, block]) for block, row in zip(blocks, rows, strict=True)]
+def _own(a: Tensor, rows: Sequence[Tensor], columns: Columns) -> list[_Own]:
+    """What each module has, out of one A of all (llm_ckpt.edge.adapter_source)."""
+    if len(columns) == 1:
+        return [_Own(a, row, columns[0][1]) for row in rows]
+    ends = list(accumulate(count for count, _ in columns))
+    found: list[_Own] = []
+    for row, (count, scaling), end in zip(rows, columns, ends, strict=True):
+        block = slice(end - count, end)
+        found.append(_Own(a[block].contiguous(), row[:, block], scaling))
+    return found

@@ -26,15 +26,17 @@ class StoredFactors:
 
     Lengths are of its rows [out], of an embedding's columns [in].
 
-    Where the Hugging Face modules of a weight have an A each, R is their number times the rank:
-    the rows of a module have the columns of its own A alone, and `learns` [out, R] says which
-    those are. It is None where all modules share one A.
+    Where the Hugging Face modules of a weight have an A each, R is the sum of their ranks: the
+    rows of a module have the columns of its own A alone, and `learns` [out, R] says which those
+    are. It is None where all modules share one A. `columns` are how many columns of B there are
+    and what B·A is multiplied by there, of all modules together or of each, 0 of one without.
     """
 
     a: Tensor
     b: Tensor
     lengths: Tensor | None
     learns: Tensor | None
+    columns: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +45,16 @@ class StoredAdapter:
 
     adapter: Adapter
     table: Table
-    rank: int
-    scaling: float
+
+    @property
+    def rank(self) -> int:
+        """Of modules that have none of their own (`rank_pattern`)."""
+        return self.adapter.config.r
+
+    @property
+    def scaling(self) -> float:
+        """What B·A is multiplied by where neither rank nor alpha is a module's own."""
+        return self.adapter.config.default_scaling
 
     @property
     def is_dora(self) -> bool:
@@ -81,20 +91,30 @@ class StoredAdapter:
         lengths = None
         if vectors:
             lengths = (vectors[0] if is_embedding else merge(vectors, arch))[:, 0]
-        if is_whole and all(torch.equal(one[0], given[0][0]) for one in given):
+        columns = tuple(
+            (0, self.scaling) if one is None else (one.rank, self.adapter.scaling(part.key))
+            for one, part in zip(found, entry.parts, strict=True)
+        )
+        is_one = is_whole and len(set(columns)) == 1
+        if is_one and all(torch.equal(one[0], given[0][0]) for one in given):
             b = merge([one[1] for one in given], arch)
-            return StoredFactors(a=given[0][0], b=b, lengths=lengths, learns=None)
-        a, columns, learns = _blocks(entry, parts, rank=self.rank)
+            return StoredFactors(
+                a=given[0][0], b=b, lengths=lengths, learns=None, columns=columns[:1]
+            )
+        a, rows, learns = _blocks(entry, parts)
         return StoredFactors(
-            a=a, b=merge(columns, arch), lengths=lengths, learns=merge(learns, arch)
+            a=a,
+            b=merge(rows, arch),
+            lengths=lengths,
+            learns=merge(learns, arch),
+            columns=columns,
         )
 
 
 def open_adapter(folder: Path, *, arch: Mapping[str, object]) -> StoredAdapter:
     """A PEFT folder for the model of an arch.json document.
 
-    Raises CheckpointError where it adapts what the model does not have, in several ranks or
-    scalings, or replaces weights whole.
+    Raises CheckpointError where it adapts what the model does not have, or replaces weights whole.
     """
     model = parse_arch(dict(arch), where="arch.json")
     table = family_named(model.family, where="arch.json").table(model)
@@ -108,29 +128,23 @@ def open_adapter(folder: Path, *, arch: Mapping[str, object]) -> StoredAdapter:
             raise CheckpointError(f"{folder}: {name} is not in the model ({model.family})")
         if isinstance(rules[name], Transposed) and adapter.low_rank[name].which is None:
             raise CheckpointError(f"{folder}: {name} lies transposed, which is not built")
-    ranks = {one.rank for one in adapter.low_rank.values()}
-    scalings = {adapter.scaling(name) for name in adapter.low_rank}
-    for what, values in (("rank", ranks), ("scaling", scalings)):
-        if len(values) > 1:
-            raise CheckpointError(f"{folder}: has {what}s {sorted(values)}; want one")
-    return StoredAdapter(adapter=adapter, table=table, rank=ranks.pop(), scaling=scalings.pop())
+    return StoredAdapter(adapter=adapter, table=table)
 
 
 def _blocks(
-    entry: Entry, parts: Sequence[_Part | None], *, rank: int
+    entry: Entry, parts: Sequence[_Part | None]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """One A of all modules, and for each its rows of B and of `learns`; zeros for one without."""
-    first = next(one for one in parts if one is not None)[0]
+    a = torch.cat([one[0] for one in parts if one is not None])
     rows: list[Tensor] = []
-    columns: list[Tensor] = []
     learns: list[Tensor] = []
-    for index, (part, one) in enumerate(zip(entry.parts, parts, strict=True)):
-        wide = first.new_zeros(part.shape[0], rank * len(parts))
+    start = 0
+    for part, one in zip(entry.parts, parts, strict=True):
+        wide = a.new_zeros(part.shape[0], len(a))
         mine = torch.zeros_like(wide, dtype=torch.bool)
-        block = slice(index * rank, (index + 1) * rank)
         if one is not None:
+            block = slice(start, start := start + len(one[0]))
             wide[:, block], mine[:, block] = one[1], True
-        rows.append(torch.zeros_like(first) if one is None else one[0])
-        columns.append(wide)
+        rows.append(wide)
         learns.append(mine)
-    return torch.cat(rows), columns, learns
+    return a, rows, learns

@@ -1,6 +1,7 @@
 """PEFT folders: `adapter_config.json` and `adapter_model.safetensors`."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from llm_ckpt.table import Part
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_OR_WEIGHT = r"(\.weight)?"
+_SAME = 1e-9
 _PART = re.compile(
     r"(?P<module>.+?)\.(?:(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B"
     r"|lora_magnitude_vector)(?:\.weight)?|modules_to_save\.(?P<saved>.+)|(?P<plain>[^.]+))"
@@ -100,7 +103,10 @@ class Adapter:
     def scaling(self, key: str) -> float:
         """The factor of B·A of a weight, by its key."""
         one = self.low_rank[key]
-        module = key.removesuffix(".weight") if one.which is None else one.which.parameter
+        if one.which is not None:
+            module = one.which.parameter
+        else:
+            module = key if self.config.is_parameter(key) else key.removesuffix(".weight")
         return self.config.scaling(module, one.rank)
 
     def _of_expert(self, one: LowRank, where: Stacked) -> LowRank:
@@ -159,15 +165,23 @@ class WrittenConfig:
     dropout: float = 0.0
     base: str | None = None
 
+    def scaling(self, rank: int) -> float:
+        """What B·A of that rank is multiplied by."""
+        return self.alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleFactors:
-    """A [rank, in], B [out, rank] and DoRA's lengths [out], of an embedding [in], of a module."""
+    """A [rank, in], B [out, rank] and DoRA's lengths [out], of an embedding [in], of a module.
+
+    `scaling`, what B·A is multiplied by, is None where it is the whole folder's.
+    """
 
     a: Tensor
     b: Tensor
     magnitude: Tensor | None = None
     is_embedding: bool = False
+    scaling: float | None = None
 
     @property
     def rank(self) -> int:
@@ -200,20 +214,10 @@ class Together:
     experts: int
     plain: Set[str]
 
-    def document(self, rank: int, alpha: float) -> dict[str, object]:
-        """What adapter_config.json says of them, beside a rank and an alpha of all others."""
+    def document(self) -> dict[str, object]:
+        """What adapter_config.json says of them beside ranks and alphas."""
         names = sorted({*self.factors, *(f"{module}.weight" for module in self.plain)})
-        ranks = {name: one.rank // self.experts for name, one in self.factors.items()}
-        other = {name: found for name, found in ranks.items() if found != rank}
-        if not other:
-            return {"target_parameters": names} if names else {}
-        return {
-            "target_parameters": names,
-            "rank_pattern": {re.escape(name): found for name, found in other.items()},
-            "alpha_pattern": {
-                re.escape(name): alpha * found / rank for name, found in other.items()
-            },
-        }
+        return {"target_parameters": names} if names else {}
 
 
 _NO_PARAMETERS = Together(factors={}, experts=0, plain=frozenset())
@@ -228,10 +232,11 @@ def write_adapter(
     rank: int | None = None,
     parameters: Together = _NO_PARAMETERS,
 ) -> None:
-    """Write a folder that peft loads; `factors` are by Hugging Face module, of one rank.
+    """Write a folder that peft loads; `factors` are by Hugging Face module.
 
     `modules` are all modules of the model: where names of the last part alone would adapt more of
-    them, the whole names are written. `rank` is theirs where it is not that of the first.
+    them, the whole names are written. `rank` is that of most, None for that of the first; those of
+    another rank or scaling are named.
     """
     first = next(iter((factors or parameters.factors).values()))
     rank = rank or first.rank
@@ -251,7 +256,8 @@ def write_adapter(
         "use_dora": first.magnitude is not None,
         "bias": "none",
         "target_modules": targets or None,
-        **parameters.document(rank, config.alpha),
+        **parameters.document(),
+        **_patterns(factors, parameters, config, rank=rank),
     }
     tensors = [
         (f"{_PREFIX}{name}", tensor)
@@ -265,6 +271,36 @@ def write_adapter(
             file.write_tensor(tensor.contiguous(), tensor.dtype)
         file.commit()
     write_file(folder / CONFIG, (json.dumps(document, indent=2) + "\n").encode())
+
+
+def _patterns(
+    factors: Mapping[str, ModuleFactors],
+    parameters: Together,
+    config: WrittenConfig,
+    *,
+    rank: int,
+) -> dict[str, object]:
+    """The ranks and alphas that are not those of the whole folder, by the names that PEFT asks for.
+
+    A module whose weight is adapted as a parameter is asked for by the parameter's.
+    """
+    found = {
+        re.escape(name) + (_OR_WEIGHT if name in parameters.plain else ""): (one, one.rank)
+        for name, one in factors.items()
+    } | {
+        re.escape(name): (one, one.rank // parameters.experts)
+        for name, one in parameters.factors.items()
+    }
+    ranks = {name: own for name, (_, own) in found.items() if own != rank}
+    alphas: dict[str, float] = {}
+    for name, (one, own) in found.items():
+        scaling = config.scaling(rank) if one.scaling is None else one.scaling
+        alpha = scaling / replace(config, alpha=1.0).scaling(own)
+        if not math.isclose(alpha, config.alpha, rel_tol=_SAME):
+            # As it was said, without the last bits of a division.
+            alphas[name] = float(f"{alpha:.12g}")
+    patterns = {"rank_pattern": ranks, "alpha_pattern": alphas}
+    return {key: one for key, one in patterns.items() if one}
 
 
 def _nested(together: Mapping[str, ModuleFactors]) -> Mapping[str, ModuleFactors]:
@@ -288,9 +324,7 @@ def _parameters(modules: Iterable[str], config: AdapterConfig, *, where: str) ->
     found: dict[str, str] = {}
     for module, names in nested.items():
         wanted = [
-            f"{module}.{matrix}"
-            for matrix in MATRICES
-            if any(f".{module}.{matrix}".endswith(f".{t}") for t in config.target_parameters or ())
+            f"{module}.{matrix}" for matrix in MATRICES if config.is_parameter(f"{module}.{matrix}")
         ]
         if len(names) != len(wanted) and (wanted or names[0] != module):
             raise FormatError(

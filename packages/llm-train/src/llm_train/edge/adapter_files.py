@@ -1,5 +1,6 @@
 """The adapters of a run as PEFT folders, and whether a checkpoint's are of the same shape."""
 
+import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 
 from llm_train.config import LoraConfig, RunConfig
 from llm_train.edge.checkpoint_files import CheckpointError, write_json
-from llm_train.interfaces import ExportAdapter, ExportWeights
+from llm_train.interfaces import Columns, ExportAdapter, ExportWeights
 from llm_train.model.build import Model
-from llm_train.model.lora.first import AdapterError, FirstAdapter
+from llm_train.model.lora.first import AdapterError, FirstAdapter, adapted_linear
 from llm_train.model.lora.quantized import Quantized, quantized_parts, restored
 from llm_train.model.lora.tensors import adapter_tensors
 from llm_train.train.precision import DTYPES
@@ -46,13 +47,29 @@ class AdapterFiles:
     base: str | None
     export: ExportAdapter
     merged: "Merged | None"
+    # Of linears, as the adapter has them that the run began with.
+    columns: Mapping[str, Columns]
 
     @property
     def facts(self) -> Mapping[str, object]:
         """What else of a run changes its outputs, by key of `lora`."""
         lora = self.lora
         quantize = None if lora.quantize is None else lora.quantize.value
-        return {"alpha / rank (or √rank)": lora.scaling, "quantize": quantize}
+        return {
+            "alpha / rank (or √rank)": lora.scaling,
+            "quantize": quantize,
+            "load's scalings, with digest": self._scalings_digest,
+        }
+
+    @property
+    def _scalings_digest(self) -> str | None:
+        """Of those that are not the run's own; None where all are."""
+        own = {
+            name: [scaling for _, scaling in columns]
+            for name, columns in self.columns.items()
+            if any(count and scaling != self.lora.scaling for count, scaling in columns)
+        }
+        return hashlib.sha256(repr(sorted(own.items())).encode()).hexdigest()[:12] if own else None
 
     def gathered(self, chunks: Sequence[Model]) -> Gathered:
         """All of them on rank 0; nothing on the others. Every rank calls it."""
@@ -85,6 +102,11 @@ class AdapterFiles:
             dropout=self.lora.dropout,
             base=self.base,
             output=output,
+            columns={
+                f"{name}.weight": self.columns[linear]
+                for name in modules
+                if (linear := adapted_linear(name)) in self.columns
+            },
         )
         if base_digest is not None:
             write_json(output / _FACTS, {"base_digest": base_digest})
@@ -130,8 +152,12 @@ def first_adapter(lora: LoraConfig, folder: Path, arch: Mapping[str, object]) ->
     return FirstAdapter(folder=folder, source=source, base_digest=digest)
 
 
-def adapter_files(config: RunConfig, arch: Mapping[str, object]) -> AdapterFiles:
-    """What writes the adapters of a run. Raises ProviderError when nothing can."""
+def adapter_files(
+    config: RunConfig, arch: Mapping[str, object], first: FirstAdapter | None = None
+) -> AdapterFiles:
+    """What writes the adapters of a run, which began as `first`. Raises ProviderError when nothing
+    can.
+    """
     assert config.lora is not None
     base = config.lora.base or config.model.load
     merged = None
@@ -148,6 +174,7 @@ def adapter_files(config: RunConfig, arch: Mapping[str, object]) -> AdapterFiles
         arch=arch,
         base=None if base is None else str(base),
         export=adapter_exporter(),
+        columns={} if first is None else first.columns,
         merged=merged,
     )
 

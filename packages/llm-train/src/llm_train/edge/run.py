@@ -72,7 +72,8 @@ def run(config: RunConfig) -> None:
         from llm_train.train.loop import Loop, Surroundings
         from llm_train.train.training import Training
 
-        store = _checkpoints(config, document, tokenizer_digest)
+        first_adapter = _first_adapter(config, document)
+        store = _checkpoints(config, document, tokenizer_digest, first_adapter)
         training = Training(
             config,
             arch,
@@ -80,7 +81,7 @@ def run(config: RunConfig) -> None:
             store=store,
             device=device,
             kernels=kernels,
-            first_adapter=_first_adapter(config, document),
+            first_adapter=first_adapter,
         )
         splits = _splits(config, arch, source, facts)
         is_first = rank_environment().rank == 0
@@ -123,7 +124,10 @@ def _splits(
 
 
 def _checkpoints(
-    config: RunConfig, document: Mapping[str, object], tokenizer_digest: str | None
+    config: RunConfig,
+    document: Mapping[str, object],
+    tokenizer_digest: str | None,
+    first_adapter: "FirstAdapter | None",
 ) -> "Checkpoints":
     from llm_train.edge.adapter_files import adapter_files
     from llm_train.edge.checkpoint import Checkpoints, Kept
@@ -142,7 +146,7 @@ def _checkpoints(
             resume=config.save.resume,
             background=config.save.background,
             export=hf_exporter() if config.save.hf and config.lora is None else None,
-            adapter=None if config.lora is None else adapter_files(config, document),
+            adapter=None if config.lora is None else adapter_files(config, document, first_adapter),
             say=_say,
         )
     )

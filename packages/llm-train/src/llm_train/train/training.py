@@ -163,9 +163,10 @@ class Training:
         with unfilled_matrices() if is_sharded or is_quantized else nullcontext():
             chunks = build_chunks(self.arch, model_config)
         if lora is not None:
-            ranks = None if self.first_adapter is None else self.first_adapter.ranks
+            first = self.first_adapter
+            columns = {} if first is None else first.columns
             masters = torch.float32 if is_sharded else dtype
-            attach_adapters(chunks, lora, dtype=masters, ranks=ranks)
+            attach_adapters(chunks, lora, dtype=masters, columns=columns)
         self._fill(chunks, self._place(chunks, dtype))
         self._choose_what_trains(chunks)
         offload_activations(chunks, config.memory.offload_activations, host=HOST)

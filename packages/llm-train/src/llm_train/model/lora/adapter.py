@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -36,12 +37,18 @@ class Cut(StrEnum):
     NONE = "none"
 
 
+Scaling = float | tuple[float, ...]
+"""What B · A is multiplied by, or each column of B where these are not all alike."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """What all adapters of a run have in common."""
+    """What an adapter is beside its tensors: all of a run have these alike, unless they begin as
+    those of a PEFT folder with several ranks or alphas.
+    """
 
     rank: int
-    scaling: float
+    scaling: Scaling
     dropout: float
     is_dora: bool
     dtype: torch.dtype
@@ -76,7 +83,7 @@ class Adapter(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, …, I] as the linear sees it → what is added to its output [T, …, O]."""
         x = dropped(self, x, is_own=self._is_cut_input)
-        return F.linear(self._exchanged(F.linear(x, self.A)) * self.form.scaling, self.B)
+        return F.linear(scaled(self._exchanged(F.linear(x, self.A)), self.form.scaling), self.B)
 
     def adapted(
         self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
@@ -186,7 +193,7 @@ class EmbeddingAdapter(torch.nn.Module):
             found = _scattered(found.transpose(0, 1).contiguous(), group=self.place.group)
         elif self.place.group.size() > 1:
             found = reduce_from_tensor_model_parallel_region(found, group=self.place.group)
-        return F.linear(cast("torch.Tensor", found) * self.form.scaling, self.B)
+        return F.linear(scaled(cast("torch.Tensor", found), self.form.scaling), self.B)
 
 
 class ExpertsAdapter(torch.nn.Module):
@@ -224,7 +231,7 @@ class ExpertsAdapter(torch.nn.Module):
         x = dropped(self, tokens, is_own=True)
         h = grouped_linear(products, x, cast("torch.Tensor", a).unbind(), counts)
         return grouped_linear(
-            products, h * self.form.scaling, cast("torch.Tensor", b).unbind(), counts
+            products, scaled(h, self.form.scaling), cast("torch.Tensor", b).unbind(), counts
         )
 
 
@@ -238,12 +245,24 @@ def dropped(adapter: Adapter | ExpertsAdapter, x: torch.Tensor, *, is_own: bool)
 
 
 def _squares(
-    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float
+    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: Scaling
 ) -> torch.Tensor:
     """[O] squared lengths of the rows of W [O, I] + s · B A, fp32, without making that matrix."""
-    w, a, b = weight.float(), a.float(), b.float()
-    squares = w.square().sum(1) + 2 * scaling * ((w @ a.t()) * b).sum(1)
-    return squares + scaling * scaling * ((b @ (a @ a.t())) * b).sum(1)
+    w, a, b = weight.float(), a.float(), scaled(b.float(), scaling)
+    squares = w.square().sum(1) + 2 * ((w @ a.t()) * b).sum(1)
+    return squares + ((b @ (a @ a.t())) * b).sum(1)
+
+
+def scaled(h: torch.Tensor, scaling: Scaling) -> torch.Tensor:
+    """[…, R] multiplied by what B · A is, rounded once to its own dtype."""
+    if not isinstance(scaling, tuple):
+        return h * scaling
+    return (h * _row(scaling, h.device)).to(h.dtype)
+
+
+@cache
+def _row(scaling: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor(scaling, device=device)
 
 
 def first_bound(inputs: int) -> float:

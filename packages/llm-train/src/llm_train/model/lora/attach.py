@@ -3,6 +3,7 @@
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from megatron.core.tensor_parallel.layers import (
 )
 
 from llm_train.config import LoraConfig
+from llm_train.interfaces import Columns
 from llm_train.model.build import Model
 from llm_train.model.experts import Experts
 from llm_train.model.feed_forward import FeedForward
@@ -48,13 +50,14 @@ def attach_adapters(
     lora: LoraConfig,
     *,
     dtype: torch.dtype,
-    ranks: Mapping[str, int] | None = None,
+    columns: Mapping[str, Columns] = MappingProxyType({}),
 ) -> None:
     """Freeze the chunks and adapt what `lora.target_modules` names; every rank calls it.
 
     Weights need have no memory yet, and then adapters have none: `fill_adapters` gives them their
-    first values. `ranks` are those of linears, by name, whose adapters have more rows than
-    `lora.rank`. Raises TargetError naming what matches nothing on any rank, and what there is.
+    first values. `columns` are those of linears, by name, whose adapters are not one of
+    `lora.rank` and `lora.alpha`. Raises TargetError naming what matches nothing on any rank, and
+    what there is.
     """
     form = Form(
         rank=lora.rank,
@@ -69,7 +72,8 @@ def attach_adapters(
         chunk.is_adapted = True
         for target in list(targets(chunk)):
             if any(_matches(target.name, pattern) for pattern in lora.target_modules):
-                own = replace(form, rank=(ranks or {}).get(target.name, form.rank))
+                own = _with_columns(form, columns.get(target.name))
+                _refuse_mixed(own, target, lora)
                 _adapt(target, own, chunk, is_overlapped=lora.overlap)
         if lora.fused_mlp:
             _fuse_feed_forwards(chunk)
@@ -108,6 +112,24 @@ def has_adapters(chunk: Model) -> bool:
 def has_adapter(linear: torch.nn.Module) -> bool:
     """A linear or an embedding has one of its own."""
     return hasattr(linear, CHILD)
+
+
+def _with_columns(form: Form, columns: Columns | None) -> Form:
+    """With a number where all columns are multiplied by one."""
+    if columns is None:
+        return form
+    each = tuple(scaling for count, scaling in columns for _ in range(count))
+    return replace(form, rank=len(each), scaling=each[0] if len(set(each)) == 1 else each)
+
+
+def _refuse_mixed(form: Form, target: Target, lora: LoraConfig) -> None:
+    """Where a linear and its adapter are one function, B · A is multiplied by one number."""
+    if isinstance(form.scaling, tuple) and (lora.overlap or lora.fused_mlp):
+        raise TargetError(
+            f"lora.load: modules of {target.name} have scalings "
+            f"{', '.join(map(str, sorted(set(form.scaling))))}, which is not built with "
+            "lora.overlap or lora.fused_mlp; want both false"
+        )
 
 
 def _adapt(target: Target, form: Form, chunk: Model, *, is_overlapped: bool) -> None:

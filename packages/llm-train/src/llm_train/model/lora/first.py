@@ -1,5 +1,6 @@
 """Adapters that begin as those of a PEFT folder: another run's, or peft's own."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,13 +10,14 @@ from typing import cast
 import torch
 import torch.distributed as dist
 
-from llm_train.interfaces import AdapterFactors, AdapterSource
+from llm_train.interfaces import AdapterFactors, AdapterSource, Columns
 from llm_train.model.build import Model
 from llm_train.model.lora.pieces import Held
 from llm_train.model.lora.tensors import adapter_tensors
 from llm_train.model.shards import let_learn
 
 _EMBEDDING = "embedding."
+_EXPERT = re.compile(r"(\.experts\.)local_experts\.\d+\.")
 
 
 class AdapterError(ValueError):
@@ -31,12 +33,23 @@ class FirstAdapter:
     base_digest: str | None
 
     @cached_property
-    def ranks(self) -> Mapping[str, int]:
-        """Rows of A by name of the adapted linear: more where its modules have an A each."""
-        return {
-            name.removesuffix(".weight"): self.source.read(name).a.shape[0]
-            for name in self.source.names()
-        }
+    def columns(self) -> Mapping[str, Columns]:
+        """By name of the adapted linear, all experts of a layer being one.
+
+        Raises AdapterError where these differ, or the modules of an expert do in scaling.
+        """
+        found: dict[str, Columns] = {}
+        for name in self.source.names():
+            linear, own = adapted_linear(name), tuple(self.source.read(name).columns)
+            is_mixed = (
+                _EXPERT.search(name) and len({scaling for count, scaling in own if count}) > 1
+            )
+            if found.setdefault(linear, own) != own or is_mixed:
+                raise AdapterError(
+                    f"lora.load={self.folder}: {name} has ranks and scalings {own}, another expert "
+                    f"{found[linear]}; want one rank and one scaling of all experts of a layer"
+                )
+        return found
 
     def refuse_other_base(self, digest: str) -> None:
         """Raise AdapterError when it is known to be for another base than the one with `digest`."""
@@ -45,6 +58,11 @@ class FirstAdapter:
                 f"lora.load={self.folder}: is for a base with digest {self.base_digest[:12]}…, "  # pyright: ignore[reportOptionalSubscript]  # not None, or it would be among both
                 f"model.load has {digest[:12]}…; want that base"
             )
+
+
+def adapted_linear(name: str) -> str:
+    """The linear that adapters have of a weight: the experts of a layer have one together."""
+    return _EXPERT.sub(r"\1", name.removesuffix(".weight"))
 
 
 @torch.no_grad()

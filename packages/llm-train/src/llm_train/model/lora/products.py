@@ -164,8 +164,10 @@ class RowProducts:
 
 def products_of(adapter: Adapter) -> Products:
     """Those of the linear that an adapter is for."""
+    scaling = adapter.form.scaling
+    assert not isinstance(scaling, tuple), "attach_adapters refuses these"
     made = {Cut.OUTPUTS: ColumnProducts, Cut.INPUTS: RowProducts}[adapter.place.cut]
-    return made(Exchange(adapter.place), adapter.form.scaling)
+    return made(Exchange(adapter.place), scaling)
 
 
 def _cheapest(weights: Weights, exchange: Exchange, *, tokens_in: int, tokens_out: int) -> Orders:
