@@ -11,7 +11,7 @@ import transformers
 from ckpt_models import build_model
 from fork_ranks import run_ranks
 from sft_data import IGNORED, make_chats, write_samples
-from tiny_archs import EXPERTS, latent
+from tiny_archs import EXPERTS, SIGMOID_ROUTER, latent
 from train_curves import each_run, go, train_curves
 
 GOLDEN = Path(__file__).parents[1] / "contracts" / "arch" / "golden"
@@ -225,6 +225,23 @@ LAYOUTS = {
     ),
     "dp2-full-recompute": ({"recompute": {"kind": "full"}}, ("dense", "experts")),
 }
+
+
+def test_expert_biases_of_a_frozen_router_stay(data, tmp_path):
+    """They are no parameters, and move by themselves where a model is trained."""
+    made = arch_document("experts", data, tmp_path)
+    path = Path(made["model"]["arch"])
+    arch = json.loads(path.read_text())
+    path.write_text(json.dumps({**arch, "moe": {**arch["moe"], "router": SIGMOID_ROUTER}}))
+
+    def look(training, splits):
+        (router,) = [m for m in training.chunks[0].modules() if hasattr(m, "expert_bias")]
+        go(training, splits, None)
+        return router.expert_bias
+
+    frozen, whole = run_one(made, look), run_one({**made, "lora": None}, look)
+    assert not frozen.any()
+    assert whole.any()
 
 
 def arch_document(name, data, folder, **changes):

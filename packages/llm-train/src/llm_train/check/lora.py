@@ -27,8 +27,10 @@ def adapters(config: RunConfig, arch: Arch) -> Iterator[str]:
             "there are no weights to merge adapters into",
         ),
         "moe.bias_update_rate": (
-            arch.moe is not None and arch.moe.router.bias and config.moe.bias_update_rate > 0,
-            "it would change the base; want 0",
+            arch.moe is not None
+            and arch.moe.router.bias
+            and config.moe.bias_rate(is_frozen=True) > 0,
+            "it would change the base; want 0 or null",
         ),
         "train.indexer_loss_coeff": (
             config.train.indexer_loss_coeff > 0,

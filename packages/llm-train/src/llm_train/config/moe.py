@@ -31,6 +31,10 @@ class DropPolicy(StrEnum):
     POSITION = "position"
 
 
+# DeepSeek-V3's (arXiv 2412.19437, section 4.2).
+_BIAS_UPDATE_RATE = 1e-3
+
+
 class MoeConfig(Section):
     """Mixture of experts; what the model itself is (experts, top-k, scores) stands in arch.json."""
 
@@ -52,10 +56,10 @@ class MoeConfig(Section):
     z_loss_coeff: Amount = Field(
         default=0.0, description="weight of the router z-loss, mean logsumexp(logits)^2; 0 = off"
     )
-    bias_update_rate: Amount = Field(
-        default=1e-3,
+    bias_update_rate: Amount | None = Field(
+        default=None,
         description="step of the router's expert biases after every batch; 0 leaves them as they "
-        "are; used by models whose router has some",
+        "are; used by models whose router has some; null = 0.001, with lora 0",
     )
     capacity_factor: Positive | None = Field(
         default=None,
@@ -72,3 +76,9 @@ class MoeConfig(Section):
     shared_expert_overlap: bool = Field(
         default=False, description="compute the shared expert while tokens are on their way"
     )
+
+    def bias_rate(self, *, is_frozen: bool) -> float:
+        """`bias_update_rate` of a model that is trained, or frozen but for adapters."""
+        if self.bias_update_rate is not None:
+            return self.bias_update_rate
+        return 0.0 if is_frozen else _BIAS_UPDATE_RATE

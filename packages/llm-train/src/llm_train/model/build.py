@@ -214,12 +214,16 @@ def transformer_config(
     init_std: float = 0.02,
     recompute: RecomputeConfig | None = None,
     moe: MoeConfig | None = None,
+    is_frozen: bool = False,
 ) -> TransformerConfig:
-    """megatron-core's config: `arch`, the layout, and features that need neither TE nor Apex."""
+    """megatron-core's config: `arch`, the layout, and features that need neither TE nor Apex.
+
+    `is_frozen`: nothing but adapters is trained.
+    """
     recompute = recompute or RecomputeConfig()
     config = TransformerConfig(
         **config_fields(arch),
-        **(moe_fields(moe or MoeConfig()) if arch.moe is not None else {}),
+        **(moe_fields(moe or MoeConfig(), is_frozen=is_frozen) if arch.moe is not None else {}),
         tensor_model_parallel_size=parallel.tp,
         context_parallel_size=parallel.cp,
         cp_comm_type=CONTEXT_PARALLEL[parallel.cp_kind],

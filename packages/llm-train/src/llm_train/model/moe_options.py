@@ -8,8 +8,8 @@ from llm_train.config import MoeConfig, RouterDtype
 BALANCE_LOSSES = (("aux_loss", "aux_loss_coeff"), ("seq_aux_loss", "seq_aux_loss_coeff"))
 
 
-def moe_fields(moe: MoeConfig) -> dict[str, Any]:
-    """TransformerConfig arguments of a model with experts."""
+def moe_fields(moe: MoeConfig, *, is_frozen: bool) -> dict[str, Any]:
+    """TransformerConfig arguments of a model with experts, which may be frozen but for adapters."""
     return {
         **_balance_fields(moe),
         "moe_token_dispatcher_type": moe.dispatcher.value,
@@ -18,7 +18,7 @@ def moe_fields(moe: MoeConfig) -> dict[str, Any]:
         if moe.router_dtype is RouterDtype.MODEL
         else moe.router_dtype.value,
         "moe_z_loss_coeff": moe.z_loss_coeff or None,
-        "moe_router_bias_update_rate": moe.bias_update_rate,
+        "moe_router_bias_update_rate": moe.bias_rate(is_frozen=is_frozen),
         "moe_expert_capacity_factor": moe.capacity_factor,
         "moe_pad_expert_input_to_capacity": moe.pad_to_capacity,
         "moe_token_drop_policy": moe.drop_policy.value,

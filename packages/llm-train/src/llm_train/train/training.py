@@ -148,6 +148,7 @@ class Training:
             init_std=config.model.init_std,
             recompute=config.recompute,
             moe=config.moe,
+            is_frozen=config.lora is not None,
         )
         use_kernels(model_config, self.kernels)
         model_config.attention_dropout = config.train.attention_dropout
