@@ -4,16 +4,25 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llm_infer.thinking import Kind, ThoughtSplitter, opens_thought
+from llm_infer.thinking import (
+    THINK,
+    Thought,
+    ThoughtReading,
+    ThoughtSplitter,
+    marks_of,
+    reading_after,
+)
 
 
-def _split(pieces, *, is_open=False):
-    splitter = ThoughtSplitter(is_open=is_open)
+def _split(pieces, **reading):
+    """Thought and answer; no piece of an answer comes before one of a thought."""
+    splitter = ThoughtSplitter(ThoughtReading(**reading))
     parts = [part for piece in pieces for part in splitter.push(piece)] + list(splitter.flush())
-    assert all(part.text for part in parts)
-    kinds = [part.kind for part in parts]
-    assert kinds == sorted(kinds, key=[Kind.THOUGHT, Kind.ANSWER].index)
-    return tuple("".join(p.text for p in parts if p.kind is kind) for kind in Kind)
+    thoughts = [part.text for part in parts if isinstance(part, Thought)]
+    assert [part.text for part in parts[: len(thoughts)]] == thoughts
+    assert all(thoughts)
+    assert all(parts)
+    return "".join(thoughts), "".join(parts[len(thoughts) :])
 
 
 @pytest.mark.parametrize(
@@ -37,8 +46,8 @@ def test_a_thought_that_never_ends_is_all_thought():
 
 
 def test_a_thought_the_prompt_opened_is_closed_by_the_answer():
-    assert opens_thought("<|assistant|>\n<think>\n")
-    assert not opens_thought("<think>\n\n</think>\n\n")
+    assert reading_after("<|assistant|>\n<think>\n", THINK).is_open
+    assert not reading_after("<think>\n\n</think>\n\n", THINK).is_open
     assert _split(["hm", "</thi", "nk>", " Yes."], is_open=True) == ("hm", "Yes.")
 
 
@@ -58,3 +67,30 @@ def test_the_parts_do_not_depend_on_how_the_text_was_cut(pieces, is_open):
     else:
         expected = "", text
     assert _split(pieces, is_open=is_open) == expected
+
+
+def test_a_thought_that_stays_in_the_text_keeps_its_marks():
+    """Beside the answer, so that who reads calls knows where they may begin."""
+    text = " <think>\n hm </think>\n\nYes."
+    for pieces in ([text], list(text)):
+        assert _split(pieces, is_apart=False) == (" <think>\n hm </think>", "\n\nYes.")
+    assert _split(["hm</think>Yes"], is_apart=False, is_open=True) == ("hm</think>", "Yes")
+
+
+# As the models' chat templates write them.
+@pytest.mark.parametrize(
+    ("template", "opening", "closing"),
+    [
+        ("{{ '<|im_start|>' + role }}", "<think>", "</think>"),
+        ("content.split('</think>')[-1]", "<think>", "</think>"),
+        ("'[THINK]' + block['thinking'] + '[/THINK]'", "[THINK]", "[/THINK]"),
+        ("{%- set think_begin_token = '<seed:think>' -%}", "<seed:think>", "</seed:think>"),
+        ("'◁think▷'", "◁think▷", "◁/think▷"),
+        ("<|START_THINKING|><|END_THINKING|>", "<|START_THINKING|>", "<|END_THINKING|>"),
+    ],
+)
+def test_the_template_says_what_thoughts_are_marked_with(template, opening, closing):
+    marks = marks_of(template)
+    assert marks.both == (opening, closing)
+    text = f"{opening}hm{closing}Yes."
+    assert _split(list(text), marks=marks) == ("hm", "Yes.")

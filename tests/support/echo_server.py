@@ -113,6 +113,7 @@ def main():
     parser.add_argument("--slow", type=float, default=0.0)
     parser.add_argument("--api-key")
     parser.add_argument("--template")
+    parser.add_argument("--thoughts", default="reasoning_content")
     parser.add_argument("--max-open", type=int, default=64)
     parser.add_argument("--grace", type=int, default=5)
     parser.add_argument("--send-timeout", type=float, default=30.0)
@@ -127,6 +128,7 @@ def main():
             model_name="echo",
             api_key=found.api_key,
             template=found.template,
+            thoughts=found.thoughts,
             template_variables={"end": "", "unused": 1},
             max_open=found.max_open,
             grace_s=found.grace,

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_infer.thinking import ThoughtReading
+from llm_infer.tools.answers import AnswerReading
 from llm_infer.tools.calls import Call
 from llm_infer.tools.formats import FORCED, FORMATS, format_of
-from llm_infer.tools.splitter import CallSplitter
+from llm_infer.tools.splitter import CallReading
 
 FORM = {form.name: form for form in FORMATS if not form.has_channels} | {"forced": FORCED}
 ADD, NOW = ("add", {"a": 1, "b": [2.5, "é"]}), ("now", {})
@@ -18,8 +20,10 @@ ADD_JSON = '{"a": 1, "b": [2.5, "é"]}'
 
 
 def split(form, pieces, *, is_open=False):
-    """Text, and calls with their arguments as values."""
-    splitter = CallSplitter(FORM[form], SIGNATURES, is_open=is_open)
+    """Text with its thought, and calls with their arguments as values."""
+    thoughts = ThoughtReading(is_open=is_open, is_apart=False)
+    calls = CallReading(form=FORM[form], tools=SIGNATURES)
+    splitter = AnswerReading(thoughts=thoughts, calls=calls).splitter()
     parts = [part for piece in pieces for part in splitter.push(piece)] + list(splitter.flush())
     assert all(parts)
     text = "".join(part for part in parts if isinstance(part, str))

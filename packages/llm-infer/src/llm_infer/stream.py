@@ -67,6 +67,10 @@ class TextStream:
             if piece:
                 yield piece
 
+    def parts(self) -> Iterator[str]:
+        """The same: thoughts are within the text."""
+        return iter(self)
+
     @property
     def text(self) -> str:
         """What has come so far."""

@@ -14,7 +14,7 @@ from llm_infer.errors import InferError
 from llm_infer.prompts import Prompt
 from llm_infer.sampling import Sampling
 from llm_infer.stream import TextStream
-from llm_infer.thinking import LAST_TOKENS, opens_thought
+from llm_infer.thinking import LAST_TOKENS, THINK, Marks, ThoughtReading, marks_of, reading_after
 from llm_infer.tools.formats import format_of
 from llm_infer.tools.splitter import CallReading, signatures
 
@@ -37,7 +37,7 @@ class LocalSpeaker:
         """
         self._loaded, self._template, self._ends = loaded, template, ends
         self._tools, self._variables = tools, variables
-        self._calls = self._found_reading()
+        self._calls, self._marks = self._found_reading(), self._found_marks()
 
     def require_chat(self, messages: Sequence[Message]) -> None:
         """Raise when there is no template, or one that cannot write this."""
@@ -47,10 +47,11 @@ class LocalSpeaker:
             )
         self._written(messages)
 
-    def opens_thought(self, messages: Sequence[Message]) -> bool:
-        """Whether the template opens a thought at the end of the prompt."""
-        tokens = self._written(messages)
-        return opens_thought(self._loaded.tokenizer.decode(tokens[-LAST_TOKENS:]))
+    def thought_reading(self, messages: Sequence[Message]) -> ThoughtReading:
+        """By the template's marks, which may open the thought at the end of the prompt."""
+        end = self._written(messages)[-LAST_TOKENS:]
+        text = self._loaded.tokenizer.decode(end, keeps=self._marks.both)
+        return reading_after(text, self._marks)
 
     def call_reading(self, messages: Sequence[Message]) -> CallReading | None:
         """In the format that the template asks for."""
@@ -67,7 +68,9 @@ class LocalSpeaker:
 
     def converse(self, messages: Sequence[Message], sampling: Sampling) -> TextStream:
         """The next answer in a conversation."""
-        marks = () if self._calls is None else self._calls.form.marks
+        marks = self._marks.both if self._calls is None else self._calls.form.marks
+        if self._calls is not None and not self._calls.form.has_channels:
+            marks = (*marks, *self._marks.both)
         decode = partial(self._loaded.tokenizer.decode, keeps=marks)
         ended = ended_by(sampling, self._ends, self._loaded.tokenizer)
         return self._start(self._written(messages), ended, decode)
@@ -98,6 +101,12 @@ class LocalSpeaker:
         except InferError as error:
             raise InferError(f"{prompt.where}: {error}") from error
         return tokens
+
+    def _found_marks(self) -> Marks:
+        if not (self._template or self._loaded.tokenizer.has_chat_template):
+            return THINK
+        has_tools = self._tools is not None
+        return marks_of(self._loaded.tokenizer.chat_template(self._template, has_tools=has_tools))
 
     def _found_reading(self) -> CallReading | None:
         if not (self._template or self._loaded.tokenizer.has_chat_template):

@@ -11,6 +11,7 @@ from llm_infer.chat import checked_variables
 from llm_infer.edge.choices import ENGINES, LoadOptions
 from llm_infer.edge.device import CHOICES as DEVICES
 from llm_infer.sampling import Beams, EarlyStopping, Sampling
+from llm_infer.thinking import ToldIn
 from llm_infer.weights import Quantization
 
 _DEFAULT = Sampling()
@@ -167,6 +168,14 @@ SERVING = (
         help="Answers that run or wait; requests beyond get status 429.",
     ),
     click.option(
+        "--thoughts",
+        type=click.Choice(get_args(ToldIn)),
+        default="reasoning_content",
+        show_default=True,
+        help="Field of chat answers that tells what stands between <think> and </think>, or such "
+        "marks: one of its own, or the text, with the marks.",
+    ),
+    click.option(
         "--grace",
         "grace_s",
         type=click.IntRange(min=0),
@@ -176,7 +185,7 @@ SERVING = (
         help="What runs may take so long after SIGTERM or Ctrl-C.",
     ),
 )
-SERVING_NAMES = ("host", "port", "api_key", "max_open", "grace_s")
+SERVING_NAMES = ("host", "port", "api_key", "max_open", "thoughts", "grace_s")
 _LOADING_NAMES = (
     "engine",
     "device",

@@ -15,9 +15,8 @@ from llm_infer.edge.speaker import Speaker
 from llm_infer.engine import Message
 from llm_infer.errors import InferError
 from llm_infer.sampling import Sampling
-from llm_infer.thinking import Kind, Part, ThoughtSplitter
+from llm_infer.thinking import Thought, ThoughtReading, ThoughtSplitter
 from llm_infer.tools.calls import Call
-from llm_infer.tools.harmony import Thought
 from llm_infer.tools.splitter import CallReading
 from llm_infer.unicode_text import require_text
 
@@ -76,11 +75,10 @@ def _answer(state: _Chat, question: str) -> None:
 def _ask(state: _Chat, messages: Sequence[Message], sampling: Sampling) -> str:
     """Show the answer as it comes, and return it without its thoughts, which are not told back."""
     reading = state.speaker.call_reading(messages)
-    is_open = state.speaker.opens_thought(messages)
-    shown = _Shown(state.options, reading, is_open=is_open)
+    shown = _Shown(state.options, reading, state.speaker.thought_reading(messages))
     stream = state.speaker.converse(messages, sampling)
     try:
-        for piece in stream:
+        for piece in stream.parts():
             shown.push(piece)
         shown.end()
     except KeyboardInterrupt:
@@ -95,20 +93,25 @@ class _Shown:
     tools each on a line of its own.
     """
 
-    def __init__(self, options: ChatOptions, calls: CallReading | None, *, is_open: bool) -> None:
-        """`is_open`: whether the prompt ends within a thought."""
+    def __init__(
+        self, options: ChatOptions, calls: CallReading | None, thoughts: ThoughtReading
+    ) -> None:
         self.answer = ""
         """As the model wrote it, calls too, but for those in channels."""
         self._has_channels = calls is not None and calls.form.has_channels
-        self._thoughts = ThoughtSplitter(is_open=is_open)
-        self._calls = None if calls is None else calls.splitter()
+        self._thoughts = ThoughtSplitter(thoughts)
+        self._calls = None
+        if calls is not None:
+            self._calls = calls.channels() if self._has_channels else calls.splitter()
         self._is_within_line, self._has_said = True, False
         self._hides_thoughts = options.hides_thoughts
         self._has_thought = self._has_answered = False
 
-    def push(self, piece: str) -> None:
+    def push(self, piece: str | Thought) -> None:
         """Print what is certain of it now."""
-        if self._has_channels and self._calls is not None:
+        if isinstance(piece, Thought):
+            self._think(piece.text)
+        elif self._has_channels and self._calls is not None:
             self._add_channels(self._calls.push(piece))
         else:
             self._add(self._thoughts.push(piece))
@@ -123,16 +126,14 @@ class _Shown:
         if self._is_within_line:
             click.echo()
 
-    def _add(self, parts: Iterable[Part]) -> None:
+    def _add(self, parts: Iterable[str | Thought]) -> None:
         for part in parts:
-            if part.kind is Kind.THOUGHT:
+            if isinstance(part, Thought):
                 self._think(part.text)
             else:
                 self._begin_answer()
-                self.answer += part.text
-                self._add_channels(
-                    [part.text] if self._calls is None else self._calls.push(part.text)
-                )
+                self.answer += part
+                self._add_channels([part] if self._calls is None else self._calls.push(part))
 
     def _add_channels(self, parts: Iterable[str | Thought | Call]) -> None:
         for part in parts:

@@ -8,6 +8,7 @@ from llm_infer.engine import Message
 from llm_infer.prompts import Prompt
 from llm_infer.sampling import Sampling
 from llm_infer.stream import FinishReason
+from llm_infer.thinking import Thought, ThoughtReading
 from llm_infer.tools.splitter import CallReading
 
 
@@ -16,6 +17,10 @@ class AnswerStream(Protocol):
 
     def __iter__(self) -> Iterator[str]:
         """The text as it comes; closing the iterator ends the computation."""
+        ...
+
+    def parts(self) -> Iterator[str | Thought]:
+        """The same, with the thoughts that somebody else has told apart."""
         ...
 
     @property
@@ -51,8 +56,8 @@ class Speaker(Protocol):
         """Raise InferError when a conversation like this one cannot be written for the model."""
         ...
 
-    def opens_thought(self, messages: Sequence[Message]) -> bool:
-        """Whether the answer to a conversation begins within a thought."""
+    def thought_reading(self, messages: Sequence[Message]) -> ThoughtReading:
+        """How the thought is found in the answer to a conversation."""
         ...
 
     def call_reading(self, messages: Sequence[Message]) -> CallReading | None:

@@ -77,15 +77,20 @@ class Usage:
     num_new: int
     num_cached: int = 0
     """Those of the prompts that were found in a cache."""
+    num_reasoning: int | None = None
+    """Those of the answers that belong to thoughts; None where none are looked for."""
 
     def body(self) -> Json:
         """As the API writes it."""
-        return {
+        fields: Json = {
             "prompt_tokens": self.num_prompt,
             "completion_tokens": self.num_new,
             "total_tokens": self.num_prompt + self.num_new,
             "prompt_tokens_details": {"cached_tokens": self.num_cached},
         }
+        if self.num_reasoning is not None:
+            fields["completion_tokens_details"] = {"reasoning_tokens": self.num_reasoning}
+        return fields
 
 
 @dataclass(slots=True, kw_only=True)

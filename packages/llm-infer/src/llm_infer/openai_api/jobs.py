@@ -8,7 +8,7 @@ from llm_infer.guide import Guide, NewGuide
 from llm_infer.openai_api.errors import invalid, too_long
 from llm_infer.openai_api.requests import Common
 from llm_infer.sampling import Beams, Sampling
-from llm_infer.tools.splitter import CallReading
+from llm_infer.tools.answers import AnswerReading
 
 _DEFAULT_TEMPERATURE = 1.0
 """OpenAI's, where the command line's is 0."""
@@ -16,11 +16,11 @@ _DEFAULT_TEMPERATURE = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """Text in which there may be calls of tools."""
+    """Text in which there may be thoughts and calls of tools."""
 
-    calls: CallReading
+    answer: AnswerReading
     decode: Decode
-    """Leaves the format's marks in the text."""
+    """Leaves the marks of both in the text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ from llm_infer.stream import FinishReason
 
 _EXTRAS = ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 """Sent only where they differ from off: not every server knows them."""
+_THOUGHTS = ("reasoning_content", "reasoning")
+"""Names of thoughts in a delta: the older of vLLM and that of most others, and vLLM's newer."""
 _OFF = Sampling()
 
 
@@ -20,6 +22,8 @@ class Delta:
     """What one event of a stream brings."""
 
     text: str = ""
+    thought: str = ""
+    """What a server tells apart from the text."""
     finish: str | None = None
     num_prompt_tokens: int | None = None
     num_tokens: int | None = None
@@ -48,10 +52,13 @@ def parse_event(data: str, *, where: str) -> Delta:
     choice = (
         _fields(cast("list[object]", choices)[0]) if isinstance(choices, list) and choices else {}
     )
-    text = choice.get("text", _fields(choice.get("delta")).get("content"))
+    delta = _fields(choice.get("delta"))
+    text = choice.get("text", delta.get("content"))
+    thought = next((delta[name] for name in _THOUGHTS if delta.get(name)), "")
     finish, usage = choice.get("finish_reason"), _fields(event.get("usage"))
     return Delta(
         text=text if isinstance(text, str) else "",
+        thought=thought if isinstance(thought, str) else "",
         finish=finish if isinstance(finish, str) else None,
         num_prompt_tokens=_count(usage.get("prompt_tokens")),
         num_tokens=_count(usage.get("completion_tokens")),

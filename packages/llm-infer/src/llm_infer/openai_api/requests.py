@@ -43,6 +43,8 @@ class ChatMessage(_Model):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
+    """What vLLM calls `reasoning_content` by now."""
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
     function_call: None = None
@@ -58,8 +60,8 @@ class ChatMessage(_Model):
         found: dict[str, Any] = {"role": role, "content": text}
         if self.tool_calls:
             found["tool_calls"] = [call.plain() for call in self.tool_calls]
-        if self.reasoning_content:
-            found["reasoning_content"] = self.reasoning_content
+        if thought := self.reasoning_content or self.reasoning:
+            found["reasoning_content"] = thought
         if self.role == "tool":
             found |= {"tool_call_id": self.tool_call_id, "name": self.name}
         return {key: value for key, value in found.items() if value is not None}
@@ -182,6 +184,8 @@ class ChatRequest(Common):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    separate_reasoning: bool | None = None
+    """SGLang's word for whether thoughts stand apart from `content`."""
 
     @property
     def template_variables(self) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from llm_infer.engine import Event, TokenLogprob
 from llm_infer.openai_api.answers import Piece, PieceFinish, TokenText, ToolCalled
 from llm_infer.stopping import StopMatcher
 from llm_infer.stream import FinishReason
+from llm_infer.thinking import Thought
+from llm_infer.tools.answers import AnswerReading, Part
 from llm_infer.tools.calls import Call
-from llm_infer.tools.harmony import Thought
-from llm_infer.tools.splitter import CallReading
 
 if TYPE_CHECKING:
     # With pydantic, which takes a while to import.
@@ -39,15 +39,17 @@ class Assembler:
         decode: Decode,
         stops: Sequence[str],
         *,
-        calls: CallReading | None = None,
+        reading: AnswerReading | None = None,
         echo: "Echo | None" = None,
         is_empty: bool = False,
     ) -> None:
-        """Text is all there is unless `calls` says how others are read.
+        """Text is all there is unless `reading` says how thoughts and calls are found.
 
         `echo` is told before it, by `echoed`; an answer that `is_empty` ends without its token.
         """
-        self.num_tokens = 0
+        self.num_tokens = self.num_reasoning = 0
+        self.is_read = reading is not None
+        """Whether thoughts are looked for, whose tokens are `num_reasoning`."""
         self._index, self._decode = index, decode
         self._detokenizer, self._matcher = Detokenizer(decode), StopMatcher(stops)
         self._echo, self._is_empty, self._is_ended = echo, is_empty, False
@@ -55,8 +57,8 @@ class Assembler:
         self._num_decoded = self._num_sent = 0 if echo is None else len(echo.text)
         # Tokens not told of yet, each with where its text starts and ends in the answer.
         self._untold: deque[tuple[TokenText, int]] = deque()
-        self._splitter = None if calls is None else calls.splitter()
-        self._most_calls = 1 if calls is not None and calls.is_single else None
+        self._splitter = None if reading is None else reading.splitter()
+        self._most_calls = 1 if reading is not None and reading.is_single else None
         self._num_calls = 0
 
     @property
@@ -93,7 +95,10 @@ class Assembler:
             self._untold.append((told, self._num_decoded))
         sent = self._matcher.push(text)
         self._num_sent += len(sent)
+        was_within = self._is_within_thought
         piece = self._piece(sent, "stop" if self._matcher.is_stopped else None)
+        # The token that closes a thought belongs to it.
+        self.num_reasoning += was_within or self._is_within_thought
         return replace(piece, score=event.score) if piece.finish else piece
 
     def finish(self, reason: FinishReason, event: Event | None = None) -> Piece:
@@ -113,6 +118,10 @@ class Assembler:
         piece = self._piece(text, reason)
         return piece if event is None else replace(piece, score=event.score)
 
+    @property
+    def _is_within_thought(self) -> bool:
+        return self._splitter is not None and self._splitter.is_within_thought
+
     def _token_text(self, token: int, found: TokenLogprob, offset: int) -> TokenText:
         top = tuple((self._decode([one]), value) for one, value in found.top)
         return TokenText(self._decode([token]), found.logprob, top, offset)
@@ -121,7 +130,10 @@ class Assembler:
         tokens = self._told(reason)
         if self._splitter is None:
             return Piece(index=self._index, text=text, tokens=tokens, finish=reason)
-        parts = [*self._splitter.push(text), *(self._splitter.flush() if reason else ())]
+        parts: list[Part] = [
+            *self._splitter.push(text),
+            *(self._splitter.flush() if reason else ()),
+        ]
         calls = self._called(part for part in parts if isinstance(part, Call))
         finish: PieceFinish | None = reason
         if self._num_calls and (reason in ("end", "stop") or self.is_stopped):

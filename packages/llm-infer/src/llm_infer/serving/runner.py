@@ -32,6 +32,7 @@ class Ticket:
     num_places: int
     num_prompt: int
     num_new: int = 0
+    num_reasoning: int = 0
     is_closed: bool = False
     requests: set[int] = field(default_factory=set[int])
     """The engine's numbers of the answers that are not finished; of the computing thread."""
@@ -167,7 +168,7 @@ class Runner:
             index,
             self._decode if reading is None else reading.decode,
             job.sampling.stop,
-            calls=None if reading is None else reading.calls,
+            reading=None if reading is None else reading.answer,
             echo=job.echo,
             is_empty=job.is_empty,
         )
@@ -226,6 +227,7 @@ class Runner:
         del self._running[event.request]
         ticket.requests.remove(event.request)
         ticket.num_new += running.assembler.num_tokens
+        ticket.num_reasoning += running.assembler.num_reasoning
         # Later answers to a prompt find all of it; it is counted once, as the first found it.
         known = ticket.cached.get(running.prompt, event.num_cached)
         ticket.cached[running.prompt] = min(known, event.num_cached)
@@ -233,6 +235,7 @@ class Runner:
             ticket.mailbox.usage = Usage(
                 num_prompt=ticket.num_prompt,
                 num_new=ticket.num_new,
+                num_reasoning=ticket.num_reasoning if running.assembler.is_read else None,
                 num_cached=sum(ticket.cached.values()),
             )
 

@@ -7,9 +7,9 @@ https://cookbook.openai.com/articles/openai-harmony.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum, auto
 
+from llm_infer.thinking import Thought
 from llm_infer.tools.calls import Call, Signatures, calls_of, json_values
 
 START, MESSAGE = "<|start|>", "<|message|>"
@@ -20,13 +20,6 @@ _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 _BEGINNINGS = ("<|channel|>", "<|constrain|>", MESSAGE, START, "to=", "assistant")
 """What a header can begin with, after white space."""
-
-
-@dataclass(frozen=True, slots=True)
-class Thought:
-    """A piece of what the model thinks before it answers."""
-
-    text: str
 
 
 class _At(Enum):
@@ -58,6 +51,11 @@ class HarmonySplitter:
         else:
             # A header may be cut by the prompt's end.
             self._held = header.removeprefix("assistant")
+
+    @property
+    def is_within_thought(self) -> bool:
+        """Whether what comes next belongs to a thought, as far as is known."""
+        return self._at is _At.THOUGHT
 
     def push(self, piece: str) -> Iterator[str | Thought | Call]:
         """What is certain now, in order."""

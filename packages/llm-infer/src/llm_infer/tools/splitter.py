@@ -1,4 +1,4 @@
-"""Text and calls of an answer, told apart as the text comes."""
+"""Words and calls of an answer, told apart as the text comes."""
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from enum import Enum, auto
 from typing import cast
 
 from llm_infer.engine import Tool
-from llm_infer.thinking import CLOSE, OPEN
 from llm_infer.tools.calls import Call, Properties, Signatures
 from llm_infer.tools.formats import CallFormat
 from llm_infer.tools.harmony import HarmonySplitter
@@ -19,18 +18,18 @@ class CallReading:
     form: CallFormat
     tools: Signatures
     """The tools there are; a call of another is text."""
-    is_open: bool = False
-    """Whether the prompt ends within a thought, in which nothing is a call."""
     is_single: bool = False
     """Whether the answer ends with its first call."""
     prompt_end: str = ""
     """How the prompt ends, with the format's marks, where it has channels."""
 
-    def splitter(self) -> "CallSplitter | HarmonySplitter":
-        """For one answer."""
-        if self.form.has_channels:
-            return HarmonySplitter(self.tools, prompt_end=self.prompt_end)
-        return CallSplitter(self.form, self.tools, is_open=self.is_open)
+    def channels(self) -> HarmonySplitter:
+        """For one answer in channels."""
+        return HarmonySplitter(self.tools, prompt_end=self.prompt_end)
+
+    def splitter(self) -> "CallSplitter":
+        """For one answer without channels, after its thought."""
+        return CallSplitter(self.form, self.tools)
 
 
 def tool_names(tools: Iterable[Tool]) -> frozenset[str]:
@@ -52,8 +51,6 @@ def _properties(tool: Tool) -> Properties:
 
 
 class _At(Enum):
-    START = auto()
-    THOUGHT = auto()
     TEXT = auto()
     BLOCK = auto()
     PLAIN = auto()
@@ -63,13 +60,12 @@ class _At(Enum):
 class CallSplitter:
     """Push pieces of text, wherever they break; what is no call of a known tool stays text.
 
-    A block is held back until it ends. White space around calls is left out. A thought that opens
-    the answer, its marks included, is text.
+    A block is held back until it ends. White space around calls is left out.
     """
 
-    def __init__(self, form: CallFormat, tools: Signatures, *, is_open: bool = False) -> None:
+    def __init__(self, form: CallFormat, tools: Signatures) -> None:
         self._form, self._tools = form, tools
-        self._at = _At.THOUGHT if is_open else _At.START
+        self._at = _At.TEXT
         self._held = ""
         # Within a block: where it begins, after white space, and up to where its end was sought.
         self._begin = self._sought = 0
@@ -94,14 +90,6 @@ class CallSplitter:
 
     def _advanced(self) -> Iterator[str | Call]:
         match self._at:
-            case _At.START:
-                text = self._held.lstrip()
-                if text.startswith(OPEN):
-                    self._at = _At.THOUGHT
-                elif not OPEN.startswith(text):
-                    self._at = _At.TEXT
-            case _At.THOUGHT:
-                yield from self._thought()
             case _At.TEXT:
                 yield from self._opening()
             case _At.BLOCK:
@@ -109,14 +97,6 @@ class CallSplitter:
                     yield from self._block(end)
             case _At.PLAIN:
                 yield from self._text(len(self._held))
-
-    def _thought(self) -> Iterator[str]:
-        end = self._held.find(CLOSE)
-        if end >= 0:
-            self._at = _At.TEXT
-            yield from self._text(end + len(CLOSE))
-        else:
-            yield from self._text(len(self._held) - _num_begun(self._held, (CLOSE,)))
 
     def _opening(self) -> Iterator[str]:
         if self._skips_space:
@@ -137,7 +117,7 @@ class CallSplitter:
         yield from self._text(len(text))
 
     def _opening_answer(self) -> Iterator[str]:
-        """Only white space, or a thought, may stand before the block."""
+        """Only white space may stand before the block."""
         text = self._held.lstrip()
         if text.startswith(self._form.openings):
             self._at = _At.BLOCK

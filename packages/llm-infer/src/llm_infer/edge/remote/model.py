@@ -1,7 +1,7 @@
 """A model on a server: its answers as streams of text."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -21,6 +21,7 @@ from llm_infer.openai_api.outgoing import (
 from llm_infer.prompts import Prompt
 from llm_infer.sampling import Sampling
 from llm_infer.stream import FinishReason
+from llm_infer.thinking import Thought, ThoughtReading
 
 _AT_ONCE = 16
 
@@ -49,6 +50,11 @@ class RemoteStream:
         return (self.num_tokens - 1) / elapsed if elapsed > 0 else None
 
     def __iter__(self) -> Iterator[str]:
+        with closing(self.parts()) as parts:
+            yield from (part for part in parts if isinstance(part, str))
+
+    def parts(self) -> Generator[str | Thought, None, None]:
+        """Text, and thoughts that the server tells apart."""
         self._start_s = time.perf_counter()
         # Closing it closes the connection, which ends the computation.
         with closing(self._server.stream(self._path, self._body)) as events:
@@ -67,14 +73,17 @@ class RemoteStream:
             tokens_per_s=self.tokens_per_s,
         )
 
-    def _piece(self, data: str) -> Iterator[str]:
+    def _piece(self, data: str) -> Iterator[str | Thought]:
         delta = parse_event(data, where=self._server.name)
-        if delta.text:
+        if delta.text or delta.thought:
             self.num_tokens += 1
             self.text += delta.text
             self._last_token_s = time.perf_counter()
             if self.first_token_s is None:
                 self.first_token_s = self._last_token_s - self._start_s
+        if delta.thought:
+            yield Thought(delta.thought)
+        if delta.text:
             yield delta.text
         if delta.finish is not None:
             self.finish_reason = finish_reason(delta.finish, self._sampling)
@@ -103,9 +112,9 @@ class RemoteModel:
     def require_chat(self, messages: Sequence[Message]) -> None:
         """The server has the template, and says so when it cannot use it."""
 
-    def opens_thought(self, messages: Sequence[Message]) -> bool:  # noqa: ARG002  as a Speaker
-        """Nobody knows: a thought that only ends is told as text."""
-        return False
+    def thought_reading(self, messages: Sequence[Message]) -> ThoughtReading:  # noqa: ARG002
+        """Of a thought that the server leaves in the text; one that only ends stays there."""
+        return ThoughtReading()
 
     def call_reading(self, messages: Sequence[Message]) -> None:
         """No tools are told of."""

@@ -38,7 +38,8 @@ from llm_infer.openai_api.parsing import parse
 from llm_infer.openai_api.requests import ChatRequest, Common, CompletionRequest
 from llm_infer.sampling import Beams
 from llm_infer.serving.runner import OverloadedError, Runner, Ticket
-from llm_infer.thinking import LAST_TOKENS, opens_thought
+from llm_infer.thinking import LAST_TOKENS, ToldIn, marks_of, reading_after
+from llm_infer.tools.answers import AnswerReading
 from llm_infer.tools.formats import FORCED, format_of
 from llm_infer.tools.splitter import CallReading, signatures
 
@@ -65,6 +66,8 @@ class Settings:
     """What chat templates are told, unless a request says otherwise."""
     template_ends: Sequence[str] = ()
     """Tokens that end an answer in a chat beside the model's own, as texts."""
+    thoughts: ToldIn = "reasoning_content"
+    """The field that tells them, unless a request says otherwise."""
     max_body_bytes: int
     send_timeout_s: float
     """A client that reads nothing for so long is given up."""
@@ -225,7 +228,7 @@ class Api:
         return _Asked(request, found, len(prompt), prefixes, ChatFormat, "chatcmpl")
 
     def _reading(self, request: ChatRequest, prompt: Sequence[int]) -> Reading | None:
-        """How calls are found in the answer; None where there are none, or in no known format."""
+        """How thoughts and calls are found in the answer; None where a schema leaves neither."""
         tools = request.tools_wanted
         is_forced = request.call_wanted is not None
         if request.schema_wanted is not None and not is_forced:
@@ -234,18 +237,28 @@ class Api:
             self._settings.template, has_tools=tools is not None
         )
         form = FORCED if is_forced else format_of(template)
-        if form is None or (tools is None and not form.has_channels):
-            return None
-        decode = partial(self._tokenizer.decode, keeps=form.marks)
-        end = prompt[-LAST_TOKENS:]
-        calls = CallReading(
-            form=form,
-            tools=signatures(tools or ()),
-            is_open=not is_forced and opens_thought(self._tokenizer.decode(end)),
-            is_single=request.parallel_tool_calls is False,
-            prompt_end=decode(end),
-        )
-        return Reading(calls=calls, decode=decode)
+        if form is not None and tools is None and not form.has_channels:
+            form = None
+        marks = marks_of(template)
+        kept = marks.both if form is None else (*marks.both, *form.marks)
+        decode = partial(self._tokenizer.decode, keeps=kept)
+        end = decode(prompt[-LAST_TOKENS:])
+        calls = None
+        if form is not None:
+            calls = CallReading(
+                form=form,
+                tools=signatures(tools or ()),
+                is_single=request.parallel_tool_calls is False,
+                prompt_end=end,
+            )
+        is_apart = request.separate_reasoning
+        if is_apart is None:
+            is_apart = self._settings.thoughts == "reasoning_content"
+        thoughts = reading_after(end, marks, is_apart=is_apart)
+        if is_forced:
+            # A schema holds the answer to the call from its first token on.
+            thoughts = replace(thoughts, is_open=False)
+        return Reading(answer=AnswerReading(thoughts=thoughts, calls=calls), decode=decode)
 
     async def _understand_completion(self, request: CompletionRequest) -> _Asked:
         prompts: list[list[int]] = []

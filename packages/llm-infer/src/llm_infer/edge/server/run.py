@@ -16,6 +16,7 @@ from llm_infer.edge.server.app import Settings, create_app
 from llm_infer.errors import InferError
 from llm_infer.serving.runner import Runner
 from llm_infer.serving.serial import batched
+from llm_infer.thinking import ToldIn
 
 _BYTES_PER_TOKEN = 16
 """No text has more a token, but for one nobody writes."""
@@ -34,6 +35,8 @@ class Options:
     template: str | None
     template_variables: Mapping[str, object]
     template_ends: Sequence[str] = ()
+    thoughts: ToldIn = "reasoning_content"
+    """The field of a message that tells them."""
     max_open: int
     grace_s: int
     """After SIGTERM or Ctrl-C, answers under way may take so long."""
@@ -52,6 +55,7 @@ def serve(loaded: Loaded, options: Options) -> None:
         template=options.template,
         template_variables=options.template_variables,
         template_ends=options.template_ends,
+        thoughts=options.thoughts,
         max_body_bytes=max(_MIN_BODY_BYTES, _BYTES_PER_TOKEN * engine.context_length),
         send_timeout_s=options.send_timeout_s,
     )
