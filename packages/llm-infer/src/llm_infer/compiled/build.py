@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 from llm_infer.errors import InferError
@@ -94,7 +95,7 @@ def _folder() -> Path | None:
 
 
 def _compile(compiler: list[str], flags: tuple[str, ...], sources: list[Path], path: Path) -> None:
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
     files = [str(one) for one in sources if one.suffix == ".c"]
     try:
         done = subprocess.run(
