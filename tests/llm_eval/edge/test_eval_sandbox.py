@@ -1,6 +1,7 @@
 """Hostile programs are contained, honest ones pass."""
 
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -8,7 +9,10 @@ import time
 
 import pytest
 
+from forging_programs import FORGING, REACHING, TAIL
+from hostile_calls import HOSTILE_CALLS
 from hostile_programs import HOSTILE
+from llm_eval.edge.sandbox import outside
 from llm_eval.edge.sandbox.outside import Limits, Sandbox
 from llm_eval.errors import EvalError
 
@@ -24,6 +28,17 @@ def sandbox():
         pytest.skip(f"this machine cannot isolate: {error}")
 
 
+@pytest.fixture
+def kernel_alone(sandbox, tmp_path, monkeypatch):
+    """The sandbox without what the interpreter refuses: namespaces, filter and limits alone."""
+    script = tmp_path / "program.py"
+    text = outside._PROGRAM.read_text()
+    assert "sys.addaudithook(" in text
+    script.write_text(text.replace("sys.addaudithook(", "(lambda _: None)("))
+    monkeypatch.setattr(outside, "_PROGRAM", script)
+    return sandbox
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """What an attack could reach: a file, and a listening socket."""
@@ -34,11 +49,13 @@ def world(tmp_path_factory):
     assert victim.read_text() == "mine"
 
 
-@pytest.mark.parametrize("attack", HOSTILE)
-def test_an_attack_is_contained(attack, sandbox, world):
-    program = _aimed(HOSTILE[attack], world)
+@pytest.mark.parametrize("attack", [*HOSTILE, *HOSTILE_CALLS])
+def test_an_attack_is_contained_by_the_kernel_alone(attack, kernel_alone, world):
+    if attack in HOSTILE_CALLS and platform.machine() != "x86_64":
+        pytest.skip("numbers of system calls are those of x86-64")
+    program = _aimed((HOSTILE | HOSTILE_CALLS)[attack], world)
     start = time.monotonic()
-    verdict = sandbox.run(program)
+    verdict = kernel_alone.run(program)
     assert not verdict.passed
     assert time.monotonic() - start < 30
     assert not _left_over()
@@ -51,6 +68,23 @@ def test_an_attack_is_contained(attack, sandbox, world):
 def test_an_attack_succeeds_without_the_sandbox(attack, world):
     with Sandbox(Limits(), unsafe=True) as plain:
         assert plain.run(_aimed(HOSTILE[attack], world)).passed
+
+
+@pytest.mark.parametrize("attack", FORGING)
+def test_a_program_that_fails_cannot_pass(attack, sandbox):
+    """Not even where it knows the runner: by its frames, the collector, tracing, descriptors."""
+    assert not sandbox.run(FORGING[attack] + TAIL).passed
+
+
+@pytest.mark.parametrize("attack", REACHING)
+def test_a_program_cannot_come_to_raw_memory(attack, sandbox):
+    assert not sandbox.run(REACHING[attack]).passed
+
+
+@pytest.mark.parametrize("attack", ["what the collector knows", "a jump over the tests", "ctypes"])
+def test_a_forgery_works_where_nothing_is_refused(attack, kernel_alone):
+    program = FORGING[attack] + TAIL if attack in FORGING else REACHING[attack]
+    assert kernel_alone.run(program).passed
 
 
 def _aimed(program, world):
@@ -74,16 +108,41 @@ def _left_over():
     [
         "import math, re, collections, itertools, functools, typing, hashlib, heapq, string",
         "from decimal import Decimal\nassert Decimal('0.1') * 3 == Decimal('0.3')",
-        "print('x' * 1000000)",
+        "import sys\nfor file in (sys.stdout, sys.stderr):\n    file.write('x' * 100000000)",
         "import threading\nt = threading.Thread(target=print)\nt.start()\nt.join()",
         "import tempfile\nwith tempfile.TemporaryFile() as f: f.write(b'x')",
         "import random, datetime, time, copy, json, statistics, bisect, operator, fractions",
         "try:\n    1 / 0\nexcept ZeroDivisionError:\n    pass",
-        "if __name__ == '__main__':\n    x = 1\nassert x == 1",
+        "import asyncio, dataclasses, enum, unittest, uuid, logging, abc, contextlib, doctest",
+        "try:\n    import ctypes\nexcept ImportError:\n    ctypes = None",
     ],
 )
 def test_an_honest_program_passes(program, sandbox):
     assert sandbox.run(program).passed
+
+
+def test_a_program_is_no_main_module(sandbox):
+    """As in `code_eval`, whose `exec` is given empty globals: what stands under it does not run."""
+    assert sandbox.run("if __name__ == '__main__':\n    assert False").passed
+    assert sandbox.run("assert __name__ == 'builtins'").passed
+
+
+def test_the_order_of_a_set_is_the_same_in_every_run(sandbox):
+    expected = subprocess.run(
+        [sys.executable, "-c", "print(list({*'abcde'}))"],
+        env={"PYTHONHASHSEED": "0"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for _ in range(3):
+        assert sandbox.run(f"assert list({{*'abcde'}}) == {expected.stdout}").passed
+
+
+def test_a_long_program_arrives_whole(sandbox):
+    assert sandbox.run("x = 0\n" + "x += 1\n" * 100_000 + "assert x == 100_000").passed
+
+
+def test_a_program_cannot_end_the_run_of_all(sandbox):
+    """A refusal of the sandbox itself is an error; a program's words are not taken for one."""
+    assert sandbox.run("import os; os.write(3, b'no:forged'); os._exit(1)").reason == "failed"
 
 
 def test_why_a_program_failed_is_said(sandbox):

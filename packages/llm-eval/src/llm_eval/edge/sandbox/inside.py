@@ -3,8 +3,8 @@
 Standard library only, and little of it: its start is the sandbox's overhead. The job comes on
 stdin and the verdict goes to stdout, both marshalled. Two processes: the first enters the
 namespaces and builds the file system; its child is the first process of the PID namespace, gives
-up every right and runs the program in its own interpreter. When it ends, the kernel kills all that
-is left in the namespace.
+up every right and becomes a new interpreter (`program.py`), which runs the program. When it ends,
+the kernel kills all that is left in the namespace.
 """
 
 import ctypes
@@ -14,6 +14,7 @@ import resource
 import signal
 import struct
 import sys
+from contextlib import suppress
 
 _NEW_NAMESPACES = 0x10000000 | 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
@@ -34,6 +35,8 @@ def main() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     job = marshal.loads(sys.stdin.buffer.read())
     try:
+        # Opened here: there is no interpreter in the sandbox's file system.
+        job["interpreter"] = os.open(job["command"][0], os.O_PATH | os.O_CLOEXEC)
         if job["isolate"]:
             _enter_namespaces()
             _build_root(job)
@@ -53,6 +56,7 @@ def _enter_namespaces() -> None:
     ):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
+    _check("sethostname", _libc.sethostname(b"sandbox", 7))
 
 
 def _build_root(job: dict) -> None:
@@ -89,40 +93,54 @@ def _build_root(job: dict) -> None:
 def _run(job: dict) -> dict:
     """Fork the program's process and wait for it."""
     reader, writer = os.pipe()
+    source, feed = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            _become_harmless(job, writer)
-            _execute(job["program"], job["nonce"])
+            _become(job, source, writer)
+        except OSError as error:
+            # The nonce tells this from what a program writes.
+            said = f"{error.filename or 'sandbox'}: {error.strerror}"
+            os.write(3, b"no:" + job["nonce"] + said.encode())
         finally:
             os._exit(1)
     os.close(writer)
+    os.close(source)
+    with suppress(BrokenPipeError), open(feed, "wb") as stream:
+        stream.write(marshal.dumps((job["program"], job["nonce"])))
     _, status = os.waitpid(child, 0)
     # Read after the end only: a program that fills the pipe blocks itself, not us.
     said = os.read(reader, 4096)
+    refusal = b"no:" + job["nonce"]
     return {
         "finished": said == job["nonce"],
         "status": os.waitstatus_to_exitcode(status),
-        "refused": said[3:].decode("utf-8", "replace") if said.startswith(b"no:") else "",
+        "refused": said[len(refusal) :].decode("utf-8", "replace")
+        if said.startswith(refusal)
+        else "",
     }
 
 
-def _become_harmless(job: dict, writer: int) -> None:
+def _become(job: dict, source: int, writer: int) -> None:
+    """Turn into the program's interpreter, with no descriptor but the job's and the verdict's."""
     os.setsid()
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # Above what the program may open, so that it can never make another of this number.
+    os.dup2(job["interpreter"], job["exec_descriptor"], inheritable=False)
+    spare = os.dup2(writer, job["exec_descriptor"] + 1)
+    os.dup2(source, 0)
+    os.dup2(spare, 3)
     nothing = os.open("/dev/null", os.O_RDWR)
-    for number in (0, 1, 2):
+    for number in (1, 2):
         os.dup2(nothing, number)
-    os.dup2(writer, 3)
-    os.closerange(4, 1 << 16)
+    os.closerange(4, job["exec_descriptor"])
+    os.closerange(job["exec_descriptor"] + 1, 1 << 16)
     for kind, amount in job["limits"]:
         resource.setrlimit(kind, (amount, amount))
     if job["isolate"]:
-        try:
-            _give_up_rights(job)
-        except OSError as error:
-            os.write(3, f"no:{error.filename}: {error.strerror}".encode())
-            os._exit(1)
+        _give_up_rights(job)
+    # Not inherited from us: what the program prints of its own environment is the same anywhere.
+    os.execve(job["exec_descriptor"], job["command"], dict(os.environ))
 
 
 def _give_up_rights(job: dict) -> None:
@@ -135,16 +153,6 @@ def _give_up_rights(job: dict) -> None:
     rules = ctypes.create_string_buffer(job["filter"], len(job["filter"]))
     program = struct.pack("@HP", len(job["filter"]) // 8, ctypes.addressof(rules))
     _check("seccomp", _libc.prctl(_PR_SET_SECCOMP, 2, program, 0, 0))
-
-
-def _execute(program: str, nonce: bytes) -> None:
-    """Run to the last line, then say so. Whatever ends the process earlier says nothing."""
-    try:
-        exec(compile(program, "program.py", "exec"), {"__name__": "__main__"})
-    except BaseException:  # noqa: BLE001 - SystemExit too: leaving early is not finishing
-        os._exit(1)
-    os.write(3, nonce)
-    os._exit(0)
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None) -> None:

@@ -18,6 +18,7 @@ from llm_eval.edge.sandbox import syscalls
 from llm_eval.errors import EvalError
 
 _INSIDE = Path(__file__).with_name("inside.py")
+_PROGRAM = Path(__file__).with_name("program.py")
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 
 
@@ -125,6 +126,11 @@ class Sandbox:
                 "disk_bytes": self._limits.disk_bytes,
                 "limits": self._limits.resources(),
                 "filter": b"" if self._unsafe else syscalls.filter_for(machine),
+                "exec_descriptor": syscalls.EXEC_DESCRIPTOR,
+                "command": [
+                    os.path.realpath(sys.executable),
+                    *("-B", "-P", "-s", "-S", "-c", _PROGRAM.read_text()),
+                ],
                 "nonce": secrets.token_bytes(16),
                 "program": program,
             }
@@ -150,9 +156,10 @@ class Sandbox:
 
 
 def _visible() -> list[str]:
-    """Python's own folders and the C libraries, none inside another."""
-    wanted = {os.path.realpath(sys.base_prefix), os.path.realpath(sys.base_exec_prefix)}
-    wanted |= {path for path in _LIBRARIES if os.path.lexists(path)}
+    """The folders of Python's library and of the C libraries, none inside another."""
+    prefixes = {os.path.realpath(sys.base_prefix), os.path.realpath(sys.base_exec_prefix)}
+    wanted = {f"{prefix}/{name}" for prefix in prefixes for name in ("lib", "lib64")}
+    wanted = {path for path in (*wanted, *_LIBRARIES) if os.path.lexists(path)}
     return [
         path
         for path in sorted(wanted)

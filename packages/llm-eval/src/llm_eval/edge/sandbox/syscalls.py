@@ -47,25 +47,30 @@ _ALLOWED: Mapping[str, tuple[int | None, int | None]] = MappingProxyType({
     "writev": (20, 66),
 })  # fmt: skip
 
+# The interpreter is started by execveat of this descriptor and of no other. It is above the limit
+# of open files and closed by the start itself, so that a program has none of that number.
+EXEC_DESCRIPTOR = 200
+
 _LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _CLONE_THREAD = 0x00010000
 _X32_BIT = 0x40000000
 
-# By platform.machine(): column of the table, AUDIT_ARCH, the numbers of clone and clone3.
+# By platform.machine(): column of the table, AUDIT_ARCH, the numbers of clone, clone3, execveat.
 _MACHINES = MappingProxyType(
-    {"x86_64": (0, 0xC000003E, 56, 435), "aarch64": (1, 0xC00000B7, 220, 435)}
+    {"x86_64": (0, 0xC000003E, 56, 435, 322), "aarch64": (1, 0xC00000B7, 220, 435, 281)}
 )
 
 
 def filter_for(machine: str) -> bytes:
     """A BPF program (an array of struct sock_filter) for PR_SET_SECCOMP.
 
-    Threads are allowed: clone with CLONE_THREAD; clone3 fails with ENOSYS, which makes the C
-    library use clone, whose flags a filter can see. Raises KeyError for another architecture.
+    One execveat is allowed, by which the program's interpreter starts. Threads are: clone with
+    CLONE_THREAD; clone3 fails with ENOSYS, which makes the C library use clone, whose flags a
+    filter can see. Raises KeyError for another architecture.
     """
-    column, architecture, clone, clone3 = _MACHINES[machine]
+    column, architecture, clone, clone3, execveat = _MACHINES[machine]
     numbers = (pair[column] for pair in _ALLOWED.values())
     allowed = sorted(number for number in numbers if number is not None)
     program = [
@@ -81,6 +86,10 @@ def filter_for(machine: str) -> bytes:
     program += [
         (_JUMP_EQUAL, 0, 1, clone3),
         (_RETURN, 0, 0, _ERRNO | errno.ENOSYS),
+        (_JUMP_EQUAL, 0, 3, execveat),
+        (_LOAD, 0, 0, _FIRST_ARGUMENT),
+        (_JUMP_EQUAL, 0, 5, EXEC_DESCRIPTOR),
+        (_RETURN, 0, 0, _ALLOW),
         (_JUMP_EQUAL, 0, 3, clone),
         (_LOAD, 0, 0, _FIRST_ARGUMENT),
         (_JUMP_ANY_BIT, 0, 1, _CLONE_THREAD),
