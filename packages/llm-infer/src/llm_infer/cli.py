@@ -28,6 +28,9 @@ class _Command(click.Command):
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:
+            # Whoever read the output has seen enough; click ends without a word.
+            raise
         except (InferError, OSError) as error:
             raise click.ClickException(str(error)) from error
 

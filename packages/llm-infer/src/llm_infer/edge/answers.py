@@ -10,6 +10,7 @@ from typing import Protocol, cast
 import click
 
 from llm_infer.edge.model_folder import Loaded
+from llm_infer.edge.notes import note
 from llm_infer.engine import BatchEngine, Event, SearchingEngine
 from llm_infer.openai_api.answers import Piece, TokenText
 from llm_infer.sampling import Sampling
@@ -144,6 +145,6 @@ def progress(label: str, total: int) -> Iterator[Advance]:
         done += count
         if time.monotonic() - last_s >= _LINE_EVERY_S:
             last_s = time.monotonic()
-            click.echo(f"{label}: {done}/{total}", err=True)
+            note(f"{label}: {done}/{total}")
 
     yield advance

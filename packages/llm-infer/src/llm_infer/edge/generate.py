@@ -10,6 +10,7 @@ import click
 
 from llm_infer.edge.answers import Answer
 from llm_infer.edge.atomic import atomic_text
+from llm_infer.edge.notes import note
 from llm_infer.edge.speaker import AnswerStream, Speaker
 from llm_infer.errors import InferError
 from llm_infer.openai_api.answers import token_logprobs
@@ -26,13 +27,13 @@ def to_terminal(speaker: Speaker, prompt: str, sampling: Sampling) -> None:
         for answer in _texts(_whole(speaker, prompt, sampling)):
             click.echo(answer.text)
             score = "" if answer.score is None else f" · score {answer.score:.4f}"
-            click.secho(summary(answer) + score, dim=True, err=True)
+            note(summary(answer) + score, is_dim=True)
         return
     stream = speaker.complete(prompt, sampling)
     if sys.stdout.isatty():
         click.secho(prompt, dim=True, nl=False)
     show(stream)
-    click.secho(summary(stream), dim=True, err=True)
+    note(summary(stream), is_dim=True)
 
 
 def show(stream: AnswerStream) -> None:
@@ -80,7 +81,7 @@ def to_file(speaker: Speaker, prompts: Sequence[Prompt], output: Path, sampling:
     num_tokens = sum(text.num_tokens for answer in answers for text in _texts(answer))
     rate = num_tokens / (time.perf_counter() - start_s)
     line = f"{len(prompts)} prompts · {num_tokens} tokens · {rate:.1f} tokens/s → {output}"
-    click.secho(line, dim=True, err=True)
+    note(line, is_dim=True)
 
 
 def summary(stream: AnswerStream | Answer) -> str:

@@ -11,6 +11,7 @@ import click
 from llm_infer.edge.loading import load
 from llm_infer.edge.local import LocalSpeaker
 from llm_infer.edge.model_folder import Loaded
+from llm_infer.edge.notes import note
 from llm_infer.edge.options import loading_of, server_of
 from llm_infer.edge.remote.model import RemoteModel
 from llm_infer.edge.remote.server import server_at
@@ -25,7 +26,7 @@ def open_model(model: Path, options: Mapping[str, Any], *, waits: bool = True) -
     """A model, until the command ends; unless it `waits`, weights may come after: `Loaded.wait`."""
     loaded, line = load(model, loading_of(options), waits=waits)
     click.get_current_context().call_on_close(loaded.close)
-    click.secho(f"engine: {line}", dim=True, err=True)
+    note(f"engine: {line}", is_dim=True)
     return loaded
 
 
@@ -33,7 +34,7 @@ def open_remote(model: Path, engine: str) -> RemoteModel:
     """A model of the server that `openai:URL` names; `OPENAI_API_KEY` is the key it is shown."""
     server = server_at(engine, key=os.environ.get("OPENAI_API_KEY"))
     found = RemoteModel(server, str(model))
-    click.secho(f"engine: {found.description}", dim=True, err=True)
+    note(f"engine: {found.description}", is_dim=True)
     return found
 
 

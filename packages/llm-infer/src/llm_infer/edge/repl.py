@@ -58,6 +58,8 @@ def chat(
                 _answer(state, line)
             else:
                 state.conversation = _obey(state.conversation, *command)
+        except BrokenPipeError:
+            raise
         except (InferError, OSError) as error:
             click.echo(f"Error: {error}", err=True)
 

@@ -40,7 +40,8 @@ class HarmonySplitter:
     def __init__(self, tools: Signatures, *, prompt_end: str) -> None:
         """`prompt_end` is how the prompt ends, which may have begun the answer's first message."""
         self._tools = tools
-        self._at, self._held, self._function = _At.HEADER, "", ""
+        self._at, self._function = _At.HEADER, ""
+        self._held: str = ""
         self._has_begun = False
         _, is_opened, opened = prompt_end.rpartition(START)
         header, mark, _ = opened.partition(MESSAGE)

@@ -3,7 +3,7 @@
 import os
 import sys
 
-import click
+from llm_infer.edge.notes import note
 
 try:
     import termios
@@ -23,5 +23,5 @@ class Terminal:
         """Say why, and end with exit code 1, whatever the other threads wait for."""
         if termios is not None and self._settings is not None:
             termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._settings)
-        click.echo(f"Error: {reason}", err=True)
+        note(f"Error: {reason}")
         os._exit(1)
