@@ -97,6 +97,15 @@ def test_hellaswag_labels_are_texts_as_on_the_hub():
         ("agieval", "math.jsonl", _line(question="q"), "record 1: no answer, want a text"),
         ("agieval", "sat-en.jsonl", _line(
             question="q", options=["x", "y"], label="C"), "label 'C'"),
+        ("mbpp", "mbpp.jsonl", _line(task_id=11, code="", test_list=["assert f()"]), "no text, "),
+        ("mbpp", "mbpp/sanitized-mbpp.json", "{}", "found dict, want a JSON array"),
+        ("mbpp", "sanitized-mbpp.json", '[{"task_id": 1}]', "record 1: no code, test_list"),
+        ("mbpp", "mbpp.jsonl", _line(
+            task_id=975, text="", code="", test_list=["assert f()"], test_setup_code="",
+            challenge_test_list=[]), "task_id 975, want a number from 1 to 974"),
+        ("mbpp", "mbpp.jsonl", _line(
+            task_id=11, text="", code="", test_list="assert f()", test_setup_code="",
+            challenge_test_list=[]), "test_list 'assert f()', want a list of assertions"),
         ("hellaswag", "hellaswag_val.jsonl", _line(
             activity_label="", ctx_a="", ctx_b="", endings=["a"], label=1), "label 1 is not"),
     ],

@@ -134,6 +134,36 @@ def humaneval(path: Path) -> Path:
     return path
 
 
+def mbpp(folder: Path) -> Path:
+    """`mbpp.jsonl` with the first and last problem of each split, and `sanitized-mbpp.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    problems = [
+        {
+            "text": f"Write a function that adds {number} to a number.",
+            "code": f"def add(x):\r\n  return x + {number}",
+            "task_id": number,
+            "test_setup_code": "",
+            "test_list": [f"assert add({x}) == {x + number}" for x in (1, 2, 3)],
+            "challenge_test_list": [],
+        }
+        for number in (1, 10, 11, 510, 511, 600, 601, 974)
+    ]
+    (folder / "mbpp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
+    checked = [
+        {
+            "source_file": "Benchmark Questions Verification V2.ipynb",
+            "task_id": row["task_id"],
+            "prompt": row["text"],
+            "code": row["code"],
+            "test_imports": [],
+            "test_list": row["test_list"],
+        }
+        for row in problems[::2]
+    ]
+    (folder / "sanitized-mbpp.json").write_text(json.dumps(checked, indent=2))
+    return folder
+
+
 def gsm8k(folder: Path) -> Path:
     """`train.jsonl` and `test.jsonl`."""
     for split, count in (("train", 8), ("test", 3)):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -150,6 +151,26 @@ def test_programs_of_mbpp_are_judged_in_the_sandbox(name, key, coder, tmp_path):
     _require_sandbox()
     _mbpp(tmp_path / "own", name)
     assert _run_own(tmp_path, f"own_{name}")[f"own_{name}"][key] == 0.5
+    assert not coder.exists()
+
+
+def test_mbpp_is_imported_and_judged_with_no_network(coder, tmp_path, monkeypatch):
+    """`Coder` adds 0 where it is asked to, which is right, and else starts a process."""
+    _require_sandbox()
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a socket was opened"))
+    source = original.mbpp(tmp_path / "mbpp")
+    rows = [json.loads(line) for line in (source / "mbpp.jsonl").read_text().splitlines()]
+    rows[2] |= {"text": "Add 0", "test_list": [f"assert add({x}) == {x}" for x in (1, 2, 3)]}
+    (source / "mbpp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    import_data("mbpp", [source], tmp_path / "data", partial=False, overwrite=False)
+    choice = benchmark.TaskChoice(
+        names=("mbpp",), include_path=None, num_fewshot=None, limit=None, data=tmp_path / "data"
+    )
+    model = ModelChoice(
+        model=tmp_path, scorer="coder", device="cpu", dtype="auto", batch_size=2, max_length=None
+    )
+    found = benchmark.run(choice, model, tmp_path / "out", overwrite=False).results["results"]
+    assert found["mbpp"]["pass_at_1,none"] == 0.5
     assert not coder.exists()
 
 

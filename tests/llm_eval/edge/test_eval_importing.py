@@ -14,6 +14,7 @@ from llm_eval.edge import tasks
 from llm_eval.edge.importing import import_data
 from llm_eval.edge.local_data import LocalData
 from llm_eval.errors import EvalError
+from llm_eval.harness.code import code_eval_through
 from llm_eval.needlebench import TASKS as NEEDLES
 
 
@@ -36,6 +37,7 @@ def data(tmp_path_factory):
         "gsm8k": original.gsm8k(root / "gsm8k"),
         "hellaswag": original.hellaswag(root / "hellaswag"),
         "humaneval": original.humaneval(root / "HumanEval.jsonl.gz"),
+        "mbpp": original.mbpp(root / "mbpp"),
     }
     for name, source in sources.items():
         _import(name, source, root / "data")
@@ -119,6 +121,36 @@ def test_an_unknown_prompt_type_or_language_lists_the_choices():
         choose("bbh", "default", "zh")
     with pytest.raises(EvalError, match="--language goes with --prompt-type chat, default"):
         choose("agieval", "alternative", "zh")
+
+
+def test_mbpp_is_divided_by_number(data):
+    """By the release's README: 11-510 are tests; the rest as the hub has it."""
+    local = LocalData.open(data)
+    splits = {
+        name: [row["task_id"] for row in rows]
+        for name, rows in local.rows("google-research-datasets/mbpp", "full").items()
+    }
+    assert splits == {
+        "prompt": [1, 10], "test": [11, 510], "validation": [511, 600], "train": [601, 974]
+    }  # fmt: skip
+    checked = local.rows("google-research-datasets/mbpp", "sanitized")
+    assert [row["prompt"] for row in checked["test"]] == [
+        "Write a function that adds 11 to a number."
+    ]
+
+
+def test_the_harness_asks_mbpp_with_its_examples(data):
+    """Written out from mbpp.yaml of lm-eval 0.4.13."""
+    manager = tasks.manager(["mbpp"], tasks.index(None), None, data=LocalData.open(data))
+    with code_eval_through(bool):
+        (task,) = manager.build(["mbpp"])
+    doc = next(iter(task.eval_docs))
+    assert task.doc_to_text(doc) == (
+        "You are an expert Python programmer, and here is your task: Write a function that adds 11 "
+        "to a number. Your code should pass these tests:\n\nassert add(1) == 12\n"
+        "assert add(2) == 13\nassert add(3) == 14\n[BEGIN]\n"
+    )
+    assert len(task.eval_docs) == 2
 
 
 def test_a_changed_row_is_noticed(data, tmp_path):

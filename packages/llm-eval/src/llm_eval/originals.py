@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import cast
 
-from llm_eval import agieval, needlebench, records
+from llm_eval import agieval, mbpp, needlebench, records
 from llm_eval.errors import EvalError
 from llm_eval.records import Record
 
@@ -31,7 +31,9 @@ class Layout:
     """How one benchmark is distributed.
 
     `path` is a regular expression over member paths with a group `split` or `subject` where they
-    are part of it. `dataset` and `config` are formats over `subject`: what the harness loads.
+    are part of it; where it names no subject, `default_subject` is meant. `split_of` says the split
+    where each row decides its own. `dataset` and `config` are formats over `subject`: what the
+    harness loads.
     `task_files` is the folder of the harness whose files name every data set that must be there.
     """
 
@@ -46,6 +48,8 @@ class Layout:
     required: tuple[str, ...]
     also_known_as: tuple[str, ...] = ()
     task_files: str | None = None
+    default_subject: str = ""
+    split_of: Callable[[Row], str] | None = None
     names_in_task_files: str = field(default=r'"?dataset_name"?: *"?([\w-]+)"?')
 
     def member(self, path: str) -> Member | None:
@@ -54,7 +58,7 @@ class Layout:
         if match is None:
             return None
         found = match.groupdict()
-        split, subject = found.get("split") or "", found.get("subject") or ""
+        split, subject = found.get("split") or "", found.get("subject") or self.default_subject
         return Member(where=path, split=self.splits[split], subject=subject)
 
     def rows(self, content: bytes, member: Member) -> list[Row]:
@@ -225,6 +229,20 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             config=None,
             splits=MappingProxyType({"": "test"}),
             required=("test",),
+        ),
+        "mbpp": Layout(
+            distribution="mbpp.jsonl, sanitized-mbpp.json (google-research, folder mbpp)",
+            path=re.compile(r"(?:^|/)(?:(?P<subject>sanitized)-)?mbpp\.jsonl?$"),
+            parse=records.json_lines_or_array,
+            keys=mbpp.KEYS,
+            row=lambda record, member: mbpp.row(record, member.subject),
+            dataset=mbpp.DATASET,
+            config="{subject}",
+            also_known_as=("mbpp",),
+            splits=MappingProxyType({"": "test"}),
+            required=("test",),
+            default_subject=mbpp.FULL,
+            split_of=mbpp.split,
         ),
         "gsm8k": Layout(
             distribution="train.jsonl, test.jsonl (openai/grade-school-math)",

@@ -45,6 +45,18 @@ def json_lines(content: bytes, where: str) -> Iterator[Record]:
             yield _object(_json(line, f"{where}: line {number}"), f"{where}: line {number}")
 
 
+def json_lines_or_array(content: bytes, where: str) -> Iterator[Record]:
+    """JSON lines, or where the name ends in `.json` one array of objects."""
+    if not where.endswith(".json"):
+        yield from json_lines(content, where)
+        return
+    listed = _json(_text(content, where), where)
+    if not isinstance(listed, list):
+        raise EvalError(f"{where}: found {type(listed).__name__}, want a JSON array")
+    for number, value in enumerate(cast("list[object]", listed), start=1):
+        yield _object(value, f"{where}: record {number}")
+
+
 def json_list(key: str) -> Callable[[bytes, str], Iterator[Record]]:
     """A parser of a JSON object that holds its records as a list under `key`."""
 

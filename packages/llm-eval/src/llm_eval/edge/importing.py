@@ -80,9 +80,9 @@ def _read(layout: Layout, sources: Sequence[Path]) -> Rows:
             named = Member(
                 where=f"{source}: {file.path}", split=member.split, subject=member.subject
             )
-            rows.setdefault((member.subject, member.split), []).extend(
-                layout.rows(file.content, named)
-            )
+            for row in layout.rows(file.content, named):
+                split = layout.split_of(row) if layout.split_of else member.split
+                rows.setdefault((member.subject, split), []).append(row)
     return rows
 
 
