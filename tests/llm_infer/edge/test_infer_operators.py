@@ -49,7 +49,7 @@ def test_auto_is_compiled_for_float32_on_a_cpu_alone(cache_folder):
 def test_without_a_compiler_auto_is_torch_and_says_why(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     found = resolve("auto", device="cpu", dtype=torch.float32)
-    assert str(found) == "plain torch (no C compiler (cc gcc clang of PATH not found))"
+    assert str(found) == "plain torch (no C compiler: looked for cc gcc clang on the search path)"
     with pytest.raises(InferError, match=r"--kernels compiled: no C compiler"):
         resolve("compiled", device="cpu", dtype=torch.float32)
 

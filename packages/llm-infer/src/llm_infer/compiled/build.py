@@ -54,12 +54,12 @@ def _compiler() -> list[str]:
         if choice and (found := shutil.which(choice[0])) is not None:
             return [found, *choice[1:]]
     tried = " ".join(choice[0] for choice in choices if choice)
-    where = "$CC" if named else "PATH"
-    raise CannotCompileError(f"no C compiler ({tried} of {where} not found)")
+    where = "named by $CC" if named else "on the search path"
+    raise CannotCompileError(f"no C compiler: looked for {tried} {where}")
 
 
 def _own_cpu() -> tuple[str, ...]:
-    return ("-march=native",) if platform.machine() in ("x86_64", "AMD64") else ("-mcpu=native",)
+    return ("-march=native",) if platform.machine() == "x86_64" else ("-mcpu=native",)
 
 
 def _digest(compiler: list[str], flags: tuple[str, ...], sources: list[Path]) -> str:
