@@ -5,6 +5,7 @@ import json
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
@@ -43,6 +44,7 @@ def _request(**fields):
         (_request(model="gpt"), 404, "model", "model_not_found"),
         (_request(response_format={"type": "json_object"}), 400, "response_format", None),
         (_request(chat_template_kwargs={"tools": []}), 400, "chat_template_kwargs", None),
+        (_request(logit_bias={"9" * 5000: 1}), 400, "logit_bias", None),
         (_request(functions=[{}]), 400, "functions", "unsupported_parameter"),
         (b"[" * (1 << 21), 413, None, "request_too_large"),
     ],
@@ -143,16 +145,24 @@ def test_a_server_asked_to_end_finishes_what_runs_within_its_grace():
         assert server.process.wait(20) == 0
 
 
-def test_beyond_the_grace_it_ends_anyway():
+def test_beyond_the_grace_it_ends_anyway_and_says_so(capfd):
     with served([*ECHO, "--slow", "0.05", "--grace", "1"]) as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         stream = client.chat.completions.create(**_request(stream=True))
         next(iter(stream))
         start = time.monotonic()
-        server.process.terminate()
+        with ThreadPoolExecutor() as pool:
+            whole = pool.submit(client.chat.completions.create, **_request())
+            time.sleep(0.3)
+            server.process.terminate()
+            with pytest.raises(openai.APIError, match="ends before this answer does"):
+                list(stream)
+            with pytest.raises(openai.InternalServerError) as caught:
+                whole.result()
+        assert caught.value.status_code == 503
         assert server.process.wait(20) == 0
         assert time.monotonic() - start < 10
-        stream.close()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_port_that_is_taken_is_an_error(echo):

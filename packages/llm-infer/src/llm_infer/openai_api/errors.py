@@ -104,6 +104,16 @@ def overloaded(*, limit: int, retry_after_s: int) -> ApiError:
     )
 
 
+def ending() -> ApiError:
+    """503: the server is told to end, and cannot wait for the answer."""
+    return ApiError(
+        status=503,
+        message="the server ends before this answer does",
+        kind="server_error",
+        code="server_ends",
+    )
+
+
 def broken_model(reason: str) -> ApiError:
     """500: what the model computed is nothing to make text of."""
     return ApiError(status=500, message=reason, kind="server_error", code="broken_model")

@@ -12,6 +12,7 @@ from llm_infer.tools.answers import AnswerReading
 
 _DEFAULT_TEMPERATURE = 1.0
 """OpenAI's, where the command line's is 0."""
+_MOST_DIGITS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,8 +147,11 @@ def _logit_bias(found: Mapping[str, float] | None, *, vocab_size: int) -> dict[i
     """JSON's keys are texts."""
     bias: dict[int, float] = {}
     for key, value in (found or {}).items():
-        if not (key.isascii() and key.isdecimal() and int(key) < vocab_size):
+        # Python makes no number of thousands of digits.
+        is_number = key.isascii() and key.isdecimal() and len(key) <= _MOST_DIGITS
+        if not (is_number and int(key) < vocab_size):
+            shown = repr(key) if len(key) <= 40 else f"{key[:40]!r}..."
             wanted = f"want tokens from 0 to {vocab_size - 1}"
-            raise invalid(f"logit_bias: found {key!r}, {wanted}", param="logit_bias")
+            raise invalid(f"logit_bias: found {shown}, {wanted}", param="logit_bias")
         bias[int(key)] = value
     return bias

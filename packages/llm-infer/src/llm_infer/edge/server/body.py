@@ -4,7 +4,7 @@ import asyncio
 
 from starlette.requests import ClientDisconnect, Request
 
-from llm_infer.openai_api.errors import ApiError, body_too_large, not_json
+from llm_infer.openai_api.errors import ApiError, body_too_large, ending, not_json
 
 _READ_TIMEOUT_S = 30.0
 _MAX_AT_ONCE = 32
@@ -18,7 +18,10 @@ class BodyReader:
         self._places = asyncio.Semaphore(_MAX_AT_ONCE)
 
     async def read(self, request: Request) -> bytes:
-        """The whole body; raises `ApiError` for one that is too large, slow or no JSON."""
+        """The whole body; raises `ApiError` for one that is too large, slow or no JSON.
+
+        So it does when the server ends meanwhile.
+        """
         kind = request.headers.get("content-type", "")
         if kind.split(";")[0].strip().lower() != "application/json":
             raise not_json(kind)
@@ -31,6 +34,8 @@ class BodyReader:
                     return await self._collect(request)
             except TimeoutError:
                 raise _unread(f"the body did not come within {_READ_TIMEOUT_S:.0f} s") from None
+            except asyncio.CancelledError:
+                raise ending() from None
             except ClientDisconnect:
                 raise _unread("the client left") from None
 

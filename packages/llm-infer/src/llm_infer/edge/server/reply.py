@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from llm_infer.openai_api.answers import Collected, Format, Json, Piece, Usage
-from llm_infer.openai_api.errors import ApiError, failed
+from llm_infer.openai_api.errors import ApiError, ending, failed
 from llm_infer.serving.runner import Ticket
 
 _log = logging.getLogger(__name__)
@@ -78,6 +78,10 @@ class AnswerResponse(Response):
         try:
             if await _until_disconnect(receive, respond(scope, receive, patient)):
                 status = started[0]
+        except asyncio.CancelledError:
+            # The server ends, and its grace is over: the last word, as far as it can be sent.
+            await self._break_off(scope, receive, patient, has_started=bool(started))
+            status = started[0]
         except TimeoutError:
             _log.warning("a client stopped reading for %.0f s: given up", self._send_timeout_s)
         finally:
@@ -121,6 +125,16 @@ class AnswerResponse(Response):
             usage = self._usage()
             await _events(send, [self._form.usage(usage)] if self._includes_usage else [])
         await _body(send, b"data: [DONE]\n\n", is_last=True)
+
+    async def _break_off(
+        self, scope: Scope, receive: Receive, send: Send, *, has_started: bool
+    ) -> None:
+        error = ending()
+        if not has_started:
+            await error_response(error)(scope, receive, send)
+        elif self._is_stream:
+            await _events(send, [error.body()])
+            await _body(send, b"data: [DONE]\n\n", is_last=True)
 
     async def _pieces(self) -> list[Piece]:
         pieces = await self._ticket.mailbox.get()
