@@ -52,11 +52,16 @@ class AdapterConfig(BaseModel):
     alpha_pattern: dict[str, float] = {}
     rank_pattern: dict[str, PositiveInt] = {}
     target_parameters: tuple[str, ...] | None = None
+    modules_to_save: tuple[str, ...] | None = None
 
     @property
     def default_scaling(self) -> float:
         """The factor of B·A where no pattern gives a module its own rank or alpha."""
         return self._scaling(self.lora_alpha, self.r)
+
+    def is_saved(self, module: str) -> bool:
+        """Whether PEFT trains a module whole, as it finds it."""
+        return any(module.endswith(one) for one in self.modules_to_save or ())
 
     def is_parameter(self, name: str) -> bool:
         """Whether PEFT adapts a weight by its own name, not its module's."""

@@ -118,13 +118,14 @@ class ExportAdapter(Protocol):
         base: str | None,
         output: Path,
         columns: Mapping[str, Columns] = ...,
+        saved: "Mapping[str, torch.Tensor]" = ...,
     ) -> None:
         """Write a PEFT folder `output`, whole or not at all; one that is there is replaced.
 
         `factors`: by megatron-core's name of a weight [out, in] its A [rank, in], B [out, rank]
         and, for DoRA, the lengths of the adapted rows [out], of an embedding of its columns.
         `columns`, by the same names, are those of AdapterFactors where adapters have others than
-        one of `rank` and `alpha`.
+        one of `rank` and `alpha`. `saved` are weights that trained whole.
         """
         ...
 
@@ -186,6 +187,18 @@ class AdapterSource(Protocol):
 
     def read(self, name: str) -> AdapterFactors:
         """What it has for one of them."""
+        ...
+
+    def saved_names(self) -> Sequence[str]:
+        """The weights that it has whole because they trained."""
+        ...
+
+    def copied_names(self) -> Sequence[str]:
+        """Those that it has whole as the base has them."""
+        ...
+
+    def read_whole(self, name: str) -> "torch.Tensor":
+        """One of either."""
         ...
 
 

@@ -49,6 +49,7 @@ def export_adapter(
     base: str | None,
     output: Path,
     columns: Mapping[str, Columns] = MappingProxyType({}),
+    saved: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
     """Write a PEFT folder `output`, whole or not at all; one that is there is replaced.
 
@@ -56,7 +57,7 @@ def export_adapter(
     for DoRA, the lengths of the adapted rows [out], of an embedding of its columns [in]. Tensors
     that share a weight share its A, of `rank` rows, unless `columns` has more for that weight: how
     many rows of A are of each of them, and what B·A is multiplied by there; or, of all of them
-    together, once.
+    together, once. `saved` are weights that trained whole, by megatron-core's names.
     """
     model = parse_arch(dict(arch), where="arch.json")
     table = family_named(model.family, where="arch.json").table(model)
@@ -91,11 +92,29 @@ def export_adapter(
         factors=together, experts=0 if model.moe is None else model.moe.experts, plain=plain
     )
     write_adapter(
-        temporary, modules, config, modules=modules_of(table), rank=rank, parameters=together_by
+        temporary,
+        modules,
+        config,
+        modules=modules_of(table),
+        rank=rank,
+        parameters=together_by,
+        saved=_saved(table, saved),
     )
     if output.exists():
         shutil.rmtree(output)
     temporary.rename(output)
+
+
+def _saved(table: Table, saved: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """By the names of the Hugging Face tensors that they are made of."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in saved.items():
+        entry = table.entries[name]
+        if entry.parts[0].index is not None:
+            raise CheckpointError(f"{name}: its Hugging Face tensor is no module that PEFT saves")
+        parts = entry.rule.split(tensor, table.arch)
+        found |= {part.name: one for part, one in zip(entry.parts, parts, strict=True)}
+    return found
 
 
 def _stack(table: Table, name: str) -> Stacked | None:

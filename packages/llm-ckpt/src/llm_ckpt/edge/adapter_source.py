@@ -10,7 +10,7 @@ from torch import Tensor
 from llm_ckpt.arch import parse_arch
 from llm_ckpt.errors import CheckpointError
 from llm_ckpt.families import family_named
-from llm_ckpt.formats.peft import Adapter, read_adapter
+from llm_ckpt.formats.peft import Adapter, read_adapter, read_slab
 from llm_ckpt.formats.slab import Files
 from llm_ckpt.rules import Transposed
 from llm_ckpt.table import Entry, Table
@@ -70,6 +70,31 @@ class StoredAdapter:
             if any(part.key in adapted for part in entry.parts)
         ]
 
+    def saved_names(self) -> Sequence[str]:
+        """The weights that it has whole because they trained (`modules_to_save`)."""
+        return self._replaced(is_trained=True)
+
+    def copied_names(self) -> Sequence[str]:
+        """Those that it has whole as the base has them: PEFT keeps tables beside their adapters."""
+        return self._replaced(is_trained=False)
+
+    def read_whole(self, name: str) -> Tensor:
+        """What it has for one of either."""
+        entry, files = self.table.entries[name], Files()
+        parts = [read_slab(files, self.adapter.replaced[part.key]) for part in entry.parts]
+        files.close()
+        return entry.rule.merge(parts, self.table.arch)
+
+    def _replaced(self, *, is_trained: bool) -> Sequence[str]:
+        replaced = {
+            key for key in self.adapter.replaced if self.adapter.is_trained(key) == is_trained
+        }
+        return [
+            name
+            for name, entry in self.table.entries.items()
+            if any(part.key in replaced for part in entry.parts)
+        ]
+
     def read(self, name: str) -> StoredFactors:
         """What the folder has for one of them."""
         entry, files = self.table.entries[name], Files()
@@ -114,14 +139,14 @@ class StoredAdapter:
 def open_adapter(folder: Path, *, arch: Mapping[str, object]) -> StoredAdapter:
     """A PEFT folder for the model of an arch.json document.
 
-    Raises CheckpointError where it adapts what the model does not have, or replaces weights whole.
+    Raises CheckpointError where it adapts or has whole what the model does not have.
     """
     model = parse_arch(dict(arch), where="arch.json")
     table = family_named(model.family, where="arch.json").table(model)
     adapter = read_adapter(folder).on(table.hf_parts())
-    if adapter.replaced or adapter.config.fan_in_fan_out:
-        what = sorted(adapter.replaced)[:1] or ["fan_in_fan_out"]
-        raise CheckpointError(f"{folder}: {what[0]}: only adapters of linears can be gone on with")
+    if adapter.config.fan_in_fan_out:
+        raise CheckpointError(f"{folder}: fan_in_fan_out: linears that lie transposed do not train")
+    _check_replaced(adapter, table)
     rules = {part.key: entry.rule for entry in table.entries.values() for part in entry.parts}
     for name in sorted(adapter.low_rank):
         if name not in rules:
@@ -129,6 +154,29 @@ def open_adapter(folder: Path, *, arch: Mapping[str, object]) -> StoredAdapter:
         if isinstance(rules[name], Transposed) and adapter.low_rank[name].which is None:
             raise CheckpointError(f"{folder}: {name} lies transposed, which is not built")
     return StoredAdapter(adapter=adapter, table=table)
+
+
+def _check_replaced(adapter: Adapter, table: Table) -> None:
+    """Every weight that is there whole has a place, its shape, and all that makes a parameter."""
+    left = dict(adapter.replaced)
+    for name, entry in table.entries.items():
+        given = [part for part in entry.parts if part.key in adapter.replaced]
+        for part in given:
+            found = left.pop(part.key).shape
+            if found != part.stored_shape:
+                raise CheckpointError(
+                    f"{adapter.folder}: {part.key} is {list(found)}, in the model "
+                    f"{list(part.stored_shape)}; want a base of that size"
+                )
+        if given and len(given) < len(entry.parts):
+            wanted = ", ".join(part.key for part in entry.parts)
+            raise CheckpointError(
+                f"{adapter.folder}: has {given[0].key} whole, of {name}, which is {wanted}; want "
+                "all of them, or none"
+            )
+    if left:
+        family = table.arch.family
+        raise CheckpointError(f"{adapter.folder}: {min(left)} is not in the model ({family})")
 
 
 def _blocks(

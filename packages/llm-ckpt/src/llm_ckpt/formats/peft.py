@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -59,12 +60,12 @@ class LowRank:
 
     def read(self, files: Files) -> tuple[Tensor, Tensor, Tensor | None]:
         """A [rank, in], B [out, rank] and the lengths of DoRA [out], of an embedding [in]."""
-        a, b = _read(files, self.a), _read(files, self.b)
+        a, b = read_slab(files, self.a), read_slab(files, self.b)
         if self.which is not None:
             a, b = cut(a, b, self.which, experts=self.experts)
         if self.is_embedding:
             a, b = b.T, a.T
-        magnitude = None if self.magnitude is None else _read(files, self.magnitude).flatten()
+        magnitude = None if self.magnitude is None else read_slab(files, self.magnitude).flatten()
         return a, b, magnitude
 
 
@@ -117,6 +118,10 @@ class Adapter:
                 f"whole number of experts that holds number {where.expert}"
             )
         return replace(one, which=where, experts=rows // rank)
+
+    def is_trained(self, key: str) -> bool:
+        """Whether a replaced weight learned, and is no copy that PEFT keeps of a base's table."""
+        return self.config.is_saved(key.rpartition(".")[0])
 
     def names(self) -> set[str]:
         """Hugging Face names of the weights that it changes."""
@@ -220,6 +225,7 @@ class Together:
         return {"target_parameters": names} if names else {}
 
 
+_NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 _NO_PARAMETERS = Together(factors={}, experts=0, plain=frozenset())
 
 
@@ -231,12 +237,13 @@ def write_adapter(
     modules: set[str],
     rank: int | None = None,
     parameters: Together = _NO_PARAMETERS,
+    saved: Mapping[str, Tensor] = _NOTHING,
 ) -> None:
     """Write a folder that peft loads; `factors` are by Hugging Face module.
 
     `modules` are all modules of the model: where names of the last part alone would adapt more of
     them, the whole names are written. `rank` is that of most, None for that of the first; those of
-    another rank or scaling are named.
+    another rank or scaling are named. `saved` are whole weights, by their Hugging Face names.
     """
     first = next(iter((factors or parameters.factors).values()))
     rank = rank or first.rank
@@ -256,6 +263,7 @@ def write_adapter(
         "use_dora": first.magnitude is not None,
         "bias": "none",
         "target_modules": targets or None,
+        "modules_to_save": sorted({name.rpartition(".")[0] for name in saved}) or None,
         **parameters.document(),
         **_patterns(factors, parameters, config, rank=rank),
     }
@@ -263,7 +271,7 @@ def write_adapter(
         (f"{_PREFIX}{name}", tensor)
         for module, one in {**factors, **_nested(parameters.factors)}.items()
         for name, tensor in one.tensors(module).items()
-    ]
+    ] + [(f"{_PREFIX}{name}", tensor) for name, tensor in saved.items()]
     folder.mkdir(parents=True, exist_ok=True)
     with NewFile(folder / WEIGHTS) as file:
         file.write(header_bytes([(n, t.dtype, tuple(t.shape)) for n, t in tensors]))
@@ -354,7 +362,8 @@ def _low_rank(
     return LowRank(a, b, parts.get("lora_magnitude_vector"), is_embedding)
 
 
-def _read(files: Files, slab: Slab) -> Tensor:
+def read_slab(files: Files, slab: Slab) -> Tensor:
+    """All of a stored tensor."""
     out = torch.empty(slab.shape, dtype=slab.dtype)
     files.read(slab, whole(slab.shape), out)
     return out

@@ -55,6 +55,13 @@ def adapters(config: RunConfig, arch: Arch) -> Iterator[str]:
             f"lora.target_modules: {EMBEDDING} is the output's weight too (tie_embeddings); an "
             "adapter would change one of both, a merge both"
         )
+    saved = {pattern.rpartition(".")[2] for pattern in lora.modules_to_save} & {EMBEDDING, OUTPUT}
+    if saved and (arch.tie_embeddings or arch.mtp is not None):
+        one = "tie_embeddings" if arch.tie_embeddings else "mtp"
+        yield (
+            f"lora.modules_to_save: {min(saved)} is in use at two places ({one}), of which peft "
+            "would train a copy at one"
+        )
     if OUTPUT in named and arch.output_normalized:
         yield f"lora.target_modules: {OUTPUT} normalises its weight (output_normalized)"
     if lora.fused_mlp and all(run.feed_forward not in ("dense", SHORTCUT) for run in arch.layers):

@@ -26,6 +26,12 @@ class LoraConfig(Section):
         "linear_proj, linear_fc1, linear_fc2, word_embeddings, …) or globs over whole names "
         "(decoder.layers.[01].*.linear_qkv, *.experts.linear_fc1)",
     )
+    modules_to_save: tuple[str, ...] = Field(
+        default=(),
+        description="modules that train whole beside the adapters, as peft's modules_to_save: last "
+        "parts of names (word_embeddings, output_layer, final_layernorm, router, …) or globs over "
+        "whole names; not experts",
+    )
     rank: Count = Field(default=16, description="rows of A, columns of B")
     alpha: Positive = Field(default=32.0, description="B·A is multiplied by alpha / rank")
     dropout: Fraction = Field(
@@ -40,7 +46,8 @@ class LoraConfig(Section):
     load: Path | None = Field(
         default=None,
         description="PEFT folder that the adapters begin as, peft's own or another run's; rank, "
-        "alpha, rslora, dora and target_modules are to be the folder's; null = random A, zero B",
+        "alpha, rslora, dora, target_modules and modules_to_save are to be the folder's; null = "
+        "random A, zero B",
     )
     overlap: bool = Field(
         default=False,

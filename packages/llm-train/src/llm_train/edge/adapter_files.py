@@ -19,7 +19,7 @@ from llm_train.interfaces import Columns, ExportAdapter, ExportWeights
 from llm_train.model.build import Model
 from llm_train.model.lora.first import AdapterError, FirstAdapter, adapted_linear
 from llm_train.model.lora.quantized import Quantized, quantized_parts, restored
-from llm_train.model.lora.tensors import adapter_tensors
+from llm_train.model.lora.tensors import SAVED, adapter_tensors
 from llm_train.train.precision import DTYPES
 from llm_train.weights import adapter_exporter, hf_exporter, open_adapter
 
@@ -27,7 +27,7 @@ Tensors = Mapping[str, torch.Tensor]
 _EMBEDDING = "embedding."
 # Ours, beside what peft reads.
 _FACTS = "llm_train.json"
-_SIDES = ("lora_A", "lora_B", "lora_magnitude")
+_SIDES = ("lora_A", "lora_B", "lora_magnitude", SAVED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,8 @@ class AdapterFiles:
 
     def write(self, adapter: Gathered, output: Path, *, base_digest: str | None = None) -> None:
         """A PEFT folder of gathered adapters, and beside them which base they are for."""
-        modules = dict.fromkeys(key.rpartition(".")[0] for key in adapter.tensors)
+        names = [key.rpartition(".") for key in adapter.tensors]
+        modules = dict.fromkeys(name for name, _, side in names if side != SAVED)
         self.export(
             {f"{name}.weight": _factors(adapter.tensors, name) for name in modules},
             arch=self.arch,
@@ -106,6 +107,9 @@ class AdapterFiles:
                 f"{name}.weight": self.columns[linear]
                 for name in modules
                 if (linear := adapted_linear(name)) in self.columns
+            },
+            saved={
+                name: adapter.tensors[f"{name}.{SAVED}"] for name, _, side in names if side == SAVED
             },
         )
         if base_digest is not None:
@@ -195,8 +199,8 @@ def same_adapters(wanted: Mapping[str, Any], folder: Path) -> None:
         if all_ours.get(key) != theirs.get(key):
             raise CheckpointError(
                 f"{folder}: {key} has shape {theirs.get(key)}, this run wants {all_ours.get(key)}: "
-                "lora.target_modules, lora.rank or lora.dora have changed; want them as they "
-                "were, or another save.path"
+                "lora.target_modules, lora.modules_to_save, lora.rank or lora.dora have changed; "
+                "want them as they were, or another save.path"
             )
 
 

@@ -6,7 +6,7 @@ The linears are those of llm_train.model.spec, by the names that `lora.target_mo
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -60,6 +60,17 @@ def stage_adapters(
             ]
         )
     return stages
+
+
+def saved_whole(one: Parameters, patterns: Sequence[str]) -> Parameters:
+    """What of the base's parameters is in modules that train whole, as patterns name them."""
+    excluded = (Kind.EXPERTS, Kind.PREDICTION, Kind.INDEXER, Kind.ADAPTERS, Kind.EXPERT_ADAPTERS)
+
+    def is_wanted(name: str) -> bool:
+        module = name.rpartition(".")[0]
+        return one.kind not in excluded and any(_matches(module, found) for found in patterns)
+
+    return one.only(is_wanted)
 
 
 def layer_linears(arch: Arch, layer: Layer) -> Iterator[Linear]:

@@ -15,6 +15,7 @@ from llm_train.plan.activations import (
     logits_bytes,
     prediction_bytes,
 )
+from llm_train.plan.adapters import saved_whole
 from llm_train.plan.gathered import gathered_bytes
 from llm_train.plan.layers import each_layer
 from llm_train.plan.parameters import ADAPTED, Kind, Parameters
@@ -101,7 +102,14 @@ def stage_memory(
 def learning(config: RunConfig, held: list[Parameters]) -> list[Parameters]:
     """Those that have gradients and a state of the optimizer."""
     frozen = config.optimizer.frozen
-    return [one.without(frozen) for one in held if not _is_frozen(config, one)]
+    found = [one.without(frozen) for one in held if not _is_frozen(config, one)]
+    return found + _saved(config, held)
+
+
+def _saved(config: RunConfig, held: list[Parameters]) -> list[Parameters]:
+    """Parameters of a base that train whole beside adapters."""
+    patterns = () if config.lora is None else config.lora.modules_to_save
+    return [saved_whole(one, patterns) for one in held] if patterns else []
 
 
 def _exchange(parallel: ParallelConfig) -> int | None:
@@ -144,7 +152,8 @@ def _weights(config: RunConfig, layout: Layout, held: list[Parameters], *, width
         return _kept(config, layout, held) * width - _quantized_away(config, held, width=width)
     masters = [one for one in held if config.lora is None or one.kind in ADAPTED]
     frozen = [one for one in held if one not in masters]
-    return _kept(config, layout, masters) * FP32 + _kept(config, layout, frozen) * width
+    saved = _kept(config, layout, _saved(config, held)) * (FP32 - width)
+    return _kept(config, layout, masters) * FP32 + _kept(config, layout, frozen) * width + saved
 
 
 def _kept(config: RunConfig, layout: Layout, held: list[Parameters]) -> float:

@@ -60,9 +60,13 @@ class Parameters:
         """Those whose name no glob matches; experts that it does are spread over ranks evenly."""
         if not globs or not self.names:
             return self
-        left = tuple(
-            name for name in self.names if not any(fnmatch.fnmatchcase(name, one) for one in globs)
-        )
+        return self.only(lambda name: not any(fnmatch.fnmatchcase(name, one) for one in globs))
+
+    def only(self, is_wanted: Callable[[str], bool]) -> Parameters:
+        """Those of such names."""
+        left = tuple(name for name in self.names if is_wanted(name))
+        if not self.names:
+            return replace(self, total=0, local=0)
         share, whole = len(left), len(self.names)
         total, local = self.total * share // whole, self.local * share // whole
         return replace(self, names=left, total=total, local=local)

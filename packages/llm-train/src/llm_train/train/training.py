@@ -27,6 +27,7 @@ from llm_train.model.kernels import use_kernels
 from llm_train.model.lora.attach import attach_adapters, let_frozen_embeddings_need_gradients
 from llm_train.model.lora.first import FirstAdapter, begin_as
 from llm_train.model.lora.quantized import QuantizedBase
+from llm_train.model.lora.saved import let_saved_train
 from llm_train.model.lora.tensors import base_digest, fill_adapters
 from llm_train.model.noise import add_noise
 from llm_train.model.shards import put
@@ -168,6 +169,7 @@ class Training:
             columns = {} if first is None else first.columns
             masters = torch.float32 if is_sharded else dtype
             attach_adapters(chunks, lora, dtype=masters, columns=columns)
+            let_saved_train(chunks, lora, dtype=masters)
         self._fill(chunks, self._place(chunks, dtype))
         self._choose_what_trains(chunks)
         offload_activations(chunks, config.memory.offload_activations, host=HOST)

@@ -1,7 +1,7 @@
 """Adapters put on the linears of a model chunk, which is frozen but for them."""
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, cast
@@ -66,12 +66,13 @@ def attach_adapters(
         is_dora=lora.dora,
         dtype=dtype,
     )
-    _refuse_unknown(chunks, lora.target_modules)
+    names = [target.name for chunk in chunks for target in targets(chunk)]
+    refuse_unknown("lora.target_modules", lora.target_modules, names, kind="linears")
     for chunk in chunks:
         chunk.requires_grad_(False)
         chunk.is_adapted = True
         for target in list(targets(chunk)):
-            if any(_matches(target.name, pattern) for pattern in lora.target_modules):
+            if any(matches(target.name, pattern) for pattern in lora.target_modules):
                 own = _with_columns(form, columns.get(target.name))
                 _refuse_mixed(own, target, lora)
                 _adapt(target, own, chunk, is_overlapped=lora.overlap)
@@ -102,6 +103,25 @@ def targets(chunk: Model) -> Iterator[Target]:
             if local == "output_layer" and chunk.share_embeddings_and_output_weights:
                 continue
             yield Target(global_name(chunk, f"{local}.weight").removesuffix(".weight"), module)
+
+
+def refuse_unknown(option: str, patterns: Sequence[str], mine: Iterable[str], *, kind: str) -> None:
+    """Raise TargetError for one that matches no name on any rank; every rank calls it."""
+    everywhere: list[set[str]] = [set()] * dist.get_world_size()
+    dist.all_gather_object(everywhere, set(mine))
+    names = sorted(set[str]().union(*everywhere))
+    for pattern in patterns:
+        if not any(matches(name, pattern) for name in names):
+            there = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
+            raise TargetError(
+                f"{option}: {pattern!r} matches none of the model's {len(names)} {kind}; there "
+                f"are {there}, in names like {names[len(names) // 2]}"
+            )
+
+
+def matches(name: str, pattern: str) -> bool:
+    """The last part of the name, or a glob over all of it."""
+    return name.rpartition(".")[2] == pattern or fnmatch.fnmatchcase(name, pattern)
 
 
 def has_adapters(chunk: Model) -> bool:
@@ -214,22 +234,3 @@ def _differentiable(
     if hidden.requires_grad or not torch.is_grad_enabled():
         return None
     return hidden.detach().requires_grad_()
-
-
-def _refuse_unknown(chunks: Sequence[Model], patterns: Sequence[str]) -> None:
-    mine = {target.name for chunk in chunks for target in targets(chunk)}
-    everywhere: list[set[str]] = [set()] * dist.get_world_size()
-    dist.all_gather_object(everywhere, mine)
-    names = sorted(set[str]().union(*everywhere))
-    for pattern in patterns:
-        if not any(_matches(name, pattern) for name in names):
-            there = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
-            raise TargetError(
-                f"lora.target_modules: {pattern!r} matches none of the model's {len(names)} "
-                f"linears; there are {there}, in names like {names[len(names) // 2]}"
-            )
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """The last part of the name, or a glob over all of it."""
-    return name.rpartition(".")[2] == pattern or fnmatch.fnmatchcase(name, pattern)

@@ -12,8 +12,9 @@ import torch.distributed as dist
 
 from llm_train.interfaces import AdapterFactors, AdapterSource, Columns
 from llm_train.model.build import Model
-from llm_train.model.lora.pieces import Held
-from llm_train.model.lora.tensors import adapter_tensors
+from llm_train.model.lora.pieces import Held, Piece
+from llm_train.model.lora.tensors import SAVED, adapter_tensors, held_whole
+from llm_train.model.names import base_tensors
 from llm_train.model.shards import let_learn
 
 _EMBEDDING = "embedding."
@@ -71,9 +72,11 @@ def begin_as(chunks: Sequence[Model], first: FirstAdapter) -> None:
 
     Of modules with an A each, what lies outside their own columns of B is zero and stays so.
     """
-    there = {name.removesuffix(".weight") for name in first.source.names()}
+    source = first.source
+    there = {name.removesuffix(".weight") for name in source.names()} | {*source.saved_names()}
     used = set[str]()
     for chunk in chunks:
+        _refuse_other_copies(chunk, first)
         for held in adapter_tensors(chunk):
             used |= {_split(piece.key)[0] for piece in held.pieces}
             _refuse_missing(held, there, first.folder)
@@ -82,8 +85,9 @@ def begin_as(chunks: Sequence[Model], first: FirstAdapter) -> None:
     dist.all_gather_object(everywhere, used)
     if left := sorted(there.difference(*everywhere)):
         raise AdapterError(
-            f"lora.load={first.folder}: adapts {len(left)} linears that lora.target_modules does "
-            f"not, {left[0]} the first; want all of them there"
+            f"lora.load={first.folder}: adapts or has whole {len(left)} modules that "
+            f"lora.target_modules and lora.modules_to_save do not, {left[0]} the first; want all "
+            "of them there"
         )
 
 
@@ -92,20 +96,17 @@ def _fill(held: Held, first: FirstAdapter) -> None:
     is_masked = False
     for piece in held.pieces:
         name, side = _split(piece.key)
-        factors = first.source.read(f"{name}.weight")
-        whole = _SIDES[side](factors, name)
+        factors = None if side == SAVED else first.source.read(f"{name}.weight")
+        whole = _SIDES[side](factors, name) if factors else first.source.read_whole(name)
         if tuple(whole.shape) != piece.shape:
             raise AdapterError(
                 f"lora.load={first.folder}: {piece.key} has shape {tuple(whole.shape)}, this run "
                 f"wants {piece.shape}"
             )
         mine = held.tensor[piece.index]
-        place = tuple(
-            slice(start, start + count)
-            for start, count in zip(piece.offset, mine.shape, strict=True)
-        )
+        place = _place(piece, mine)
         mine.copy_(whole[place])
-        if side == "lora_B" and factors.learns is not None:
+        if side == "lora_B" and factors is not None and factors.learns is not None:
             learns[piece.index] = factors.learns[place].to(learns.device)
             is_masked = True
     if is_masked:
@@ -114,11 +115,35 @@ def _fill(held: Held, first: FirstAdapter) -> None:
 
 def _refuse_missing(held: Held, there: set[str], folder: Path) -> None:
     for piece in held.pieces:
-        name, _ = _split(piece.key)
+        name, side = _split(piece.key)
         if name not in there:
-            raise AdapterError(
-                f"lora.load={folder}: has no adapter of {name}, which lora.target_modules names"
-            )
+            has, option = "no adapter of", "lora.target_modules"
+            if side == SAVED:
+                has, option = "not whole", "lora.modules_to_save"
+            raise AdapterError(f"lora.load={folder}: has {has} {name}, which {option} names")
+
+
+def _refuse_other_copies(chunk: Model, first: FirstAdapter) -> None:
+    """What peft keeps of a table beside its adapter is the base's; a grown one would not be."""
+    copies = {*first.source.copied_names()}
+    for named in base_tensors(chunk):
+        if named.name not in copies:
+            continue
+        held, whole = held_whole(named, chunk), first.source.read_whole(named.name)
+        for piece in held.pieces:
+            mine = held.tensor[piece.index]
+            if not torch.equal(mine, whole[_place(piece, mine)].to(mine)):
+                raise AdapterError(
+                    f"lora.load={first.folder}: has another {named.name} than model.load; want "
+                    "the base that it was trained on"
+                )
+
+
+def _place(piece: Piece, mine: torch.Tensor) -> tuple[slice, ...]:
+    """Where a piece lies in the whole tensor."""
+    return tuple(
+        slice(start, start + count) for start, count in zip(piece.offset, mine.shape, strict=True)
+    )
 
 
 def _split(key: str) -> tuple[str, str]:

@@ -29,7 +29,9 @@ class QuantizedBase:
     def __init__(self, chunks: Sequence[Model], *, is_double: bool, device: torch.device) -> None:
         self._is_double, self._device = is_double, device
         # By the weight that a linear was built with.
-        self._waiting = {id(one.weight): one for chunk in chunks for one in _linears(chunk)}
+        self._waiting = {
+            id(one.weight): one for chunk in chunks for one in quantized_linears(chunk)
+        }
         weights = [one.weight for one in self._waiting.values()]
         for chunk in chunks:
             give_memory(chunk, device, but=weights)
@@ -91,7 +93,8 @@ def _runs(places: Sequence[int]) -> tuple[tuple[int, int], ...]:
     return tuple((places[i], places[j - 1] + 1) for i, j in zip(starts, ends, strict=True))
 
 
-def _linears(chunk: Model) -> Iterator[Any]:
+def quantized_linears(chunk: Model) -> Iterator[Any]:
+    """Those whose weights are, or are to be, in NF4."""
     for target in targets(chunk):
         module: Any = target.module
         if isinstance(module, VocabParallelEmbedding) or target.name == _ENDS:

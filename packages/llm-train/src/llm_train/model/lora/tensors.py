@@ -19,15 +19,28 @@ from llm_train.model.shards import local, rows
 # Entries of each base weight that its digest looks at.
 _DIGESTED = 8
 _ENTRIES = "digested_entries"
+# The last part of the key of a tensor that trains whole, behind its name in the model.
+SAVED = "saved"
+_VOCABULARY = ("embedding.word_embeddings.", "output_layer.")
 
 
 def adapter_tensors(chunk: Model) -> Iterator[Held]:
-    """Every trained tensor of a chunk's adapters, as much of it as this rank keeps."""
+    """Every trained tensor of a chunk's adapters, and of modules that train whole beside them, as
+    much of it as this rank keeps.
+    """
     return map(own_rows, _whole_tensors(chunk))
+
+
+def held_whole(named: NamedTensor, chunk: Model) -> Held:
+    """A parameter of the base itself, as much of it as this rank keeps."""
+    return own_rows(_of_whole(named, chunk))
 
 
 def _whole_tensors(chunk: Model) -> Iterator[Held]:
     by_name = {one.name: one for one in named_tensors(chunk)}
+    for named in base_tensors(chunk):
+        if named.tensor.requires_grad:
+            yield _of_whole(named, chunk)
     for module in chunk.modules():
         found = getattr(module, "lora", None)
         if isinstance(found, Adapter):
@@ -47,8 +60,10 @@ def fill_adapters(chunks: Sequence[Model], *, seed: int) -> None:
     """
     for chunk in chunks:
         for held in adapter_tensors(chunk):
-            held.tensor.zero_()
             side = held.name.rpartition(".")[2]
+            if side == SAVED:
+                continue
+            held.tensor.zero_()
             is_embedding = held.name.startswith("embedding.")
             if side == "lora_magnitude" or (side == "lora_A") == is_embedding:
                 continue
@@ -147,6 +162,20 @@ def _of_embedding(adapter: EmbeddingAdapter, weight: NamedTensor, chunk: Model) 
         yield Held(
             name=name, parameter=adapter.magnitude, pieces=one, replica=_replica(is_cut=False)
         )
+
+
+def _of_whole(named: NamedTensor, chunk: Model) -> Held:
+    key, shape = f"{named.name}.{SAVED}", list(named.tensor.shape)
+    axis = getattr(named.tensor, "partition_dim", -1)
+    is_cut = axis >= 0
+    places = cut_places(named) if is_cut else range(shape[0])
+    if is_cut:
+        shape[axis] *= named.shard[1]
+    if named.name.startswith(_VOCABULARY):
+        shape[0] = chunk.real_vocab_size
+    pieces = cut_pieces(key, tuple(shape), axis=max(axis, 0), places=places)
+    parameter = cast("torch.nn.Parameter", named.tensor)
+    return Held(name=key, parameter=parameter, pieces=pieces, replica=_replica(is_cut=is_cut))
 
 
 def _of_experts(
