@@ -56,8 +56,8 @@ def choose(
 def require_numbers(logits_RV: Tensor, *, after: int) -> None:
     """Raise BrokenModelError unless each row has a likeliest token; see `broken`."""
     # The largest is NaN where any is.
-    largest: list[float] = logits_RV.amax(-1).tolist()
-    for most in largest:
+    for value in logits_RV.amax(-1).cpu():
+        most = float(value)
         if not math.isfinite(most):
             raise broken(most, after=after)
 

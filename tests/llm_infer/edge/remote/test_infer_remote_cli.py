@@ -82,3 +82,14 @@ def test_what_the_server_decides_is_wrong_usage(engine, command, arguments, said
     result = _run(command, engine, *arguments)
     assert result.exit_code == 2
     assert said in result.stderr
+
+
+def test_log_probabilities_are_those_that_the_server_tells(engine):
+    """Of the echo: that of token i is -i, and the next character's -9."""
+    given = ("--prompt", "ab", "--max-new-tokens", 3, "--json", "--logprobs", 2)
+    result = _run("generate", engine, *given)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)["logprobs"]
+    assert [(one["token"], one["logprob"]) for one in told] == [("a", -1), ("b", -2), ("a", -3)]
+    rivals = [[(one["token"], one["logprob"]) for one in each["top_logprobs"]] for each in told]
+    assert rivals == [[("a", -1), ("b", -9)], [("b", -2), ("c", -9)], [("a", -3), ("b", -9)]]

@@ -7,6 +7,8 @@ from typing import cast
 
 from llm_infer.engine import Message
 from llm_infer.errors import InferError
+from llm_infer.openai_api.answers import TokenText
+from llm_infer.openai_api.told_logprobs import told_logprobs
 from llm_infer.sampling import Sampling
 from llm_infer.stream import FinishReason
 
@@ -24,6 +26,8 @@ class Delta:
     text: str = ""
     thought: str = ""
     """What a server tells apart from the text."""
+    tokens: tuple[TokenText, ...] = ()
+    """With their log-probabilities, where the server tells them."""
     finish: str | None = None
     num_prompt_tokens: int | None = None
     num_tokens: int | None = None
@@ -31,7 +35,10 @@ class Delta:
 
 def completion_body(model: str, prompt: str | Sequence[int], sampling: Sampling) -> bytes:
     """For `POST /v1/completions`, streamed."""
-    return _body(model, {"prompt": prompt}, sampling)
+    asked: dict[str, object] = {"prompt": prompt}
+    if sampling.logprobs is not None:
+        asked["logprobs"] = sampling.logprobs
+    return _body(model, asked, sampling)
 
 
 def chat_body(model: str, messages: Sequence[Message], sampling: Sampling) -> bytes:
@@ -39,8 +46,11 @@ def chat_body(model: str, messages: Sequence[Message], sampling: Sampling) -> by
     return _body(model, {"messages": [dict(message) for message in messages]}, sampling)
 
 
-def parse_event(data: str, *, where: str) -> Delta:
-    """What follows `data: ` in a stream; raises InferError for an error or anything else."""
+def parse_event(data: str, *, where: str, num_top: int = 0) -> Delta:
+    """What follows `data: ` in a stream; raises InferError for an error or anything else.
+
+    Of each token's rivals the `num_top` likeliest are told.
+    """
     try:
         document: object = json.loads(data)
     except ValueError:
@@ -55,10 +65,15 @@ def parse_event(data: str, *, where: str) -> Delta:
     delta = _fields(choice.get("delta"))
     text = choice.get("text", delta.get("content"))
     thought = next((delta[name] for name in _THOUGHTS if delta.get(name)), "")
+    try:
+        tokens = told_logprobs(choice.get("logprobs"), num_top=num_top)
+    except ValueError as error:
+        raise InferError(f"{where}: logprobs: {error}") from None
     finish, usage = choice.get("finish_reason"), _fields(event.get("usage"))
     return Delta(
         text=text if isinstance(text, str) else "",
         thought=thought if isinstance(thought, str) else "",
+        tokens=tokens,
         finish=finish if isinstance(finish, str) else None,
         num_prompt_tokens=_count(usage.get("prompt_tokens")),
         num_tokens=_count(usage.get("completion_tokens")),
@@ -90,8 +105,6 @@ def model_names(document: object) -> list[str]:
 def _body(model: str, asked: Mapping[str, object], sampling: Sampling) -> bytes:
     if sampling.beams is not None:
         raise InferError("beam search: OpenAI's API has none; the native engine does")
-    if sampling.logprobs is not None:
-        raise InferError("logprobs: not read from servers; the engines of this process tell them")
     fields: dict[str, object] = {
         "model": model,
         **asked,

@@ -11,6 +11,7 @@ from llm_infer.edge.answers import Answer, progress
 from llm_infer.edge.remote.server import Server
 from llm_infer.engine import Message
 from llm_infer.errors import InferError
+from llm_infer.openai_api.answers import TokenText
 from llm_infer.openai_api.outgoing import (
     chat_body,
     completion_body,
@@ -34,6 +35,7 @@ class RemoteStream:
 
     def __init__(self, server: Server, path: str, body: bytes, sampling: Sampling) -> None:
         self.text = ""
+        self._logprobs: list[TokenText] = []
         self.num_tokens = 0
         self.num_prompt_tokens: int | None = None
         self.finish_reason: FinishReason | None = None
@@ -64,8 +66,11 @@ class RemoteStream:
     def finished(self) -> Answer:
         """All of it."""
         text = "".join(self)
+        if self._sampling.logprobs is not None and text and not self._logprobs:
+            raise InferError(f"{self._server.name}: logprobs: this server tells none")
         return Answer(
             text=text,
+            logprobs=tuple(self._logprobs),
             num_tokens=self.num_tokens,
             finish_reason=self.finish_reason,
             num_prompt_tokens=self.num_prompt_tokens,
@@ -74,7 +79,9 @@ class RemoteStream:
         )
 
     def _piece(self, data: str) -> Iterator[str | Thought]:
-        delta = parse_event(data, where=self._server.name)
+        num_top = self._sampling.logprobs or 0
+        delta = parse_event(data, where=self._server.name, num_top=num_top)
+        self._logprobs += delta.tokens
         if delta.text or delta.thought:
             self.num_tokens += 1
             self.text += delta.text
