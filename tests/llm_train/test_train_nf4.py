@@ -1,5 +1,8 @@
 """NF4: the paper's values, bitsandbytes' bits, and adapters that train on such a base."""
 
+import math
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -9,7 +12,15 @@ from live_tensors import live_tensors, storage_bytes
 from llm_train.arch import parse as parse_arch
 from llm_train.config import RunConfig
 from llm_train.model import nf4
-from llm_train.model.nf4 import VALUES, Nf4Tensor, Scales, dequantize, dynamic_map, quantize
+from llm_train.model.nf4 import (
+    VALUES,
+    Nf4Error,
+    Nf4Tensor,
+    Scales,
+    dequantize,
+    dynamic_map,
+    quantize,
+)
 from llm_train.plan import make_plan
 from llm_train.weights import open_source
 from sft_data import make_chats, write_samples
@@ -49,6 +60,92 @@ def test_restored_weights_are_the_nearest_values(shape):
     twice = quantize(weight, is_double=True)
     torch.testing.assert_close(twice.restored(), found.restored(), atol=0.02, rtol=0)
     assert not torch.equal(twice.restored(), found.restored())
+
+
+def scales_by_hand(scales):
+    """bitsandbytes' `quantize_4bit(compress_statistics=True)`: the mean off, blocks of 256, each
+    nearest in `create_dynamic_map()`, whose decade i has 2^i values of each sign.
+    """
+    table = [0.0, 1.0]
+    for i in range(7):
+        edges = [0.1 + 0.9 * n / 2**i for n in range(2**i + 1)]
+        middles = [(a + b) / 2 * 10.0 ** (i - 6) for a, b in pairwise(edges)]
+        table += [*middles, *(-x for x in middles)]
+    mean, out = math.fsum(scales) / len(scales), []
+    for first in range(0, len(scales), 256):
+        left = [x - mean for x in scales[first : first + 256]]
+        wide = max(map(abs, left)) or 1.0
+        out += [min(table, key=lambda v, x=x: abs(x / wide - v)) * wide + mean for x in left]
+    return out
+
+
+def twice_by_hand(weight):
+    """Of codes by the scales as they are, restored by the quantised ones."""
+    blocks = [block.tolist() for block in weight.float().flatten().split(64)]
+    scales, out = [max(map(abs, block)) for block in blocks], []
+    for block, scale, kept in zip(blocks, scales, scales_by_hand(scales), strict=True):
+        out += [
+            kept * min(VALUES, key=lambda value, x=x: abs(x / (scale or 1.0) - value))
+            for x in block
+        ]
+    return torch.tensor(out, dtype=torch.float64).view_as(weight)
+
+
+def drawn(*shape, seed=2):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# Two rows of scales' blocks and a piece of a third, no size a multiple of 64.
+HARD = {
+    "odd": drawn(131, 257),
+    "bf16": drawn(131, 257).bfloat16(),
+    "huge": drawn(65, 67) * 1e37,
+    "subnormal": drawn(65, 67) * 1e-40,
+    "zero": torch.zeros(65, 67),
+    "constant": torch.full((65, 67), -0.3),
+    "zero blocks": torch.cat([torch.zeros(64, 64), drawn(64, 64)]),
+    "outlier": drawn(64, 64).index_put((torch.tensor(3), torch.tensor(5)), torch.tensor(1e4)),
+    "one": torch.tensor([[2.5]]),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_hard_weights_are_those_quantised_twice_by_hand(name):
+    weight = HARD[name]
+    found, wanted = quantize(weight, is_double=True).restored(), twice_by_hand(weight)
+    assert found.dtype == weight.dtype
+    rtol = 2**-8 if weight.dtype == torch.bfloat16 else 1e-5
+    atol = 1e-6 * wanted.abs().max().item() + 1e-44
+    torch.testing.assert_close(found.double(), wanted, atol=atol, rtol=rtol)
+
+
+@pytest.mark.parametrize("is_double", [False, True])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_entries_that_are_no_numbers_are_refused(bad, is_double):
+    """They would spoil a block, or with scales that share a mean everything, in silence."""
+    weight = drawn(70, 70)
+    weight[3, 5] = weight[60, 60] = bad
+    with pytest.raises(Nf4Error, match="2 of its 4900 entries are NaN or infinite"):
+        quantize(weight, is_double=is_double)
+
+
+def test_a_weight_that_cannot_be_quantised_is_named(tmp_path):
+    model = build_model("qwen3", num_hidden_layers=2)
+    model.model.layers[1].mlp.down_proj.weight.data[1, 2] = math.nan
+    model.save_pretrained(tmp_path / "hf")
+    document = {
+        "stage": "sft",
+        "model": {"load": str(tmp_path / "hf")},
+        "data": {"train": [str(write_samples(tmp_path / "data", make_chats(8)))]},
+        "train": {"max_steps": 1, "seq_length": 48, "global_batch_size": 8},
+        "optimizer": {"lr": 1e-2},
+        "lora": {"target_modules": ["linear_qkv"], "quantize": "nf4"},
+        "save": {"path": str(tmp_path / "run")},
+        "device": "cpu",
+    }
+    says = r"lora.quantize: decoder.layers.1.mlp.linear_fc2.weight: 1 of its"
+    with pytest.raises(Exception, match=says):
+        run_ranks(lambda _rank: list(each_run({"it": document}, lambda *_: None)), 1)
 
 
 def test_the_map_of_scales_by_hand():

@@ -27,6 +27,10 @@ VALUES = (
 _DECADES = 7
 
 
+class Nf4Error(ValueError):
+    """A weight that NF4 cannot hold."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scales:
     """The largest magnitude of every block; `codes` is None where they are kept as they are.
@@ -117,7 +121,11 @@ class Nf4Tensor(torch.Tensor):
 
 
 def quantize(weight: torch.Tensor, *, is_double: bool) -> Nf4Tensor:
-    """A matrix in NF4; `is_double` quantises its scales too. Any size: the last block is filled."""
+    """A matrix in NF4; `is_double` quantises its scales too. Any size: the last block is filled.
+
+    Raises Nf4Error where entries are NaN or infinite: one would make its whole block so, or with
+    `is_double`, whose scales have one mean, the whole matrix.
+    """
     flat = weight.detach().reshape(-1)
     blocks = -(-len(flat) // BLOCK)
     # First what stays: memory that is let go of behind it is used again.
@@ -130,6 +138,12 @@ def quantize(weight: torch.Tensor, *, is_double: bool) -> Nf4Tensor:
         strict=True,
     ):
         _pack(part, kept, scale)
+    if not largest.isfinite().all():
+        lost = len(flat) - int(flat.isfinite().sum())
+        raise Nf4Error(
+            f"{lost} of its {len(flat)} entries are NaN or infinite; want finite ones, or "
+            "lora.quantize=null"
+        )
     scales = _quantized_scales(largest) if is_double else Scales(largest, None, None)
     return Nf4Tensor(packed, scales, weight.shape, weight.dtype)
 
@@ -190,7 +204,8 @@ def _nearest(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
 
 def _quantized_scales(largest: torch.Tensor) -> Scales:
-    mean = largest.mean()
+    # In fp64: the sum of many large scales is no fp32.
+    mean = largest.double().mean().float()
     left = largest - mean
     filled = F.pad(left, (0, -len(left) % SCALES_BLOCK)).view(-1, SCALES_BLOCK)
     wide = filled.abs().amax(1)

@@ -12,7 +12,7 @@ from llm_train.model.fill import cut_places
 from llm_train.model.lora.attach import targets
 from llm_train.model.lora.tensors import keep_digested
 from llm_train.model.names import base_tensors
-from llm_train.model.nf4 import Nf4Tensor, quantize
+from llm_train.model.nf4 import Nf4Error, Nf4Tensor, quantize
 from llm_train.model.shards import put
 from llm_train.model.unfilled import give_memory, like
 
@@ -32,19 +32,27 @@ class QuantizedBase:
         self._waiting = {
             id(one.weight): one for chunk in chunks for one in quantized_linears(chunk)
         }
+        self._names = {id(one.tensor): one.name for chunk in chunks for one in base_tensors(chunk)}
         weights = [one.weight for one in self._waiting.values()]
         for chunk in chunks:
             give_memory(chunk, device, but=weights)
 
     @torch.no_grad()
     def put(self, tensor: torch.Tensor, whole: torch.Tensor) -> None:
-        """Fill a parameter with a tensor of its shape, or the linear whose weight it stands for."""
+        """Fill a parameter with a tensor of its shape, or the linear whose weight it stands for.
+
+        Raises Nf4Error that names a weight which has no form in NF4.
+        """
         linear = self._waiting.pop(id(tensor), None)
         if linear is None:
             put(tensor, whole)
             return
         weight = whole.to(self._device, tensor.dtype)
-        made = like(linear.weight, quantize(weight, is_double=self._is_double))
+        try:
+            quantized = quantize(weight, is_double=self._is_double)
+        except Nf4Error as error:
+            raise Nf4Error(f"lora.quantize: {self._names[id(tensor)]}: {error}") from None
+        made = like(linear.weight, quantized)
         keep_digested(made, weight)
         linear.weight = made.requires_grad_(False)
 
