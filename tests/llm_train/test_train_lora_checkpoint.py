@@ -130,9 +130,10 @@ def test_targets_that_match_nothing_are_named_with_what_there_is(run):
         ("qwen3_moe", {}, {}),
         ("qwen3", {"quantize": "nf4"}, {}),
         ("qwen3", {"quantize": "nf4"}, {"tp": 2}),
+        ("qwen3", {"quantize": "nf4"}, {"fsdp": True}),
         ("qwen3_moe", {"quantize": "nf4", "double_quantize": True}, {"tp": 2, "etp": 2}),
     ],
-    ids=["qwen3", "qwen3_moe", "nf4", "nf4-tp2", "nf4-etp2"],
+    ids=["qwen3", "qwen3_moe", "nf4", "nf4-tp2", "nf4-fsdp", "nf4-etp2"],
 )
 def test_a_merged_model_has_the_logits_of_the_run(family, lora, parallel, tmp_path):
     """Experts too, whose adapters peft itself has no modules for; by the run and by llm-ckpt.
@@ -170,7 +171,7 @@ def test_a_merged_model_has_the_logits_of_the_run(family, lora, parallel, tmp_pa
         edge_run.run(parse(run, [], "test"))
         return found["logits"]
 
-    ours, *_ = run_ranks(rank, parallel.get("tp", 1))
+    ours, *_ = run_ranks(rank, 2 if parallel else 1)
     adapter = checkpoint_files.adapter_folder(tmp_path / "run", 2)
     words = ["merge-lora", str(base), str(adapter), "--output", str(tmp_path / "merged")]
     merged = CliRunner().invoke(llm_ckpt, words)

@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 from ckpt_models import build_model
+from ckpt_zoo import CASES
 from fork_ranks import run_ranks
 from llm_train.arch import parse as parse_arch
-from llm_train.check import problems
 from llm_train.config import RunConfig
 from llm_train.edge import checkpoint_files
+from llm_train.model.nf4 import Nf4Tensor
 from llm_train.plan import make_plan
 from llm_train.weights import open_source
 from sft_data import make_chats, write_samples
@@ -162,8 +163,74 @@ def test_each_rank_keeps_its_rows_as_planned(precision, made, tmp_path):
         assert kept == (planned.weights, planned.gradients)
 
 
-def test_a_quantised_base_is_refused(made, tmp_path):
-    document = document_of(made, tmp_path / "run", quantize="nf4", **SHARDED)
+def nf4_bytes(chunk):
+    """Of what is in four bits: beside what is cut."""
+    return sum(one.data.num_bytes for one in chunk.parameters() if isinstance(one.data, Nf4Tensor))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_base_in_four_bits_stays_whole_beside_what_is_cut(precision, made, tmp_path):
+    """As planned; embeddings, output, norms and adapters are cut as ever."""
+    document = document_of(made, tmp_path / "run", precision=precision, quantize="nf4", **SHARDED)
+
+    def look(training, splits):
+        class Log:
+            def step(self, metrics):
+                pass
+
+        go(training, splits, Log())
+        rows = [one for chunk in training.trainable.chunks for one in chunk.parameters()]
+        return sum(one.nbytes for one in rows), sum(map(nf4_bytes, training.chunks))
+
     arch = parse_arch(dict(open_source(made[0]).arch), where="test")
-    (problem,) = problems(RunConfig.model_validate(document), arch, 2)
-    assert problem.startswith("parallel.fsdp with lora.quantize cannot be used with lora: weights")
+    (planned,) = make_plan(RunConfig.model_validate(document), arch, 2).memory
+    for rows, quantized in run_ranks(lambda _: dict(each_run({"run": document}, look))["run"], 2):
+        assert quantized > 0
+        # Each weight has a mean of its scales, and a last block of them that is not full.
+        assert rows + quantized == pytest.approx(planned.weights, rel=2e-3)
+
+
+def test_adapters_of_a_base_in_four_bits_train_as_without_sharding(made, tmp_path):
+    """At one rank, and at two of tensor parallel, whose scales are of a rank's part.
+
+    The output learns whole beside them.
+    """
+    options = {"quantize": "nf4", "modules_to_save": ["output_layer"]}
+    for ranks, parallel in ((1, {}), (2, {"tp": 2})):
+        alone = document_of(made, tmp_path / "run", parallel=parallel, **options)
+        cut = document_of(made, tmp_path / "run", parallel={**parallel, "fsdp": True}, **options)
+        kept = {**cut, "parallel": {**cut["parallel"], "fsdp_reshard_after_forward": False}}
+        kept["recompute"] = {"kind": "full"}
+        wanted = train_curves({"": alone}, ranks)[""]
+        for name, curve in train_curves({"cut": cut, "kept": kept}, 2 * ranks).items():
+            assert curve == [pytest.approx(one, rel=1e-5, abs=1e-5) for one in wanted], name
+
+
+def test_experts_in_four_bits_train_as_without_sharding(made, tmp_path):
+    case = next(case for case in CASES if case.family == "qwen3_moe" and case.write is None)
+    of_experts = (case.save(tmp_path / "hf"), made[1])
+    options = {"quantize": "nf4", "target_modules": ["linear_qkv"]}
+    alone = document_of(of_experts, tmp_path / "run", **options)
+    cut = document_of(of_experts, tmp_path / "run", parallel={"fsdp": True, "ep": 2}, **options)
+    wanted = train_curves({"": alone}, 1)[""]
+    assert train_curves({"": cut}, 4)[""] == [
+        pytest.approx(one, rel=1e-5, abs=1e-5) for one in wanted
+    ]
+
+
+def test_adapters_of_a_base_in_four_bits_pass_to_and_from_one_process(made, tmp_path):
+    def document(parallel, save="unused"):
+        return document_of(made, tmp_path / save, parallel=parallel, quantize="nf4")
+
+    alone = train(document({}, "alone"), 1)
+    losses, tensors = train(document({"fsdp": True}, "cut"), 2)
+    found = {
+        "cut": (losses, tensors),
+        "again": go_on(tmp_path / "cut", "again", document({"fsdp": True}), 2),
+        "to one": go_on(tmp_path / "cut", "one", document({}), 1),
+        "from one": go_on(tmp_path / "alone", "from", document({"fsdp": True}), 2),
+    }
+    for name, (losses, tensors) in found.items():
+        assert losses == pytest.approx(alone[0], abs=1e-5), name
+        for key, tensor in alone[1].items():
+            torch.testing.assert_close(tensors[key], tensor, atol=1e-4, rtol=1e-4, msg=name)

@@ -17,10 +17,6 @@ def adapters(config: RunConfig, arch: Arch) -> Iterator[str]:
     if lora is None:
         return
     refused = {
-        "parallel.fsdp with lora.quantize": (
-            config.parallel.fsdp and lora.quantize is not None,
-            "weights of four bits have no rows to share out; want lora.quantize=null",
-        ),
         "optimizer.frozen": (bool(config.optimizer.frozen), "all but adapters is frozen"),
         "save.hf without model.load": (
             config.save.hf and config.model.load is None,

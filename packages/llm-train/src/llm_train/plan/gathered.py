@@ -7,6 +7,7 @@ from llm_train.config import RunConfig
 from llm_train.placement import chunks
 from llm_train.plan.layers import each_layer
 from llm_train.plan.parameters import (
+    QUANTIZED,
     Kind,
     Parameters,
     layer_parameters,
@@ -40,7 +41,7 @@ def gathered_bytes(
 
 
 def _layers(config: RunConfig, arch: Arch, stage: int) -> list[int]:
-    """Parameters of each layer of a stage, on a rank."""
+    """Parameters of each layer of a stage that are cut, on a rank."""
     every, parallel = each_layer(arch), config.parallel
     found = [
         layer_parameters(arch, every[index], parallel, at=f"decoder.layers.{index}")
@@ -53,4 +54,6 @@ def _layers(config: RunConfig, arch: Arch, stage: int) -> list[int]:
             prediction_parameters(arch, parallel, at=f"mtp.layers.{index}")
             for index in range(arch.mtp.layers)
         ]
-    return [sum(one.local for one in layer) for layer in found]
+    is_quantized = config.lora is not None and config.lora.quantize is not None
+    left_out = QUANTIZED if is_quantized else ()
+    return [sum(one.local for one in layer if one.kind not in left_out) for layer in found]

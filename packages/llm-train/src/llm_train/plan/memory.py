@@ -18,13 +18,12 @@ from llm_train.plan.activations import (
 from llm_train.plan.adapters import saved_whole
 from llm_train.plan.gathered import gathered_bytes
 from llm_train.plan.layers import each_layer
-from llm_train.plan.parameters import ADAPTED, Kind, Parameters
+from llm_train.plan.parameters import ADAPTED, QUANTIZED, Kind, Parameters
 from llm_train.plan.shapes import FP32, Shapes
 
 WIDTHS = {Precision.FP32: 4, Precision.BF16: 2, Precision.FP16: 2}
 # Whether scales are quantised too → bytes a weight: 64 weights to a scale, 256 scales to a second.
 NF4_BYTES = {False: 0.5 + 4 / 64, True: 0.5 + 1 / 64 + 4 / (64 * 256)}
-_QUANTIZED = (Kind.MIXER, Kind.FEED_FORWARD, Kind.EXPERTS)
 KEPT_WIDTHS = {KeptType.FP32: 4, KeptType.BF16: 2}
 
 
@@ -138,22 +137,23 @@ def _is_frozen(config: RunConfig, one: Parameters) -> bool:
     return one.kind is Kind.INDEXER and config.train.indexer_loss_coeff == 0.0
 
 
-def _quantized_away(config: RunConfig, held: list[Parameters], *, width: int) -> float:
-    """What nf4 saves of the layers' weights; their few biases and gates are taken for weights."""
-    if config.lora is None or config.lora.quantize is None:
-        return 0.0
-    weights = sum(one.local for one in held if one.kind in _QUANTIZED)
-    return weights * (width - NF4_BYTES[config.lora.double_quantize])
-
-
 def _weights(config: RunConfig, layout: Layout, held: list[Parameters], *, width: int) -> float:
-    """Bytes of them between steps; what a sharded model trains is kept as masters, in fp32."""
+    """Bytes of them between steps; what a sharded model trains is kept as masters, in fp32.
+
+    What is in four bits is whole on every rank that computes with it.
+    """
+    quantized = 0.0
+    if config.lora is not None and config.lora.quantize is not None:
+        weights = sum(one.local for one in held if one.kind in QUANTIZED)
+        quantized = weights * NF4_BYTES[config.lora.double_quantize]
+        held = [one for one in held if one.kind not in QUANTIZED]
     if not config.parallel.fsdp:
-        return _kept(config, layout, held) * width - _quantized_away(config, held, width=width)
+        return _kept(config, layout, held) * width + quantized
     masters = [one for one in held if config.lora is None or one.kind in ADAPTED]
     frozen = [one for one in held if one not in masters]
+    masters_bytes = _kept(config, layout, masters) * FP32
     saved = _kept(config, layout, _saved(config, held)) * (FP32 - width)
-    return _kept(config, layout, masters) * FP32 + _kept(config, layout, frozen) * width + saved
+    return masters_bytes + _kept(config, layout, frozen) * width + saved + quantized
 
 
 def _kept(config: RunConfig, layout: Layout, held: list[Parameters]) -> float:

@@ -33,6 +33,8 @@ class Kind(StrEnum):
     EXPERT_ADAPTERS = "adapters of experts"
 
 
+# What `lora.quantize` has in four bits: few biases and gates of theirs are taken for weights.
+QUANTIZED = (Kind.MIXER, Kind.FEED_FORWARD, Kind.EXPERTS)
 ADAPTED = (Kind.ADAPTERS, Kind.EXPERT_ADAPTERS)
 TABLE = "embedding.word_embeddings.weight"
 

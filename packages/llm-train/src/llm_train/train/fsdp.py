@@ -5,7 +5,7 @@ into each rank's rows; experts are cut over the ranks that hold the same experts
 fp32, as the masters that the optimizer updates; what is gathered has the type of the computation.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from llm_train.model.build import Model
 from llm_train.model.experts import Experts
 from llm_train.model.lora.attach import has_adapter
-from llm_train.model.shards import learning, local
+from llm_train.model.shards import is_shared_out, learning, local
 from llm_train.model.unfilled import like
 
 
@@ -36,8 +36,13 @@ class Sharding:
     reshard_after_forward: bool
 
 
-def shard_weights(chunk: Model, sharding: Sharding) -> None:
-    """Cut a chunk's parameters, which get memory here if they have none; only rows are kept."""
+def shard_weights(
+    chunk: Model, sharding: Sharding, *, but: Collection[torch.nn.Parameter] = ()
+) -> None:
+    """Cut a chunk's parameters, which get memory here if they have none; only rows are kept.
+
+    All but some, which stay as they are.
+    """
     marks = {name: dict(vars(one)) for name, one in chunk.named_parameters()}
     meshes = _Meshes(sharding.device.type)
     options = {
@@ -45,16 +50,24 @@ def shard_weights(chunk: Model, sharding: Sharding) -> None:
             param_dtype=sharding.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         ),
         "reshard_after_forward": sharding.reshard_after_forward,
+        "ignored_params": set(but),
     }
     units = list(_units(chunk))
     # Innermost first: a module takes the parameters that no module inside it has taken.
     for unit in reversed(units):
         fully_shard(unit, mesh=meshes.of(unit), **options)
     # The root is used first and last: it stays gathered in between.
-    fully_shard(chunk, mesh=meshes.dense, mp_policy=options["mp_policy"])
+    fully_shard(chunk, mesh=meshes.dense, **{**options, "reshard_after_forward": None})
     _sum_gradients(chunk)
     _set_prefetching(chunk, units)
-    chunk._apply(lambda one: torch.empty_like(one, device=sharding.device) if one.is_meta else one)
+    left = {id(one) for one in but}
+    chunk._apply(
+        lambda one: (
+            torch.empty_like(one, device=sharding.device)
+            if one.is_meta and id(one) not in left
+            else one
+        )
+    )
     for name, one in chunk.named_parameters():
         vars(one).update(marks[name])
 
@@ -62,8 +75,8 @@ def shard_weights(chunk: Model, sharding: Sharding) -> None:
 class ShardedModel(MegatronModule):
     """A chunk with the interface of megatron-core's DistributedDataParallel.
 
-    Its parameters are this rank's rows, as ordinary tensors: `main_param` of the chunk's own, which
-    are DTensors. Both have the rows' gradient as `main_grad` when it is complete.
+    Its parameters are this rank's rows, as ordinary tensors: `main_param` of the chunk's own that
+    are cut, DTensors. Both have the rows' gradient as `main_grad` when it is complete.
     """
 
     def __init__(self, config: TransformerConfig, chunk: Model) -> None:
@@ -206,7 +219,7 @@ def _cut_parameters(chunk: Model) -> Mapping[str, torch.nn.Parameter]:
         # At its first gathering a module moves its rows to where they stay.
         module.unshard()
         module.reshard()
-    cut = dict(chunk.named_parameters())
+    cut = {name: one for name, one in chunk.named_parameters() if is_shared_out(one)}
     for one in cut.values():
         one.main_param = like(one, local(one))  # pyright: ignore[reportAttributeAccessIssue]
     return cut

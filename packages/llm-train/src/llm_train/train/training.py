@@ -31,7 +31,7 @@ from llm_train.model.lora.saved import let_saved_train
 from llm_train.model.lora.tensors import base_digest, fill_adapters
 from llm_train.model.noise import add_noise
 from llm_train.model.shards import put
-from llm_train.model.unfilled import unfilled_matrices
+from llm_train.model.unfilled import give_memory, unfilled_matrices
 from llm_train.train.fsdp import ShardedModel, Sharding, round_rows, shard_weights
 from llm_train.train.memory.activations import offload_activations
 from llm_train.train.memory.attach import HOST
@@ -225,19 +225,22 @@ class Training:
     def _place(self, chunks: Sequence[Model], dtype: torch.dtype) -> Put:
         """Give the weights their memory, on the device; what fills them."""
         parallel, lora = self.config.parallel, self.config.lora
+        base = None
         if lora is not None and lora.quantize is not None:
-            is_double = lora.double_quantize
-            return QuantizedBase(chunks, is_double=is_double, device=self.device).put
+            base = QuantizedBase(chunks, is_double=lora.double_quantize, device=self.device)
         for chunk in chunks:
             if parallel.fsdp:
                 reshard = parallel.fsdp_reshard_after_forward
                 shard_weights(
                     chunk,
                     Sharding(device=self.device, dtype=dtype, reshard_after_forward=reshard),
+                    but=() if base is None else base.weights,
                 )
+            elif base is not None:
+                give_memory(chunk, self.device, but=base.weights)
             elif self.device.type != "cpu":
                 chunk.to(self.device)
-        return put
+        return put if base is None else base.put
 
     def _fill(self, chunks: Sequence[Model], put: Put) -> None:
         if self.source is not None:

@@ -14,7 +14,7 @@ from llm_train.model.lora.tensors import keep_digested
 from llm_train.model.names import base_tensors
 from llm_train.model.nf4 import Nf4Error, Nf4Tensor, quantize
 from llm_train.model.shards import put
-from llm_train.model.unfilled import give_memory, like
+from llm_train.model.unfilled import like
 
 _ENDS = "output_layer"
 
@@ -24,6 +24,7 @@ class QuantizedBase:
 
     As bitsandbytes does with a model of transformers: embeddings, output and norms stay. Each rank
     quantises what it holds, one weight at a time, so that no more than one is ever there whole.
+    Whoever makes it gives all but `weights` their memory.
     """
 
     def __init__(self, chunks: Sequence[Model], *, is_double: bool, device: torch.device) -> None:
@@ -33,9 +34,7 @@ class QuantizedBase:
             id(one.weight): one for chunk in chunks for one in quantized_linears(chunk)
         }
         self._names = {id(one.tensor): one.name for chunk in chunks for one in base_tensors(chunk)}
-        weights = [one.weight for one in self._waiting.values()]
-        for chunk in chunks:
-            give_memory(chunk, device, but=weights)
+        self.weights: list[torch.nn.Parameter] = [one.weight for one in self._waiting.values()]
 
     @torch.no_grad()
     def put(self, tensor: torch.Tensor, whole: torch.Tensor) -> None:
