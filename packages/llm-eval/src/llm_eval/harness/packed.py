@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 # depend on what else the machine holds.
 MAX_PACKED_BYTES = 4 << 30
 # Of smaller weights the product takes no longer than the call.
-_FEWEST_WEIGHTS = 1 << 19
+_FEWEST_WEIGHTS = 1 << 16
 # Rows that oneDNN lays the weights out for; others are right too.
 _EXPECTED_ROWS = 16
 
