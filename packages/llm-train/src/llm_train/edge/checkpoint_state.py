@@ -15,6 +15,7 @@ from llm_train.model.lora.tensors import adapter_tensors
 from llm_train.train.fsdp import is_sharded
 from llm_train.train.optimizer import (
     SHARDING_METADATA,
+    kept_rates,
     match_common_state,
     prepare_state,
     unshare_steps,
@@ -37,7 +38,9 @@ def described(
     state = {key: _model_state(chunk, metadata) for key, chunk in _keyed(chunks).items()}
     # The description of the optimizer is built from the model's, which saving takes apart.
     options = {"is_loading": True} if is_loading else {}
-    optimizer_state = optimizer.sharded_state_dict(dict(state), metadata=metadata, **options)
+    # A description to load by begins with a load of the optimizer's own state.
+    with kept_rates(optimizer):
+        optimizer_state = optimizer.sharded_state_dict(dict(state), metadata=metadata, **options)
     return {**state, "optimizer": optimizer_state}
 
 
@@ -51,7 +54,8 @@ def fill(chunks: Sequence[Model], optimizer: MegatronOptimizer, loaded: dict[str
             _fill_adapters(chunk, loaded.get(key, {}))
         else:
             chunk.load_state_dict(loaded.get(key, {}))
-    optimizer.load_state_dict(match_common_state(optimizer, loaded["optimizer"]))
+    with kept_rates(optimizer):
+        optimizer.load_state_dict(match_common_state(optimizer, loaded["optimizer"]))
     unshare_steps(optimizer)
 
 

@@ -1,6 +1,7 @@
 """megatron-core's optimizer and learning-rate schedule, and what its checkpoints need from us."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import MethodType
 from typing import Any, cast
@@ -31,6 +32,8 @@ SHARDING_METADATA = {
     "distrib_optim_sharding_type": "fully_reshardable",
     "chained_optim_avoid_prefix": True,
 }
+# Of a group of parameters: all else is what the config of a run says.
+_LOADED = frozenset({"params", "step"})
 
 
 def build_optimizer(
@@ -206,6 +209,21 @@ def match_common_state(
             {**current, **scaler, "param_state": moments, "param_state_sharding_type": kind}
         )
     return states[0] if len(states) == 1 else dict(enumerate(states))
+
+
+@contextmanager
+def kept_rates(optimizer: MegatronOptimizer) -> Iterator[None]:
+    """Around a load: each group of parameters has its own hyperparameters again.
+
+    megatron-core tells the groups of a state by multipliers that all factors of `lr_scales` have
+    alike, so that every group would go on at the rate of the last.
+    """
+    groups = [group for inner in inner_optimizers(optimizer) for group in inner.param_groups]
+    kept = [{key: group[key] for key in group.keys() - _LOADED} for group in groups]
+    yield
+    loaded = (group for inner in inner_optimizers(optimizer) for group in inner.param_groups)
+    for group, own in zip(loaded, kept, strict=True):
+        group.update(own)
 
 
 def saved_step(loaded: Mapping[Any, Any]) -> Any:

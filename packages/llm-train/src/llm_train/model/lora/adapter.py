@@ -6,6 +6,7 @@ columns, never I or O.
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -22,7 +23,7 @@ from megatron.core.tensor_parallel import (
 )
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 
-from llm_train.model.draws import own_draws
+from llm_train.model.draws import expert_draws, own_draws
 from llm_train.model.grouped import PADDED_BMM, grouped_linear, products_for
 
 # torch._grouped_mm wants rows of a multiple of 16 bytes.
@@ -82,7 +83,7 @@ class Adapter(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, …, I] as the linear sees it → what is added to its output [T, …, O]."""
-        x = dropped(self, x, is_own=self._is_cut_input)
+        x = dropped(self, x, own_draws(is_on=self._is_cut_input))
         return F.linear(scaled(self._exchanged(F.linear(x, self.A)), self.form.scaling), self.B)
 
     def adapted(
@@ -228,19 +229,22 @@ class ExpertsAdapter(torch.nn.Module):
         products = products_for(tokens.dtype, tokens.device.type)
         if self.form.rank % _GROUPED_ALIGNMENT:
             products = PADDED_BMM
-        x = dropped(self, tokens, is_own=True)
+        is_shared = self.place.cut is Cut.OUTPUTS and self.place.group.size() > 1
+        x = dropped(self, tokens, expert_draws() if is_shared else own_draws(is_on=True))
         h = grouped_linear(products, x, cast("torch.Tensor", a).unbind(), counts)
         return grouped_linear(
             products, scaled(h, self.form.scaling), cast("torch.Tensor", b).unbind(), counts
         )
 
 
-def dropped(adapter: Adapter | ExpertsAdapter, x: torch.Tensor, *, is_own: bool) -> torch.Tensor:
-    """What an adapter in training sees of its input; `is_own` where ranks have inputs apart."""
+def dropped(
+    adapter: Adapter | ExpertsAdapter, x: torch.Tensor, draws: AbstractContextManager[None]
+) -> torch.Tensor:
+    """What an adapter in training sees of its input; `draws` by who has the same input."""
     share = adapter.form.dropout
     if share == 0.0 or not adapter.training:
         return x
-    with own_draws(is_on=is_own):
+    with draws:
         return F.dropout(x, share)
 
 
