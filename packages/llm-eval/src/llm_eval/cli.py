@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from llm_eval import __version__, named
+from llm_eval.asking import Amount, asking_options
 from llm_eval.errors import EvalError
 from llm_eval.options import PATH, Command, model_choice, model_options, report, task_options
 
@@ -52,19 +53,24 @@ def perplexity(
 @main.command(cls=Command, epilog="Example: llm-eval run hellaswag --model hf --output eval-hs")
 @click.argument("tasks", nargs=-1, required=True)
 @task_options
-@click.option("--limit", type=click.IntRange(min=1), help="Score only the first N of each task.")
+@click.option("--limit", type=Amount(), help="Score only the first N of each task, or this share.")
 @click.option("--num-fewshot", type=click.IntRange(min=0), help="[default: the task's own]")
 @click.option("--apply-chat-template", is_flag=True, help="Ask as a conversation.")
+@asking_options
 @click.option("--include-path", type=PATH, help="Folder of own task files.")
 @click.option("--data", type=PATH, help="Folder of import-data.  [default: the hub]")
 def run(
     tasks: tuple[str, ...],
-    limit: int | None,
+    limit: float | None,
     num_fewshot: int | None,
     include_path: Path | None,
     data: Path | None,
     *,
     apply_chat_template: bool,
+    is_multiturn: bool,
+    system: str | None,
+    generation: dict[str, object],
+    samples: dict[str, list[int]],
     unsafe: bool,
     **model: Any,
 ) -> None:
@@ -78,6 +84,10 @@ def run(
         limit=limit,
         data=data,
         is_chat=apply_chat_template,
+        is_multiturn=is_multiturn,
+        system=system,
+        generation=generation,
+        samples=samples,
         unsafe=unsafe,
     )
     model_chosen, output, overwrite = model_choice(model)

@@ -26,7 +26,10 @@ from llm_eval.taskindex import require
 class TaskChoice:
     """Which tasks, how they are asked, on which data, and how much of them.
 
-    `is_chat` asks through the model's chat template, each example a message and its answer.
+    `is_chat` asks through the model's chat template, each example a message and its answer, or
+    with `is_multiturn` false all in one message; `system` is what it is told first. A `limit`
+    below 1 is a share; `samples` names the documents of tasks. `generation` updates the tasks'
+    own options of generation.
     `prompt` is the full name of a named benchmark's variant; `overrides` its replaced keys.
     `unsafe` runs programs that the model writes without a sandbox. `size` is that of tasks of
     ours (`llm_eval.needlebench`), which the names then are.
@@ -35,13 +38,27 @@ class TaskChoice:
     names: Sequence[str]
     include_path: Path | None
     num_fewshot: int | None
-    limit: int | None
+    limit: float | None
     data: Path | None = None
     prompt: str | None = None
     is_chat: bool = False
     overrides: Mapping[str, object] = field(default_factory=dict)
     unsafe: bool = False
     size: str | None = None
+    is_multiturn: bool = True
+    system: str | None = None
+    generation: Mapping[str, object] = field(default_factory=dict)
+    samples: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def asked(self) -> dict[str, object]:
+        """What of the last four is not as usual, for the settings of a run."""
+        found = {
+            "multiturn": None if self.is_multiturn else False,
+            "system": self.system,
+            "generation": dict(self.generation) or None,
+            "samples": {task: list(chosen) for task, chosen in self.samples.items()} or None,
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def run(choice: TaskChoice, model: ModelChoice, output: Path, *, overwrite: bool) -> Outcome:
@@ -67,6 +84,7 @@ def run(choice: TaskChoice, model: ModelChoice, output: Path, *, overwrite: bool
         "limit": choice.limit,
         **({"size": choice.size} if choice.size else {}),
         **({"chat": True} if choice.is_chat and not choice.prompt else {}),
+        **choice.asked(),
         **_engine_settings(model, engine),
     }
     with RunFolder(output, settings, overwrite=overwrite) as folder:
@@ -196,10 +214,13 @@ def _evaluate(
             tasks=loaded,
             num_fewshot=choice.num_fewshot,
             limit=choice.limit,
+            samples={task: list(chosen) for task, chosen in choice.samples.items()} or None,
+            gen_kwargs=dict(choice.generation) or None,
             task_manager=manager,
             log_samples=True,
             apply_chat_template=choice.is_chat,
-            fewshot_as_multiturn=choice.is_chat,
+            fewshot_as_multiturn=choice.is_chat and choice.is_multiturn,
+            system_instruction=choice.system,
             confirm_run_unsafe_code=True,
         )
     if found is None:
@@ -223,7 +244,12 @@ def _load(choice: TaskChoice, manager: Any) -> list[Any]:
     from llm_eval.harness.local_tasks import LocalTask
 
     built = manager.build(list(choice.names))
-    for name, task in manager.load(built)["tasks"].items():
+    try:
+        found = manager.load(built)["tasks"]
+    except ValueError as error:  # a task that is named twice, by itself or in groups
+        raise EvalError(str(error)) from error
+    _require_samples(choice, found)
+    for name, task in found.items():
         if getattr(task, "UNSAFE_CODE", False) and not choice.unsafe and not _is_judged_here(task):
             raise EvalError(
                 f"{name}: runs what the model writes, through a runner of its own, which is no "
@@ -235,6 +261,21 @@ def _load(choice: TaskChoice, manager: Any) -> list[Any]:
                 task.set_config(key="num_fewshot", value=choice.num_fewshot)
             task.check_examples()
     return built
+
+
+def _require_samples(choice: TaskChoice, found: Mapping[str, Any]) -> None:
+    if not choice.samples:
+        return
+    if choice.limit is not None:
+        raise EvalError("--samples and --limit: choose one of them")
+    if missing := sorted(set(found) - set(choice.samples)):
+        raise EvalError(f"--samples: names no document of {', '.join(missing)}, which is run")
+    for task, numbers in choice.samples.items():
+        if task not in found:
+            raise EvalError(f"--samples: {task} is not run; these are: {', '.join(found)}")
+        count = len(found[task].eval_docs)
+        if max(numbers) >= count:
+            raise EvalError(f"--samples: {task} has no document {max(numbers)}; it has {count}")
 
 
 def _is_judged_here(task: Any) -> bool:

@@ -24,10 +24,14 @@ def _then_told(build: Callable[..., None], task: Any, lm: JournaledLM) -> Callab
     def build_all_requests(**options: Any) -> None:
         try:
             build(**options)
-        except ValueError as error:
+        except EvalError:
+            raise
+        # Whatever a task file's templates and functions make the harness raise.
+        except Exception as error:
             wanted = f" with {task.config.num_fewshot} examples" if task.config.num_fewshot else ""
             raise EvalError(
-                f"{task.config.task}: its prompts cannot be made{wanted}: {error}"
+                f"{task.config.task}: its prompts cannot be made{wanted}: "
+                f"{type(error).__name__}: {error}"
             ) from error
         lm.expect(task.instances)
 
