@@ -196,6 +196,7 @@ def _evaluate(
     from llm_eval.harness.early import hand_over_as_made
     from llm_eval.harness.journaled import JournaledLM
 
+    generation: Any = dict(choice.generation) or None
     with (
         versions_alone(),
         Engines(engine, num_processes=model.data_parallel) as engines,
@@ -215,7 +216,7 @@ def _evaluate(
             num_fewshot=choice.num_fewshot,
             limit=choice.limit,
             samples={task: list(chosen) for task, chosen in choice.samples.items()} or None,
-            gen_kwargs=dict(choice.generation) or None,
+            gen_kwargs=generation,
             task_manager=manager,
             log_samples=True,
             apply_chat_template=choice.is_chat,

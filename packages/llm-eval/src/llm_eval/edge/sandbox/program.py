@@ -16,6 +16,7 @@ TYPE_CHECKING = False  # `typing` would take longer to import than all else here
 if TYPE_CHECKING:
     from collections.abc import Callable, Set
     from types import CodeType
+    from typing import Any
 
 _REFUSED_EVENTS = frozenset(
     {
@@ -67,10 +68,10 @@ def finisher(
 
 def refuser(
     events: "Set[str]", modules: "Set[str]", text: type[str], kind: type
-) -> "Callable[[str, tuple[object, ...]], None]":
+) -> "Callable[[str, tuple[Any, ...]], None]":
     """An audit hook. It uses no builtin by name: a program may replace those."""
 
-    def refuse(event: str, args: tuple[object, ...]) -> None:
+    def refuse(event: str, args: "tuple[Any, ...]") -> None:
         if event in events:
             raise PermissionError(event)
         if event == "import":
