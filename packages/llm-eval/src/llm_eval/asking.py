@@ -8,22 +8,21 @@ from typing import Any, cast
 import click
 
 
-class Amount(click.ParamType):
-    """A number of documents, or a share of them below 1."""
-
-    name = "N|SHARE"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        """An int from 1, or a float between 0 and 1."""
-        try:
-            number = float(value)
-        except ValueError:
-            number = 0.0
-        if 0 < number < 1:
-            return number
-        if number >= 1 and number.is_integer():
-            return int(number)
-        return self.fail(f"{value!r}: want a number from 1, or a share between 0 and 1", param, ctx)
+def amount(_: Any, param: Any, value: str | None) -> float | None:
+    """A callback for a number of documents from 1 (an int), or a share of them below 1."""
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if 0 < number < 1:
+        return number
+    if number >= 1 and number.is_integer():
+        return int(number)
+    raise click.BadParameter(
+        f"{value!r}: want a number from 1, or a share between 0 and 1", param=param
+    )
 
 
 def asking_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from llm_eval import __version__, named
-from llm_eval.asking import Amount, asking_options
+from llm_eval.asking import amount, asking_options
 from llm_eval.errors import EvalError
 from llm_eval.options import PATH, Command, model_choice, model_options, report, task_options
 
@@ -53,7 +53,8 @@ def perplexity(
 @main.command(cls=Command, epilog="Example: llm-eval run hellaswag --model hf --output eval-hs")
 @click.argument("tasks", nargs=-1, required=True)
 @task_options
-@click.option("--limit", type=Amount(), help="Score only the first N of each task, or this share.")
+@click.option("--limit", metavar="N|SHARE", callback=amount,
+              help="Score only the first N of each task, or this share.")  # fmt: skip
 @click.option("--num-fewshot", type=click.IntRange(min=0), help="[default: the task's own]")
 @click.option("--apply-chat-template", is_flag=True, help="Ask as a conversation.")
 @asking_options
