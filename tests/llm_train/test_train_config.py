@@ -153,6 +153,11 @@ def test_fields_of_one_section_that_contradict_each_other_are_refused(override, 
     assert words in refusal(override)
 
 
+def test_weights_whose_sum_is_no_number_are_refused():
+    message = refusal("data.train=[a, b]", "data.weights=[1.0e+308, 1.0e+308]")
+    assert "data: weights sum up to inf, wanted a finite sum" in message
+
+
 def test_two_sources_of_validation_data_are_refused():
     message = refusal("data.valid=[v]", "data.valid_fraction=0.1")
     assert "wanted at most one" in message

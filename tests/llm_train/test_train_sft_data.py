@@ -162,6 +162,22 @@ def test_packed_rows_longer_than_the_sequence_are_refused(tmp_path):
         read_samples(config.data, config.train, _arch())
 
 
+BAD_ROWS = {
+    "token": ([7, 299, 9], [IGNORED, IGNORED, 9], "token 299 at 1, its tokenizer has 250"),
+    "label": ([7, 8, 9], [IGNORED, IGNORED, 10], "label 10 of token 9 at 2; want -100 or the"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_rows_that_are_none_of_the_format_are_refused_as_they_are_read(name, tmp_path):
+    ids, labels, says = BAD_ROWS[name]
+    prefix = write_samples(tmp_path / "it", [*chats_of(5), (ids, labels)])
+    rows = rows_of(run_of(prefix, sft={"shuffle": False}))
+    assert rows[0]["tokens"].shape == (5,)
+    with pytest.raises(ValueError, match=f"row 1 of .*it: {says}"):
+        _ = rows[1]
+
+
 def test_an_epoch_is_every_row_once_and_another_order_each_time():
     order = SampleOrder(rows=50, seed=3, is_shuffled=True)
     first, second = ([order.row(50 * e + i) for i in range(50)] for e in (0, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Self
 
@@ -88,6 +89,11 @@ class DataConfig(Section):
             raise ValueError(
                 f"weights has {len(self.weights)} entries, train has {len(self.train)}: wanted one "
                 "weight per prefix"
+            )
+        if self.weights is not None and not math.isfinite(sum(self.weights)):
+            raise ValueError(
+                f"weights sum up to {sum(self.weights)}, wanted a finite sum: only their ratios "
+                "count"
             )
         if self.has_valid and self.valid_fraction > 0:
             raise ValueError(

@@ -271,8 +271,11 @@ class _Part:
         """
         tokens = torch.zeros(length, dtype=torch.int64)
         labels = torch.full((length + 1,), IGNORED_LABEL, dtype=torch.int64)
-        tokens[:count] = torch.from_numpy(_row(self._ids, row)[:count].astype(np.int64))
-        labels[:count] = torch.from_numpy(_row(self._labels, row)[:count].astype(np.int64))
+        ids, learned = (
+            _row(column, row)[:count].astype(np.int64) for column in (self._ids, self._labels)
+        )
+        self._refuse_unknown(row, ids, learned)
+        tokens[:count], labels[:count] = torch.from_numpy(ids), torch.from_numpy(learned)
         is_learned = labels[1:] != IGNORED_LABEL
         places = torch.arange(length)
         return {
@@ -282,6 +285,20 @@ class _Part:
             "loss_mask": is_learned.float(),
             "padding": places >= count,
         }
+
+    def _refuse_unknown(self, row: int, ids: np.ndarray, labels: np.ndarray) -> None:
+        """Ids without a row in a table that ranks share give embeddings and losses all the same."""
+        where, vocabulary = f"row {row} of {self.files.name}", self._facts.dataset.vocab_size
+        if vocabulary is not None and (is_bad := (ids < 0) | (ids >= vocabulary)).any():
+            raise SampleError(
+                f"{where}: token {ids[is_bad][0]} at {np.flatnonzero(is_bad)[0]}, its tokenizer "
+                f"has {vocabulary}; want the dataset made again (llm-data preprocess)"
+            )
+        if (is_bad := (labels != IGNORED_LABEL) & (labels != ids)).any():
+            raise SampleError(
+                f"{where}: label {labels[is_bad][0]} of token {ids[is_bad][0]} at "
+                f"{np.flatnonzero(is_bad)[0]}; want {IGNORED_LABEL} or the token"
+            )
 
     def _positions(self, row: int, length: int) -> torch.Tensor:
         """Places in their own sample [T]; the boundaries are the dataset's, never a token's."""
