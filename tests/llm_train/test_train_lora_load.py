@@ -7,7 +7,6 @@ import peft
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
 
 from ckpt_models import build_model
 from ckpt_zoo import CASES
@@ -18,8 +17,11 @@ from peft_runs import (
     LINEARS,
     MODULES,
     STEPS,
+    assert_as_peft,
+    assert_learned,
     document_of,
     logits_by_peft,
+    logits_of_state,
     train,
     trained_by_peft,
     write_by_peft,
@@ -45,14 +47,9 @@ def made_by_peft(base, tmp_path_factory):
 def test_a_run_goes_on_as_peft_would(ranks, parallel, base, made_by_peft, tmp_path):
     data = write_samples(tmp_path / "data", CHATS)
     made = document_of(base, data, tmp_path / "run", made_by_peft)
-    losses, tensors = train(made | {"parallel": parallel}, ranks)
-    wanted_losses, wanted = trained_by_peft(base, made_by_peft)
-    assert losses == pytest.approx(wanted_losses, abs=1e-5)
-    assert tensors.keys() == wanted.keys()
-    before = load_file(made_by_peft / "adapter_model.safetensors")
-    for name, tensor in wanted.items():
-        torch.testing.assert_close(tensors[name], tensor, atol=1e-5, rtol=1e-5)
-        assert not torch.allclose(tensor, before[name], atol=1e-4)
+    _, wanted = trained = trained_by_peft(base, made_by_peft)
+    assert_as_peft(train(made | {"parallel": parallel}, ranks), trained)
+    assert_learned(wanted, made_by_peft)
 
 
 # Several in one weight of ours (q, k and v; gate and up), and one for a layer alone.
@@ -73,18 +70,10 @@ def test_a_run_goes_on_with_several_ranks_and_alphas(options, ranks, parallel, b
     data = write_samples(tmp_path / "data", CHATS)
     lora = {key.removeprefix("use_"): value for key, value in options.items()}
     made = document_of(base, data, tmp_path / "run", adapter, **lora)
-    losses, tensors = train(made | {"parallel": parallel}, ranks)
-    wanted_losses, wanted = trained_by_peft(base, adapter)
-    assert losses == pytest.approx(wanted_losses, abs=1e-5)
-    assert tensors.keys() == wanted.keys()
-    for name, tensor in wanted.items():
-        torch.testing.assert_close(tensors[name], tensor, atol=1e-5, rtol=1e-5)
+    _, wanted = trained = trained_by_peft(base, adapter)
+    assert_as_peft(train(made | {"parallel": parallel}, ranks), trained)
     # peft is told the ranks and scalings as it told us.
-    model = transformers.AutoModelForCausalLM.from_pretrained(base)
-    model = peft.PeftModel.from_pretrained(model, adapter)
-    peft.set_peft_model_state_dict(model, wanted)
-    with torch.no_grad():
-        wanted_logits = model(torch.tensor([CHATS[0][0]])).logits
+    wanted_logits = logits_of_state(base, adapter, wanted)
     written = checkpoint_files.adapter_folder(tmp_path / "run", STEPS)
     torch.testing.assert_close(logits_by_peft(base, written), wanted_logits, atol=1e-4, rtol=1e-4)
 
@@ -111,12 +100,7 @@ def test_a_run_goes_on_with_pefts_adapters_of_experts(tmp_path):
     data = write_samples(tmp_path / "data", CHATS)
     targets = ["linear_proj", "*.experts.*"]
     made = document_of(base, data, tmp_path / "run", adapter, target_modules=targets)
-    losses, tensors = train(made)
-    wanted_losses, wanted = trained_by_peft(base, adapter)
-    assert losses == pytest.approx(wanted_losses, abs=1e-5)
-    assert tensors.keys() == wanted.keys()
-    for name, tensor in wanted.items():
-        torch.testing.assert_close(tensors[name], tensor, atol=1e-5, rtol=1e-5)
+    assert_as_peft(train(made), trained_by_peft(base, adapter))
 
 
 def test_a_run_goes_on_with_the_adapter_of_another_for_its_base_alone(base, tmp_path):

@@ -21,8 +21,11 @@ from llm_train.weights import open_source
 from peft_runs import (
     CHATS,
     STEPS,
+    assert_as_peft,
+    assert_learned,
     document_of,
     logits_by_peft,
+    logits_of_state,
     train,
     trained_by_peft,
     write_by_peft,
@@ -81,19 +84,10 @@ def test_a_run_trains_whole_modules_as_peft_would(
     ranks, parallel, base, data, made_by_peft, tmp_path
 ):
     made = document_of(base, data, tmp_path / "run", made_by_peft, **SAVED)
-    losses, tensors = train(made | {"parallel": parallel}, ranks)
-    wanted_losses, wanted = trained_by_peft(base, made_by_peft)
-    assert losses == pytest.approx(wanted_losses, abs=1e-5)
-    assert tensors.keys() == wanted.keys()
-    before = load_file(made_by_peft / "adapter_model.safetensors")
-    for name, tensor in wanted.items():
-        torch.testing.assert_close(tensors[name], tensor, atol=1e-5, rtol=1e-5)
-        assert not torch.allclose(tensor, before[name], atol=1e-4)
-    model = transformers.AutoModelForCausalLM.from_pretrained(base)
-    model = peft.PeftModel.from_pretrained(model, made_by_peft)
-    peft.set_peft_model_state_dict(model, wanted)
-    with torch.no_grad():
-        wanted_logits = model(torch.tensor([CHATS[0][0]])).logits
+    _, wanted = trained = trained_by_peft(base, made_by_peft)
+    assert_as_peft(train(made | {"parallel": parallel}, ranks), trained)
+    assert_learned(wanted, made_by_peft)
+    wanted_logits = logits_of_state(base, made_by_peft, wanted)
     written = checkpoint_files.adapter_folder(tmp_path / "run", STEPS)
     torch.testing.assert_close(logits_by_peft(base, written), wanted_logits, atol=1e-4, rtol=1e-4)
     # By these names peft would train them on.

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import peft
+import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
@@ -59,6 +60,30 @@ def trained_by_peft(base, adapter):
         adam.step()
         losses.append(total)
     return losses, peft.get_peft_model_state_dict(model)
+
+
+def assert_as_peft(found, wanted):
+    """Losses and tensors of a run are those of peft's training."""
+    (losses, tensors), (wanted_losses, wanted_tensors) = found, wanted
+    assert losses == pytest.approx(wanted_losses, abs=1e-5)
+    assert tensors.keys() == wanted_tensors.keys()
+    for name, tensor in wanted_tensors.items():
+        torch.testing.assert_close(tensors[name], tensor, atol=1e-5, rtol=1e-5)
+
+
+def assert_learned(tensors, folder):
+    """Every tensor of a PEFT folder has changed."""
+    for name, before in load_file(folder / "adapter_model.safetensors").items():
+        assert not torch.allclose(tensors[name], before, atol=1e-4), name
+
+
+def logits_of_state(base, adapter, tensors):
+    """What peft has with a folder's settings and other tensors."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    model = peft.PeftModel.from_pretrained(model, adapter)
+    peft.set_peft_model_state_dict(model, tensors)
+    with torch.no_grad():
+        return model(torch.tensor([CHATS[0][0]])).logits
 
 
 def document_of(base, data, save, load, **lora):

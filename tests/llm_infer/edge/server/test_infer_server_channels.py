@@ -3,10 +3,9 @@
 import json
 
 import pytest
-from openai import OpenAI
 
+from echo_client import echo_client, say
 from echo_server import END
-from server_process import ECHO, served
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
 THINKS = "<|channel|>analysis<|message|>2 and 2?<|end|><|start|>assistant"
@@ -15,28 +14,18 @@ CALLS = '<|channel|>commentary to=functions.add <|constrain|>json<|message|>{"a"
 
 @pytest.fixture(scope="module")
 def client():
-    with (
-        served([*ECHO, "--template", "<|start|>assistant<|channel|>"]) as server,
-        OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
-    ):
+    with echo_client("--template", "<|start|>assistant<|channel|>") as client:
         yield client
 
 
-def _ask(client, text, **fields):
-    fields = {"max_tokens": 500} | fields
-    # The prompt ends where an answer begins, as the echo of it does.
-    messages = [{"role": "user", "content": text + END}]
-    return client.chat.completions.create(model="echo", messages=messages, **fields)
-
-
 def test_a_thought_is_told_beside_the_words(client):
-    (choice,) = _ask(client, THINKS + "<|channel|>final<|message|>4").choices
+    (choice,) = say(client, THINKS + "<|channel|>final<|message|>4").choices
     assert (choice.message.content, choice.message.reasoning_content) == ("4", "2 and 2?")
     assert choice.finish_reason == "stop"
 
 
 def test_a_call_is_a_field_and_can_be_sent_back_with_its_thought(client):
-    (choice,) = _ask(client, THINKS + CALLS, tools=TOOLS).choices
+    (choice,) = say(client, THINKS + CALLS, tools=TOOLS).choices
     assert (choice.message.content, choice.finish_reason) == (None, "tool_calls")
     (call,) = choice.message.tool_calls
     assert (call.function.name, json.loads(call.function.arguments)) == ("add", {"a": 2})
@@ -50,7 +39,7 @@ def test_a_stream_brings_thoughts_words_and_calls_as_deltas(client):
     thought = words = ""
     calls = []
     preamble = "<|channel|>commentary<|message|>I add.<|end|><|start|>assistant"
-    for chunk in _ask(client, THINKS + preamble + CALLS, tools=TOOLS, stream=True):
+    for chunk in say(client, THINKS + preamble + CALLS, tools=TOOLS, stream=True):
         (choice,) = chunk.choices
         thought += getattr(choice.delta, "reasoning_content", None) or ""
         words += choice.delta.content or ""

@@ -7,11 +7,10 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from openai import OpenAI
 
+from echo_client import echo_client, say
 from echo_server import END
 from llm_infer.cli import main
-from server_process import ECHO, served
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
 CALL = '<tool_call>{"name": "add", "arguments": {"a": 2}}</tool_call>'
@@ -21,27 +20,14 @@ THINKS = "<think>\n2 and 2?\n</think>\n\n"
 @pytest.fixture(scope="module")
 def in_content():
     """A server that leaves thoughts where they are."""
-    with (
-        served([*ECHO, "--thoughts", "content"]) as server,
-        OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
-    ):
+    with echo_client("--thoughts", "content") as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def magistral():
-    with (
-        served([*ECHO, "--template", "[THINK][/THINK][TOOL_CALLS]"]) as server,
-        OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
-    ):
+    with echo_client("--template", "[THINK][/THINK][TOOL_CALLS]") as client:
         yield client
-
-
-def _ask(client, text, **fields):
-    fields = {"max_tokens": 500} | fields
-    # The prompt ends where an answer begins, as the echo of it does.
-    messages = [{"role": "user", "content": text + END}]
-    return client.chat.completions.create(model="echo", messages=messages, **fields)
 
 
 def _told(message):
@@ -51,7 +37,7 @@ def _told(message):
 def _streamed(client, text, **fields):
     thought = words = ""
     calls, finish = [], None
-    for chunk in _ask(client, text, stream=True, **fields):
+    for chunk in say(client, text, stream=True, **fields):
         (choice,) = chunk.choices
         # No piece of the answer before the end of the thought.
         new = getattr(choice.delta, "reasoning_content", None) or ""
@@ -63,7 +49,7 @@ def _streamed(client, text, **fields):
 
 
 def test_a_thought_is_a_field_beside_the_words(client):
-    answer = _ask(client, THINKS + "4")
+    answer = say(client, THINKS + "4")
     (choice,) = answer.choices
     assert _told(choice.message) == ("2 and 2?", "4")
     assert choice.finish_reason == "stop"
@@ -77,19 +63,19 @@ def test_a_stream_brings_the_thought_as_it_comes(client):
     assert _streamed(client, THINKS + "4") == ("2 and 2?", "4", [], "stop")
     pieces = [
         getattr(chunk.choices[0].delta, "reasoning_content", None)
-        for chunk in _ask(client, THINKS + "4", stream=True)
+        for chunk in say(client, THINKS + "4", stream=True)
     ]
     assert len([piece for piece in pieces if piece]) > 1
 
 
 def test_an_answer_without_a_thought_is_as_it_was(client):
-    answer = _ask(client, " 4 <think>no</think>")
+    answer = say(client, " 4 <think>no</think>")
     assert _told(answer.choices[0].message) == (None, " 4 <think>no</think>")
     assert answer.usage.completion_tokens_details.reasoning_tokens == 0
 
 
 def test_a_thought_that_is_cut_leaves_no_words(client):
-    (choice,) = _ask(client, THINKS, max_tokens=12).choices
+    (choice,) = say(client, THINKS, max_tokens=12).choices
     assert _told(choice.message) == ("2 an", "")
     assert choice.finish_reason == "length"
 
@@ -106,7 +92,7 @@ def test_a_prompt_may_open_the_thought(client):
 
 def test_a_call_after_a_thought_is_a_call_and_one_within_is_none(client):
     text = f"<think>I {CALL}</think>Now:\n{CALL}"
-    (choice,) = _ask(client, text, tools=TOOLS).choices
+    (choice,) = say(client, text, tools=TOOLS).choices
     assert _told(choice.message) == (f"I {CALL}", "Now:")
     assert [one.function.name for one in choice.message.tool_calls] == ["add"]
     assert choice.finish_reason == "tool_calls"
@@ -117,49 +103,49 @@ def test_a_call_after_a_thought_is_a_call_and_one_within_is_none(client):
 
 def test_a_stop_string_ends_a_thought_too(client):
     """It is looked for in what the model writes, as vLLM does."""
-    (choice,) = _ask(client, THINKS + "4", stop=[" and"]).choices
+    (choice,) = say(client, THINKS + "4", stop=[" and"]).choices
     assert _told(choice.message) == ("2", "")
     assert choice.finish_reason == "stop"
-    (choice,) = _ask(client, THINKS + "4, or 5", stop=[", or"]).choices
+    (choice,) = say(client, THINKS + "4, or 5", stop=[", or"]).choices
     assert _told(choice.message) == ("2 and 2?", "4")
 
 
 def test_probabilities_are_told_of_all_tokens(client):
-    (choice,) = _ask(client, THINKS + "4", logprobs=True).choices
+    (choice,) = say(client, THINKS + "4", logprobs=True).choices
     assert "".join(one.token for one in choice.logprobs.content) == THINKS + "4"
 
 
 def test_each_of_several_answers_has_its_thought(client):
-    for choice in _ask(client, THINKS + "4", n=3).choices:
+    for choice in say(client, THINKS + "4", n=3).choices:
         assert _told(choice.message) == ("2 and 2?", "4")
 
 
 def test_a_thought_stays_in_content_where_that_is_wanted(client, in_content):
     apart = {"extra_body": {"separate_reasoning": True}}
     whole = {"extra_body": {"separate_reasoning": False}}
-    assert _told(_ask(client, THINKS + "4", **whole).choices[0].message) == (None, THINKS + "4")
-    assert _told(_ask(in_content, THINKS + "4").choices[0].message) == (None, THINKS + "4")
-    found = _ask(in_content, THINKS + "4", **apart).choices[0].message
+    assert _told(say(client, THINKS + "4", **whole).choices[0].message) == (None, THINKS + "4")
+    assert _told(say(in_content, THINKS + "4").choices[0].message) == (None, THINKS + "4")
+    found = say(in_content, THINKS + "4", **apart).choices[0].message
     assert _told(found) == ("2 and 2?", "4")
     # What looks like a call within it is none there either.
-    (choice,) = _ask(in_content, f"<think>{CALL}</think>{CALL}", tools=TOOLS).choices
+    (choice,) = say(in_content, f"<think>{CALL}</think>{CALL}", tools=TOOLS).choices
     assert _told(choice.message) == (None, f"<think>{CALL}</think>")
     assert len(choice.message.tool_calls) == 1
 
 
 def test_the_marks_are_those_of_the_template(magistral):
-    (choice,) = _ask(magistral, "[THINK]hm[/THINK]yes").choices
+    (choice,) = say(magistral, "[THINK]hm[/THINK]yes").choices
     assert _told(choice.message) == ("hm", "yes")
     text = '[THINK]hm[/THINK]yes[TOOL_CALLS]add[ARGS]{"a": 2}'
-    (choice,) = _ask(magistral, text, tools=TOOLS).choices
+    (choice,) = say(magistral, text, tools=TOOLS).choices
     assert _told(choice.message) == ("hm", "yes")
     assert len(choice.message.tool_calls) == 1
-    (choice,) = _ask(magistral, "<think>hm</think>yes").choices
+    (choice,) = say(magistral, "<think>hm</think>yes").choices
     assert _told(choice.message) == (None, "<think>hm</think>yes")
 
 
 def test_answers_can_be_sent_back_with_their_thoughts(client):
-    message = _ask(client, THINKS + "4").choices[0].message
+    message = say(client, THINKS + "4").choices[0].message
     newer = {"role": "assistant", "content": "4", "reasoning": "2 and 2?"}
     for said in (message, newer):
         again = [{"role": "user", "content": "?"}, said, {"role": "user", "content": "ok" + END}]

@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,8 +18,9 @@ from llm_infer.engines.beam_texts import (
     require_one_table,
 )
 from llm_infer.engines.rope_variants import LONG, is_long, variant_of
+from llm_infer.engines.unfinished import EngineRequest, EngineState, next_token
 from llm_infer.errors import BrokenModelError, InferError
-from llm_infer.logits import Chosen, broken, choose, require_numbers
+from llm_infer.logits import Chosen, broken, require_numbers
 from llm_infer.model.runner import Model
 from llm_infer.model.steps import Part
 from llm_infer.sampling import Sampling
@@ -56,42 +57,6 @@ class Stats:
     """Those of them found in the cache."""
 
 
-@dataclass(slots=True, kw_only=True)
-class _Request:
-    text: Text
-    sampling: Sampling
-    generator: torch.Generator
-    is_started: bool = False
-    num_cached: int = 0
-    """Tokens of the prompt that were in the cache when it was started."""
-    search: BeamSearch | None = None
-    numbers: Sequence[int] = ()
-    """Of the texts that a search gives, best first."""
-
-    @property
-    def answer(self) -> list[int]:
-        return self.text.tokens[self.text.num_prompt :]
-
-
-@dataclass(slots=True)
-class _Counts:
-    prompt_tokens: int = 0
-    shared_tokens: int = 0
-
-
-@dataclass(slots=True)
-class _State:
-    """What changes while the engine runs."""
-
-    next_number: int = 0
-    requests: dict[int, _Request] = field(default_factory=dict[int, _Request])
-    # Events for those who read one request's tokens, not the engine's steps.
-    inboxes: dict[int, deque[Event]] = field(default_factory=dict[int, "deque[Event]"])
-    # Numbers of texts that searches give and that are still wanted, to the request's.
-    searched: dict[int, int] = field(default_factory=dict[int, int])
-    counts: _Counts = field(default_factory=_Counts)
-
-
 class NativeEngine:
     """A `BatchEngine`. Greedy tokens in float32 on a CPU do not depend on what else runs."""
 
@@ -108,7 +73,7 @@ class NativeEngine:
             blocks, step_tokens=limits.step_tokens, max_running=limits.max_running
         )
         self._runner = model.runner(num_blocks=blocks.num_blocks, block_tokens=size)
-        self._state = _State()
+        self._state = EngineState()
 
     @property
     def description(self) -> str:
@@ -230,9 +195,9 @@ class NativeEngine:
             variant=variant_of(self._model, len(prompt)),
         )
 
-    def _add(self, text: Text, sampling: Sampling) -> _Request:
+    def _add(self, text: Text, sampling: Sampling) -> EngineRequest:
         self._scheduler.add(text)
-        request = _Request(text=text, sampling=sampling, generator=self._generator(sampling))
+        request = EngineRequest(text=text, sampling=sampling, generator=self._generator(sampling))
         self._state.requests[text.id] = request
         self._state.next_number = text.id + 1
         return request
@@ -240,7 +205,7 @@ class NativeEngine:
     def _generator(self, sampling: Sampling) -> torch.Generator:
         return torch.Generator(self._model.device).manual_seed(sampling.seed)
 
-    def _taken(self, logits_RV: Tensor, ready: Sequence[_Request]) -> list[Event]:
+    def _taken(self, logits_RV: Tensor, ready: Sequence[EngineRequest]) -> list[Event]:
         """What comes of each request whose next token can be chosen."""
         events = list[Event]()
         if any(one.search is not None for one in ready):
@@ -257,7 +222,7 @@ class NativeEngine:
                 events += self._failed(one, error)
         return events
 
-    def _failed(self, request: _Request, error: Exception) -> list[Event]:
+    def _failed(self, request: EngineRequest, error: Exception) -> list[Event]:
         """Its end, and that of all texts of a search; nothing where that was told already."""
         numbers = request.numbers or (request.text.id,)
         if request.text.id not in self._state.requests:
@@ -267,7 +232,7 @@ class NativeEngine:
             self.cancel(number)
         return [Event(request=one, token=None, end=None, failure=error) for one in wanted]
 
-    def _searched(self, logits_RV: Tensor, ready: Sequence[_Request]) -> list[Event]:
+    def _searched(self, logits_RV: Tensor, ready: Sequence[EngineRequest]) -> list[Event]:
         """Take searches on by a token; what comes of those that are over."""
         rows_of = dict[int, list[int]]()
         for row, one in enumerate(ready):
@@ -296,7 +261,7 @@ class NativeEngine:
                 self._runner.copy(source, target)
         return events
 
-    def _found(self, request: _Request) -> list[Event]:
+    def _found(self, request: EngineRequest) -> list[Event]:
         assert request.search is not None
         is_limit = request.search.max_new_tokens == request.sampling.max_new_tokens
         events = [
@@ -332,7 +297,7 @@ class NativeEngine:
         ]
 
     def _choose(
-        self, logits_RV: Tensor, ready: Sequence[_Request]
+        self, logits_RV: Tensor, ready: Sequence[EngineRequest]
     ) -> "Sequence[Chosen | Exception]":
         """A token for each row, or why there is none."""
         best_R = logits_RV.argmax(-1)
@@ -348,10 +313,10 @@ class NativeEngine:
             elif is_plain and sampling.logprobs is None:
                 found.append(Chosen(best[row]))
             else:
-                found.append(_chosen(logits_RV[row], one))
+                found.append(next_token(logits_RV[row], one))
         return found
 
-    def _append(self, request: _Request, chosen: Chosen) -> Event:
+    def _append(self, request: EngineRequest, chosen: Chosen) -> Event:
         """The chosen token joins its text, and may end it."""
         text, sampling = request.text, request.sampling
         is_end = chosen.token in self._end_tokens or chosen.token in sampling.end_tokens
@@ -373,13 +338,13 @@ class NativeEngine:
             num_cached=request.num_cached,
         )
 
-    def _end_of(self, request: _Request) -> EndReason | None:
+    def _end_of(self, request: EngineRequest) -> EndReason | None:
         length = len(request.text.tokens)
         if length - request.text.num_prompt >= request.sampling.max_new_tokens:
             return "length"
         return "context" if length >= self.context_length else None
 
-    def _count(self, requests: Sequence[_Request]) -> None:
+    def _count(self, requests: Sequence[EngineRequest]) -> None:
         for request in requests:
             if not request.is_started:
                 request.is_started = True
@@ -399,16 +364,3 @@ class NativeEngine:
         for token in (*prompt, *(token for token, _ in sampling.logit_bias)):
             if not 0 <= token < vocabulary:
                 raise ValueError(f"token {token}: want 0 <= token < {vocabulary} (the vocabulary)")
-
-
-def _chosen(logits_V: Tensor, one: _Request) -> Chosen | Exception:
-    try:
-        return choose(
-            logits_V,
-            one.sampling,
-            prompt=one.text.tokens[: one.text.num_prompt],
-            answer=one.answer,
-            generator=one.generator,
-        )
-    except Exception as error:  # noqa: BLE001  the failure of this request
-        return error

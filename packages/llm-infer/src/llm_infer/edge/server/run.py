@@ -12,7 +12,8 @@ import click
 import uvicorn
 
 from llm_infer.edge.model_folder import Loaded
-from llm_infer.edge.server.app import Settings, create_app
+from llm_infer.edge.server.api import Settings
+from llm_infer.edge.server.app import create_app
 from llm_infer.errors import InferError
 from llm_infer.serving.runner import Runner
 from llm_infer.serving.serial import batched
