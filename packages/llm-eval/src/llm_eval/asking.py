@@ -7,6 +7,8 @@ from typing import Any, cast
 
 import click
 
+_SAMPLES = '{"task": [0, 7], …}'
+
 
 def amount(_: Any, param: Any, value: str | None) -> float | None:
     """A callback for a number of documents from 1 (an int), or a share of them below 1."""
@@ -64,7 +66,7 @@ def _samples(_: Any, param: Any, value: str | None) -> dict[str, list[int]]:
         text = value if value.lstrip().startswith("{") else Path(value).read_text(encoding="utf-8")
         found: object = json.loads(text)
     except (OSError, ValueError) as error:
-        raise click.BadParameter(str(error), param=param) from None
+        raise click.BadParameter(f"{error}; want {_SAMPLES}, or its file", param=param) from None
     chosen: dict[str, list[int]] = {}
     for task, numbers in cast(
         "dict[str, object]", found if isinstance(found, dict) else {}
@@ -77,5 +79,5 @@ def _samples(_: Any, param: Any, value: str | None) -> dict[str, list[int]]:
             )
         chosen[task] = sorted(whole)
     if not chosen:
-        raise click.BadParameter('want {"task": [0, 7], …}', param=param)
+        raise click.BadParameter(f"found {text.strip()[:60]}; want {_SAMPLES}", param=param)
     return chosen
